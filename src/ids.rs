@@ -1,0 +1,104 @@
+//! The names of users, groups and connections: three strings that must never be swapped.
+
+use std::fmt;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+/// The longest user or group id, in bytes. An AMQP routing key holds 255, its prefix included.
+pub const MAX_ID_BYTES: usize = 200;
+
+/// A user or group id that is empty, too long, or holds a control character.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InvalidId;
+
+impl fmt::Display for InvalidId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an id is 1 to {MAX_ID_BYTES} bytes without control characters")
+    }
+}
+
+impl std::error::Error for InvalidId {}
+
+fn checked(text: &str) -> Result<Arc<str>, InvalidId> {
+    let fits = (1..=MAX_ID_BYTES).contains(&text.len());
+    if fits && !text.chars().any(char::is_control) { Ok(text.into()) } else { Err(InvalidId) }
+}
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks that `text` is 1 to [`MAX_ID_BYTES`] bytes without control characters.
+            pub fn new(text: &str) -> Result<Self, InvalidId> {
+                checked(text).map(Self)
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id! {
+    /// A user, as the User Service names them.
+    UserId
+}
+id! {
+    /// A group, as the User Service names it.
+    GroupId
+}
+
+/// One WebSocket connection: a random UUID, written as 32 hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnectionId(Uuid);
+
+impl ConnectionId {
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+
+    /// The first 12 hex digits, for thread names: Linux cuts those at 15 bytes.
+    pub fn short(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(12);
+        text
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_1_to_200_bytes_without_control_characters() {
+        assert!(UserId::new("李雷").is_ok());
+        assert!(UserId::new(&"u".repeat(200)).is_ok());
+        for bad in ["", "a\nb", "a\u{7f}", "a\u{85}b", &"u".repeat(201)] {
+            assert_eq!(UserId::new(bad), Err(InvalidId), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_short_connection_id_fits_a_thread_name() {
+        let id = ConnectionId::random();
+        assert_eq!(id.short().len(), 12);
+        assert!(id.to_string().starts_with(&id.short()));
+    }
+}

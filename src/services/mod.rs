@@ -1,0 +1,106 @@
+//! The backend as the gateway sees it: a plain blocking trait, one method for each call of the
+//! wire contract. [`grpc`] implements it; tests implement it with fakes. Nothing outside this
+//! folder knows gRPC or async.
+
+use std::fmt;
+
+/// The types of `proto/*.proto`, package `im.v1`.
+#[expect(missing_docs, clippy::pedantic)]
+pub mod proto {
+    tonic::include_proto!("im.v1");
+}
+
+use proto::{
+    AckMessagesRequest, GetGroupHistoryRequest, GetGroupMembersRequest, GetHistoryRequest,
+    GetHistoryResponse, GetOfflineMessagesRequest, GetOfflineMessagesResponse, RenewLeaseRequest,
+    SendGroupMessageRequest, SendMessageRequest, SendMessageResponse, UserOfflineRequest,
+    UserOnlineRequest, ValidateTokenRequest, ValidateTokenResponse,
+};
+
+/// The User, Message and Presence services. Each method blocks until the answer is there or the
+/// call's deadline has passed; the contract's comments say what each call means.
+pub trait Services: Send + Sync + 'static {
+    fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse>;
+    fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>>;
+
+    fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse>;
+    fn send_group_message(&self, request: SendGroupMessageRequest) -> Result<SendMessageResponse>;
+    fn history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse>;
+    fn group_history(&self, request: GetGroupHistoryRequest) -> Result<GetHistoryResponse>;
+    fn offline_messages(
+        &self,
+        request: GetOfflineMessagesRequest,
+    ) -> Result<GetOfflineMessagesResponse>;
+    fn ack_messages(&self, request: AckMessagesRequest) -> Result<()>;
+
+    fn user_online(&self, request: UserOnlineRequest) -> Result<()>;
+    fn user_offline(&self, request: UserOfflineRequest) -> Result<()>;
+    /// Answers whether the Presence Service still knew this gateway's lease.
+    fn renew_lease(&self, request: RenewLeaseRequest) -> Result<bool>;
+}
+
+/// What a service call came to.
+pub type Result<T> = std::result::Result<T, ServiceError>;
+
+/// A call that did not succeed: what the client is told, and what the log is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceError {
+    pub code: ErrorCode,
+    pub message: String,
+}
+
+impl ServiceError {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// Nobody answered: the call may succeed later, and another call tells nothing new.
+    pub fn is_out_of_reach(&self) -> bool {
+        matches!(self.code, ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded)
+    }
+}
+
+impl fmt::Display for ServiceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+impl std::error::Error for ServiceError {}
+
+/// The error codes that clients see, in `error` frames and in the bodies of HTTP errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    InvalidMessage,
+    UnknownMessageType,
+    Unauthenticated,
+    PermissionDenied,
+    NotFound,
+    RateLimited,
+    ServiceUnavailable,
+    DeadlineExceeded,
+    Internal,
+}
+
+impl ErrorCode {
+    /// The code as it is written on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidMessage => "INVALID_MESSAGE",
+            Self::UnknownMessageType => "UNKNOWN_MESSAGE_TYPE",
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::PermissionDenied => "PERMISSION_DENIED",
+            Self::NotFound => "NOT_FOUND",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::ServiceUnavailable => "SERVICE_UNAVAILABLE",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::Internal => "INTERNAL",
+        }
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
