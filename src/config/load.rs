@@ -48,9 +48,8 @@ pub fn parse(
     text: &str,
     variables: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
-    let mut table: Table = text
-        .parse()
-        .map_err(|error| ConfigError::Syntax { file: file.into(), error })?;
+    let mut table: Table =
+        text.parse().map_err(|error| ConfigError::Syntax { file: file.into(), error })?;
     let overrides = override_keys(&mut table, variables)?;
     let origin = |key: &str| {
         let covers = |path: &str| key == path || key.starts_with(&format!("{path}."));
@@ -78,7 +77,8 @@ fn override_keys(
     let defaults = Table::try_from(Config::default()).expect("the defaults are TOML");
     let mut overrides = Vec::new();
     for (variable, text) in variables {
-        let Some(path) = variable.strip_prefix("GATEWAY_").filter(|path| path.contains("__")) else {
+        let Some(path) = variable.strip_prefix("GATEWAY_").filter(|path| path.contains("__"))
+        else {
             continue;
         };
         let path = path.to_lowercase();

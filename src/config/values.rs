@@ -89,7 +89,9 @@ impl Serialize for Token {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.expires_in {
             None => serializer.serialize_str(&self.user),
-            Some(expires_in) => TokenTable { user: self.user.clone(), expires_in }.serialize(serializer),
+            Some(expires_in) => {
+                TokenTable { user: self.user.clone(), expires_in }.serialize(serializer)
+            }
         }
     }
 }
@@ -110,7 +112,9 @@ impl<'de> Deserialize<'de> for Token {
             type Value = Token;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a user such as \"alice\", or { user = \"alice\", expires_in = \"1h\" }")
+                f.write_str(
+                    "a user such as \"alice\", or { user = \"alice\", expires_in = \"1h\" }",
+                )
             }
 
             fn visit_str<E: serde::de::Error>(self, user: &str) -> Result<Token, E> {
