@@ -1,6 +1,8 @@
 //! A synchronous WebSocket gateway for instant messaging.
 
 pub mod broker;
+pub mod client;
 pub mod config;
 pub mod ids;
+pub mod registry;
 pub mod services;

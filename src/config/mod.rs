@@ -16,8 +16,11 @@ pub use load::{ConfigError, load};
 pub use values::{Addresses, Token};
 
 /// The users that the shipped configuration lets in: `(token, user)`. Everybody knows them.
-pub const SAMPLE_TOKENS: [(&str, &str); 3] =
-    [("alice-token", "alice"), ("bob-token", "bob"), ("carol-token", "carol")];
+pub const SAMPLE_TOKENS: [(&str, &str); 3] = [
+    ("alice-token", "alice"),
+    ("bob-token", "bob"),
+    ("carol-token", "carol"),
+];
 
 /// Declares one table of the configuration: its keys, their types and their defaults.
 macro_rules! table {

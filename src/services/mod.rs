@@ -51,12 +51,18 @@ pub struct ServiceError {
 
 impl ServiceError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 
     /// Nobody answered: the call may succeed later, and another call tells nothing new.
     pub fn is_out_of_reach(&self) -> bool {
-        matches!(self.code, ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded)
+        matches!(
+            self.code,
+            ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded
+        )
     }
 }
 
