@@ -10,7 +10,8 @@ use log::{error, info, warn};
 
 use super::groups::Groups;
 use super::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
-use crate::client::connection::{CloseReason, Connection};
+use crate::client::close::CloseReason;
+use crate::client::connection::Connection;
 use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
 use crate::registry::Registry;
