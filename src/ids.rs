@@ -75,6 +75,12 @@ impl ConnectionId {
         Self(Uuid::new_v4())
     }
 
+    /// A number from 0 up to 1 that is another one for each connection: for jitter.
+    pub fn fraction(&self) -> f64 {
+        let (high, _) = self.0.as_u64_pair();
+        (high >> 32) as f64 / 2f64.powi(32)
+    }
+
     /// The first 12 hex digits, for thread names: Linux cuts those at 15 bytes.
     pub fn short(&self) -> String {
         let mut text = self.to_string();

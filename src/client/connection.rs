@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::close::CloseReason;
 use super::hold::{Hold, Passage};
 use super::outbox::Outbox;
-use super::protocol::{Push, PushKind};
+use super::protocol::{Push, PushKind, timestamp};
 use crate::ids::{ConnectionId, UserId};
 
 /// An authenticated connection. The registry holds it, its two threads serve it.
@@ -145,4 +145,9 @@ impl Connection {
     pub(super) fn is_reader_done(&self) -> bool {
         self.reader_done.load(Ordering::SeqCst)
     }
+}
+
+/// How many seconds are left until `expires_at`, in Unix seconds; `None` when it is 0: for ever.
+pub(super) fn seconds_left(expires_at: i64) -> Option<u64> {
+    (expires_at != 0).then(|| u64::try_from(expires_at - timestamp()).unwrap_or(0))
 }

@@ -191,3 +191,93 @@ fn remember(sent: &mut HashSet<Arc<str>>, id: Arc<str>) {
     }
     sent.insert(id);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::UserId;
+    use crate::services::proto::Message;
+
+    fn unread(id: &str) -> Push {
+        Push::message(
+            &Message {
+                id: id.into(),
+                ..Message::default()
+            },
+            false,
+        )
+    }
+
+    fn presence() -> Push {
+        Push::presence(&UserId::new("bob").unwrap(), true, 0)
+    }
+
+    fn released(hold: &Hold) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        loop {
+            let more = hold.release();
+            if more.is_empty() {
+                return frames;
+            }
+            frames.extend(more);
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_in_both_is_sent_once() {
+        let hold = Hold::new(8, 1 << 20);
+        // The live push comes first, or second, or after catch-up is through.
+        assert_eq!(hold.pass(&unread("m1")), Passage::Done);
+        assert!(hold.claim("m1"));
+        assert!(hold.claim("m2"));
+        assert_eq!(hold.pass(&unread("m2")), Passage::Done);
+        assert!(hold.claim("m3"));
+        assert_eq!(hold.pass(&unread("m4")), Passage::Done);
+        assert_eq!(released(&hold), [unread("m4").frame().clone()]);
+        assert_eq!(hold.pass(&unread("m3")), Passage::Done);
+        assert_eq!(hold.pass(&unread("m5")), Passage::Open);
+        // Another catch-up brings nothing again that was sent since.
+        hold.begin();
+        assert!(!hold.claim("m4"));
+        assert!(!hold.claim("m5"));
+        assert!(released(&hold).is_empty());
+        hold.settle();
+        assert_eq!(hold.pass(&unread("m3")), Passage::Open);
+    }
+
+    #[test]
+    fn beyond_the_bounds_unread_messages_are_left_to_a_later_page() {
+        let hold = Hold::new(4, 1 << 20);
+        for id in ["m1", "m2", "m3", "m4"] {
+            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+        }
+        assert!(!hold.has_missed());
+        assert_eq!(hold.pass(&unread("m5")), Passage::Done);
+        assert!(hold.has_missed());
+        assert!(!hold.has_missed());
+    }
+
+    #[test]
+    fn an_own_copy_takes_the_place_of_an_unread_message() {
+        let hold = Hold::new(2, 1 << 20);
+        let (copy, other) = (unread("c1").as_own_copy(), unread("c2").as_own_copy());
+        assert_eq!(hold.pass(&copy), Passage::Done);
+        assert_eq!(hold.pass(&unread("m1")), Passage::Done);
+        assert_eq!(hold.pass(&other), Passage::Done);
+        assert!(hold.has_missed());
+        assert_eq!(hold.pass(&unread("c3").as_own_copy()), Passage::NoRoom);
+        assert_eq!(
+            released(&hold),
+            [copy.frame().clone(), other.frame().clone()]
+        );
+    }
+
+    #[test]
+    fn presence_is_left_out_once_the_hold_is_half_full() {
+        let hold = Hold::new(4, 1 << 20);
+        for _ in 0..5 {
+            assert_eq!(hold.pass(&presence()), Passage::Done);
+        }
+        assert_eq!(released(&hold).len(), 2);
+    }
+}

@@ -386,3 +386,189 @@ impl WriteSide {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    /// An outbox whose opening is `[0]`, and the client's end of its socket.
+    fn outbox(max_frames: usize, max_bytes: usize) -> (Arc<Outbox>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        socket
+            .set_write_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
+        let outbox = Outbox::new(Arc::new(socket), Frame::raw(&[0]), max_frames, max_bytes);
+        (Arc::new(outbox), client)
+    }
+
+    fn read(client: &mut TcpStream, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        client.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn number(n: u32) -> Frame {
+        Frame::raw(&n.to_be_bytes())
+    }
+
+    /// A pusher's part: push, then flush if the queue was empty.
+    fn deliver(outbox: &Outbox, frame: &Frame) {
+        if outbox.push(frame) {
+            outbox.flush();
+        }
+    }
+
+    /// Fills the queue and the socket, until the connection is closed.
+    fn flood(outbox: &Outbox, frame: &Frame) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while outbox.closing().is_none() {
+            assert!(Instant::now() < deadline, "never full");
+            deliver(outbox, frame);
+        }
+    }
+
+    #[test]
+    fn the_opening_comes_first_and_only_the_first_push_owes_a_flush() {
+        let (outbox, mut client) = outbox(8, 1024);
+        assert!(outbox.push(&number(1)));
+        assert!(!outbox.push(&number(2)));
+        outbox.flush();
+        assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
+        assert!(outbox.push(&number(3)), "the queue is empty again");
+    }
+
+    #[test]
+    fn a_full_queue_is_emptied_to_a_socket_that_takes_more() {
+        let (outbox, mut client) = outbox(4, 1024);
+        let owes = (0..100).filter(|n| outbox.push(&number(*n))).count();
+        assert!(owes < 100);
+        outbox.flush();
+        assert_eq!(outbox.closing(), None);
+        let bytes = read(&mut client, 1 + 400);
+        let expected: Vec<u8> = (0..100).flat_map(u32::to_be_bytes).collect();
+        assert_eq!(bytes[1..], expected);
+    }
+
+    #[test]
+    fn an_empty_queue_takes_a_frame_over_the_byte_bound() {
+        let (outbox, mut client) = outbox(4, 16);
+        deliver(&outbox, &Frame::raw(&[7; 1000]));
+        assert_eq!(read(&mut client, 1001)[1..], [7; 1000]);
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_is_a_slow_consumer() {
+        let (outbox, _client) = outbox(4, 1 << 20);
+        flood(&outbox, &Frame::raw(&[7; 60_000]));
+        assert_eq!(outbox.closing(), Some(&CloseReason::SlowConsumer));
+    }
+
+    #[test]
+    fn a_blocking_write_that_takes_nothing_is_a_write_timeout() {
+        let (outbox, _client) = outbox(4, 1 << 20);
+        while !outbox.is_handed_over() {
+            deliver(&outbox, &Frame::raw(&[7; 60_000]));
+        }
+        outbox.drain();
+        assert_eq!(outbox.closing(), Some(&CloseReason::WriteTimeout));
+    }
+
+    #[test]
+    fn a_handed_over_socket_is_left_to_its_writer() {
+        let (outbox, mut client) = outbox(1_000, 1 << 30);
+        let frame = Frame::raw(&[7; 60_000]);
+        let mut sent = 0;
+        while !outbox.is_handed_over() {
+            deliver(&outbox, &frame);
+            sent += 1;
+        }
+        // The queue has room, and nobody but the writer tries the full socket.
+        deliver(&outbox, &frame);
+        let reader = thread::spawn(move || read(&mut client, 1 + (sent + 1) * 60_000).len());
+        outbox.drain();
+        assert!(!outbox.is_handed_over());
+        assert_eq!(reader.join().unwrap(), 1 + (sent + 1) * 60_000);
+        assert_eq!(outbox.closing(), None);
+    }
+
+    #[test]
+    fn goodbye_finishes_a_half_written_frame_and_drops_the_queue() {
+        let (outbox, mut client) = outbox(8, 1 << 30);
+        let frame = Frame::raw(&[7; 60_000]);
+        while !outbox.is_handed_over() {
+            deliver(&outbox, &frame);
+        }
+        assert!(!outbox.push(&number(1)) || outbox.is_handed_over());
+        let reader = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            client.read_to_end(&mut bytes).map(|_| bytes).unwrap()
+        });
+        outbox.close(CloseReason::ShuttingDown);
+        outbox.say_goodbye(Some(Frame::close(1012, "")), Duration::from_secs(10));
+        let bytes = reader.join().unwrap();
+        assert!(bytes.ends_with(Frame::close(1012, "").bytes()));
+        assert_eq!((bytes.len() - 1 - 4) % 60_000, 0, "only whole frames");
+    }
+
+    #[test]
+    fn goodbye_comes_after_the_opening_even_if_nothing_was_written() {
+        let (outbox, mut client) = outbox(8, 1024);
+        assert!(outbox.push(&number(1)));
+        outbox.close(CloseReason::Replaced);
+        outbox.say_goodbye(Some(Frame::close(4004, "")), Duration::from_secs(1));
+        let mut bytes = Vec::new();
+        client.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, [&[0], Frame::close(4004, "").bytes()].concat());
+    }
+
+    /// Several deliverers and a writer thread at once: nothing is stranded, and what one deliverer
+    /// sends stays in its order.
+    #[test]
+    fn no_frame_is_stranded() {
+        const DELIVERERS: u32 = 3;
+        const EACH: u32 = 30_000;
+        let (outbox, mut client) = outbox(64, 1 << 20);
+        let writer = thread::spawn({
+            let outbox = Arc::clone(&outbox);
+            move || {
+                outbox.set_writer(thread::current());
+                while outbox.closing().is_none() {
+                    if outbox.is_handed_over() {
+                        outbox.drain();
+                    } else {
+                        thread::park();
+                    }
+                }
+            }
+        });
+        let deliverers: Vec<_> = (0..DELIVERERS)
+            .map(|deliverer| {
+                let outbox = Arc::clone(&outbox);
+                thread::spawn(move || {
+                    (0..EACH).for_each(|n| deliver(&outbox, &number(deliverer << 24 | n)));
+                })
+            })
+            .collect();
+        read(&mut client, 1);
+        let mut next = [0; DELIVERERS as usize];
+        for _ in 0..DELIVERERS * EACH {
+            let bytes = read(&mut client, 4);
+            let n = u32::from_be_bytes([0, bytes[1], bytes[2], bytes[3]]);
+            let expected = &mut next[usize::from(bytes[0])];
+            assert_eq!(n, *expected);
+            *expected += 1;
+        }
+        for deliverer in deliverers {
+            deliverer.join().unwrap();
+        }
+        outbox.close(CloseReason::Internal);
+        writer.join().unwrap();
+    }
+}

@@ -30,6 +30,11 @@ impl Permits {
         Permit(Arc::clone(self))
     }
 
+    /// How many permits are free.
+    pub fn available(&self) -> usize {
+        *self.free.lock()
+    }
+
     /// Waits for a permit, `patience` at most.
     pub fn acquire_within(self: &Arc<Self>, patience: Duration) -> Option<Permit> {
         let mut free = self.free.lock();
