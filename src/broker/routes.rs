@@ -6,32 +6,28 @@
 //!
 //! Invariants: a connection is in the registry before it asks, so an unbind that finds the user
 //! there under the lock is not done; and one thread binds and unbinds in turn, so a user who
-//! returns during an unbind is bound after it. A confirmed route starts catch-up on the user's
-//! connections, because what was published before it went elsewhere.
+//! returns during an unbind is bound after it. Nobody waits here: a confirmed route starts
+//! catch-up on the user's connections, because what was published before it went elsewhere.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
 
-use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 
 use crate::ids::UserId;
 use crate::registry::Registry;
 
-/// How long a connection waits for its route. Later it is caught up with what it missed.
-const WAIT: Duration = Duration::from_secs(2);
 /// How many binds are sent before the broker is waited for: about 150 ms of its work.
 const BURST: usize = 256;
 
-/// Where a route stands when a connection goes on.
+/// Where a user's route stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
     Bound,
-    /// Not yet; catch-up follows when it is.
+    /// Bound in a moment, and catch-up is requested then.
     Pending,
-    /// The broker is away; the user is bound on its return, and catch-up follows.
+    /// The broker is away; the user is bound on its return, and catch-up is requested then.
     Away,
 }
 
@@ -63,9 +59,10 @@ struct Table {
     unbinds: VecDeque<UserId>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// To be bound, or being bound; with the connections that wait for it.
-    Waiting(Vec<Sender<()>>),
+    /// To be bound, or being bound.
+    Waiting,
     Bound,
     /// To be unbound, or being unbound.
     Leaving,
@@ -87,27 +84,22 @@ impl Routes {
         Self { registry, table: None, work: Condvar::new() }
     }
 
-    /// Asks for the user's route, and waits for it, at most 2 s, and not at all while the broker
-    /// is away. The connection that asks has registered before, and catches up afterwards.
+    /// Asks for the user's route. The connection that asks has registered before.
     pub fn want(&self, user: &UserId) -> Route {
         let Some(table) = &self.table else { return Route::Bound };
-        let (confirm, confirmed) = bounded(1);
-        {
-            let mut table = table.lock();
-            if !table.up {
-                return Route::Away;
-            }
-            match table.steps.get_mut(user) {
-                Some(Step::Bound) => return Route::Bound,
-                Some(Step::Waiting(waiters)) => waiters.push(confirm),
-                Some(Step::Leaving) | None => table.queue_bind(user, vec![confirm]),
-            }
+        let mut table = table.lock();
+        if !table.up {
+            return Route::Away;
         }
-        self.work.notify_one();
-        match confirmed.recv_timeout(WAIT) {
-            Ok(()) => Route::Bound,
-            Err(RecvTimeoutError::Timeout) => Route::Pending,
-            Err(RecvTimeoutError::Disconnected) => Route::Away,
+        match table.steps.get(user) {
+            Some(Step::Bound) => Route::Bound,
+            Some(Step::Waiting) => Route::Pending,
+            Some(Step::Leaving) | None => {
+                table.queue_bind(user);
+                drop(table);
+                self.work.notify_one();
+                Route::Pending
+            }
         }
     }
 
@@ -130,7 +122,7 @@ impl Routes {
         let mut table = table.lock();
         let before = mem::take(&mut *table);
         for user in self.registry.users() {
-            table.queue_bind(&user, Vec::new());
+            table.queue_bind(&user);
         }
         for (user, _) in before.steps {
             if !table.steps.contains_key(&user) {
@@ -141,17 +133,10 @@ impl Routes {
         table.up = true;
     }
 
-    /// The broker is gone, or to be left: nobody waits for a route any more.
+    /// The broker is gone, or to be left.
     pub fn end(&self) {
         let Some(table) = &self.table else { return };
-        let mut table = table.lock();
-        table.up = false;
-        for step in table.steps.values_mut() {
-            if let Step::Waiting(waiters) = step {
-                waiters.clear();
-            }
-        }
-        drop(table);
+        table.lock().up = false;
         self.work.notify_all();
     }
 
@@ -185,49 +170,46 @@ impl Routes {
                 return Work::Bind(burst);
             }
             match table.unbinds.pop_front() {
-                Some(user) if !matches!(table.steps.get(&user), Some(Step::Leaving)) => {}
+                Some(user) if table.steps.get(&user) != Some(&Step::Leaving) => {}
                 // Connected again, and about to ask.
-                Some(user) if self.registry.holds(&user) => table.queue_bind(&user, Vec::new()),
+                Some(user) if self.registry.holds(&user) => table.queue_bind(&user),
                 Some(user) => return Work::Unbind(user),
                 None => self.work.wait(&mut table),
             }
         }
     }
 
-    /// The users' bindings stand: their connections catch up, and those who waited go on. In this
-    /// order, so that a connection that goes on has catch-up requested once.
+    /// The users' bindings stand. First the step, so that a connection that registers meanwhile
+    /// either finds it or is found here.
     fn confirm(&self, users: &[UserId]) {
+        let Some(table) = &self.table else { return };
+        {
+            let mut table = table.lock();
+            for user in users {
+                if let Some(step @ Step::Waiting) = table.steps.get_mut(user) {
+                    *step = Step::Bound;
+                }
+            }
+        }
         let mut connections = Vec::new();
         self.registry.recipients(users.iter(), &mut connections);
         for connection in connections {
             connection.request_catch_up();
-        }
-        let Some(table) = &self.table else { return };
-        let mut table = table.lock();
-        for user in users {
-            if let Some(step @ Step::Waiting(_)) = table.steps.get_mut(user)
-                && let Step::Waiting(waiters) = mem::replace(step, Step::Bound)
-            {
-                for waiter in waiters {
-                    // It has stopped waiting, or has room for this one answer.
-                    let _ = waiter.try_send(());
-                }
-            }
         }
     }
 
     fn confirm_unbound(&self, user: &UserId) {
         let Some(table) = &self.table else { return };
         let mut table = table.lock();
-        if let Some(Step::Leaving) = table.steps.get(user) {
+        if table.steps.get(user) == Some(&Step::Leaving) {
             table.steps.remove(user);
         }
     }
 }
 
 impl Table {
-    fn queue_bind(&mut self, user: &UserId, waiters: Vec<Sender<()>>) {
-        self.steps.insert(user.clone(), Step::Waiting(waiters));
+    fn queue_bind(&mut self, user: &UserId) {
+        self.steps.insert(user.clone(), Step::Waiting);
         self.binds.push_back(user.clone());
     }
 
@@ -236,7 +218,7 @@ impl Table {
         while burst.len() < BURST
             && let Some(user) = self.binds.pop_front()
         {
-            if let Some(Step::Waiting(_)) = self.steps.get(&user) {
+            if self.steps.get(&user) == Some(&Step::Waiting) {
                 burst.push(user);
             }
         }
