@@ -249,3 +249,198 @@ fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, Undone> {
 fn decode<M: prost::Message + Default>(delivery: &Delivery<'_>) -> Result<M, Undone> {
     M::decode(delivery.body).map_err(|error| Undone::Garbage(format!("does not parse: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::broker::fake::FakeUsers;
+    use crate::client::fixture::Client;
+    use crate::services::ErrorCode;
+
+    struct Scene {
+        registry: Arc<Registry>,
+        users: Arc<FakeUsers>,
+        deliver: Arc<Deliver>,
+    }
+
+    fn scene() -> Scene {
+        let (users, registry) = (Arc::new(FakeUsers::default()), Arc::new(Registry::default()));
+        users.set("team", &["alice", "bob"]);
+        let ttl = Duration::from_secs(3_600);
+        let deliver = Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
+        Scene { registry, users, deliver: Arc::new(deliver) }
+    }
+
+    impl Scene {
+        fn take(&self, queue: Queue, key: &str, kind: &str, body: &[u8]) -> Taken {
+            let mut hand = self.deliver.hand(queue);
+            let taken = hand.take(&Delivery { routing_key: key, kind, body });
+            hand.flush();
+            taken
+        }
+    }
+
+    fn message(id: &str, from: &str, to: &str) -> Message {
+        Message {
+            id: id.into(),
+            from_user_id: from.into(),
+            to_user_id: to.into(),
+            content: "hi".into(),
+            ..Message::default()
+        }
+    }
+
+    fn group_message(id: &str, from: &str, group: &str) -> Message {
+        Message { group_id: group.into(), to_user_id: String::new(), ..message(id, from, "") }
+    }
+
+    #[test]
+    fn a_message_goes_to_every_device_of_the_user_in_the_key() {
+        let s = scene();
+        let mut bobs = [(); 2].map(|()| Client::join(&s.registry, "bob"));
+        let mut alice = Client::join(&s.registry, "alice");
+        let body = message("m1", "alice", "bob").encode_to_vec();
+        assert_eq!(s.take(Queue::Single, "user.bob", "", &body), Taken::Done);
+        for bob in &mut bobs {
+            assert!(bob.next().contains(r#""id":"m1""#));
+        }
+        assert!(alice.is_quiet());
+        assert_eq!(s.take(Queue::Single, "user.alice", KIND_MESSAGE, &body), Taken::Done);
+        assert!(alice.next().contains(r#""to_user_id":"bob""#), "her copy");
+        assert_eq!(s.take(Queue::Single, "user.alice", "", &body), Taken::Done, "a second time");
+    }
+
+    #[test]
+    fn taking_writes_nothing_and_flushing_writes_all_of_it() {
+        let s = scene();
+        let mut bob = Client::join(&s.registry, "bob");
+        let mut hand = s.deliver.hand(Queue::Single);
+        for id in ["m1", "m2"] {
+            let body = message(id, "alice", "bob").encode_to_vec();
+            let delivery = Delivery { routing_key: "user.bob", kind: "", body: &body };
+            assert_eq!(hand.take(&delivery), Taken::Done);
+        }
+        assert!(bob.is_quiet());
+        assert_eq!(hand.touched.len(), 1, "one flush for both");
+        hand.flush();
+        assert!(bob.next().contains("m1") && bob.next().contains("m2"));
+    }
+
+    #[test]
+    fn what_can_never_be_delivered_is_a_dead_letter() {
+        let s = scene();
+        let ok = message("m1", "alice", "bob").encode_to_vec();
+        let group_ok = group_message("m1", "alice", "team").encode_to_vec();
+        let long = "u".repeat(201);
+        let single: [(&str, &str, &[u8]); 10] = [
+            ("user.bob", "", b""),
+            ("user.bob", "", b"\xff\xff\xff"),
+            ("user.bob", "unknown", &ok),
+            ("user.carol", "", &ok),
+            ("user.", "", &ok),
+            ("bob", "", &ok),
+            ("user.bob", "", &message("", "alice", "bob").encode_to_vec()),
+            ("user.bob", "", &message("m1", "", "bob").encode_to_vec()),
+            ("user.bob", "", &message("m1", &long, "bob").encode_to_vec()),
+            ("user.bob", KIND_SESSION_REVOKED, b""),
+        ];
+        for (key, kind, body) in single {
+            let taken = s.take(Queue::Single, key, kind, body);
+            assert!(matches!(taken, Taken::DeadLetter(_)), "{key} {kind} {body:?}: {taken:?}");
+        }
+        let group: [(&str, &str, &[u8]); 6] = [
+            ("group.team", "", b""),
+            ("group.team", "", b"junk"),
+            ("group.other", "", &group_ok),
+            ("group.", "", &group_ok),
+            ("group.team", KIND_SESSION_REVOKED, &group_ok),
+            ("group.team", KIND_GROUP_MEMBERS_CHANGED, b""),
+        ];
+        for (key, kind, body) in group {
+            let taken = s.take(Queue::Group, key, kind, body);
+            assert!(matches!(taken, Taken::DeadLetter(_)), "{key} {kind} {body:?}: {taken:?}");
+        }
+        assert_eq!(s.users.calls(), 0);
+    }
+
+    #[test]
+    fn a_revoked_session_ends_the_users_connections_and_no_others() {
+        let s = scene();
+        let [alice, bob] = ["alice", "bob"].map(|user| Client::join(&s.registry, user));
+        let body = SessionRevoked { user_id: "bob".into(), reason: "logout".into() };
+        let taken = s.take(Queue::Single, "user.bob", KIND_SESSION_REVOKED, &body.encode_to_vec());
+        assert_eq!(taken, Taken::Done);
+        assert!(matches!(bob.close_reason(), Some(CloseReason::SessionRevoked)));
+        assert!(alice.close_reason().is_none());
+    }
+
+    #[test]
+    fn a_group_message_goes_to_its_members_alone() {
+        let s = scene();
+        let [mut alice, mut bob, mut carol] =
+            ["alice", "bob", "carol"].map(|user| Client::join(&s.registry, user));
+        let body = group_message("m1", "alice", "team").encode_to_vec();
+        assert_eq!(s.take(Queue::Group, "group.team", "", &body), Taken::Done);
+        assert!(alice.next().contains(r#""type":"group_message""#));
+        assert!(bob.next().contains(r#""group_id":"team""#));
+        assert!(carol.is_quiet());
+    }
+
+    #[test]
+    fn changed_members_are_fetched_at_once_and_only_for_a_group_in_use() {
+        let s = scene();
+        let changed = GroupMembersChanged { group_id: "team".into() }.encode_to_vec();
+        let change = || s.take(Queue::Group, "group.team", KIND_GROUP_MEMBERS_CHANGED, &changed);
+        assert_eq!((change(), s.users.calls()), (Taken::Done, 0));
+
+        let mut bob = Client::join(&s.registry, "bob");
+        let carol = Client::join(&s.registry, "carol");
+        let first = group_message("m1", "alice", "team").encode_to_vec();
+        s.take(Queue::Group, "group.team", "", &first);
+        assert!(bob.next().contains("m1"));
+        s.users.set("team", &["alice", "carol"]);
+        assert_eq!((change(), s.users.calls()), (Taken::Done, 2));
+        assert!(carol.takes_catch_up());
+        let second = group_message("m2", "alice", "team").encode_to_vec();
+        s.take(Queue::Group, "group.team", "", &second);
+        assert!(bob.is_quiet(), "he is no member any more");
+    }
+
+    #[test]
+    fn without_the_user_service_a_group_message_is_for_later_and_what_is_enqueued_is_written() {
+        let s = scene();
+        let mut bob = Client::join(&s.registry, "bob");
+        let mut hand = s.deliver.hand(Queue::Group);
+        let mut take = |id, group: &str| {
+            let body = group_message(id, "alice", group).encode_to_vec();
+            let key = format!("group.{group}");
+            hand.take(&Delivery { routing_key: &key, kind: "", body: &body })
+        };
+        assert_eq!(take("m1", "team"), Taken::Done);
+        s.users.fail(ErrorCode::DeadlineExceeded);
+        assert!(matches!(take("m2", "other"), Taken::Later(_)));
+        assert!(bob.next().contains("m1"), "flushed before the call");
+        assert_eq!(take("m3", "team"), Taken::Done, "a list that is held goes on serving");
+    }
+
+    #[test]
+    fn presence_goes_to_the_watchers_and_garbage_is_done_with() {
+        let s = scene();
+        let mut bob = Client::join(&s.registry, "bob");
+        let event = |user: &str, status: PresenceStatus| {
+            let watcher_ids = vec!["bob".into(), "".into(), "nobody".into()];
+            PresenceEvent { user_id: user.into(), status: status.into(), timestamp: 1, watcher_ids }
+                .encode_to_vec()
+        };
+        let online = event("alice", PresenceStatus::Online);
+        assert_eq!(s.take(Queue::Presence, "presence.alice", "", &online), Taken::Done);
+        assert!(bob.next().contains(r#""status":"online""#));
+        let unspecified = event("alice", PresenceStatus::Unspecified);
+        for body in [b"".as_slice(), b"junk", &event("bob", PresenceStatus::Online), &unspecified] {
+            assert_eq!(s.take(Queue::Presence, "presence.alice", "", body), Taken::Done);
+        }
+        assert!(bob.is_quiet());
+    }
+}

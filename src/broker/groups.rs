@@ -158,3 +158,143 @@ fn valid(group: &GroupId, ids: &[String]) -> BTreeSet<UserId> {
     }
     members
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::fake::FakeUsers;
+    use crate::client::fixture::Client;
+
+    struct Scene {
+        users: Arc<FakeUsers>,
+        registry: Arc<Registry>,
+        groups: Groups,
+        team: GroupId,
+    }
+
+    fn scene(ttl: Duration) -> Scene {
+        let (users, registry) = (Arc::new(FakeUsers::default()), Arc::new(Registry::default()));
+        users.set("team", &["alice", "bob"]);
+        let groups = Groups::new(Arc::clone(&users) as _, Arc::clone(&registry), ttl);
+        Scene { users, registry, groups, team: GroupId::new("team").unwrap() }
+    }
+
+    const LONG: Duration = Duration::from_secs(3_600);
+
+    fn names(members: &Members) -> Vec<&str> {
+        members.iter().map(UserId::as_str).collect()
+    }
+
+    #[test]
+    fn a_list_is_used_until_it_expires() {
+        let s = scene(LONG);
+        assert!(s.groups.fresh(&s.team).is_none());
+        assert_eq!(names(&s.groups.fetch(&s.team).unwrap()), ["alice", "bob"]);
+        assert_eq!(names(&s.groups.fresh(&s.team).unwrap()), ["alice", "bob"]);
+        assert_eq!(s.users.calls(), 1);
+
+        let s = scene(Duration::ZERO);
+        s.groups.fetch(&s.team).unwrap();
+        assert!(s.groups.fresh(&s.team).is_none());
+    }
+
+    #[test]
+    fn only_who_is_new_compared_to_the_list_before_is_caught_up() {
+        let s = scene(Duration::ZERO);
+        let [alice, carol] = ["alice", "carol"].map(|user| Client::join(&s.registry, user));
+        s.groups.fetch(&s.team).unwrap();
+        assert!(!alice.takes_catch_up(), "there was no list before");
+
+        s.users.set("team", &["alice", "bob", "carol"]);
+        s.groups.fetch(&s.team).unwrap();
+        assert!(carol.takes_catch_up() && !alice.takes_catch_up());
+        s.groups.fetch(&s.team).unwrap();
+        assert!(!carol.takes_catch_up());
+    }
+
+    #[test]
+    fn an_outdated_list_is_not_used_and_still_compared_with() {
+        let s = scene(LONG);
+        let carol = Client::join(&s.registry, "carol");
+        assert!(!s.groups.outdate(&s.team), "no list yet");
+        s.groups.fetch(&s.team).unwrap();
+        assert!(s.groups.outdate(&s.team));
+        assert!(s.groups.fresh(&s.team).is_none());
+        s.users.set("team", &["carol"]);
+        s.groups.fetch(&s.team).unwrap();
+        assert!(carol.takes_catch_up());
+    }
+
+    #[test]
+    fn a_group_that_does_not_exist_is_empty_and_its_first_members_are_caught_up() {
+        let s = scene(LONG);
+        let carol = Client::join(&s.registry, "carol");
+        let new = GroupId::new("new").unwrap();
+        assert!(s.groups.fetch(&new).unwrap().is_empty());
+        assert!(s.groups.fresh(&new).is_some(), "it is not asked for again at once");
+        s.users.set("new", &["carol"]);
+        s.groups.fetch(&new).unwrap();
+        assert!(carol.takes_catch_up());
+    }
+
+    #[test]
+    fn impossible_members_are_left_out() {
+        let s = scene(LONG);
+        s.users.set("team", &["", "alice", "a\nb"]);
+        assert_eq!(names(&s.groups.fetch(&s.team).unwrap()), ["alice"]);
+    }
+
+    #[test]
+    fn a_failing_service_is_waited_for_and_an_answering_one_not_for_ever() {
+        let s = scene(Duration::ZERO);
+        s.groups.fetch(&s.team).unwrap();
+        s.users.fail(ErrorCode::Internal);
+        assert!(s.groups.fetch(&s.team).is_err());
+        let long_ago = Instant::now() - 2 * PATIENCE;
+        let fail_since = |since| {
+            s.groups.held.lock().lists.get_mut(&s.team).unwrap().failing_since = Some(since);
+        };
+        fail_since(long_ago);
+        assert_eq!(names(&s.groups.fetch(&s.team).unwrap()), ["alice", "bob"]);
+        s.users.fail(ErrorCode::ServiceUnavailable);
+        assert!(s.groups.fetch(&s.team).is_err(), "out of reach is waited for, however long");
+
+        s.users.fail(None);
+        s.groups.fetch(&s.team).unwrap();
+        s.users.fail(ErrorCode::Internal);
+        assert!(s.groups.fetch(&s.team).is_err(), "patience begins anew");
+    }
+
+    #[test]
+    fn a_group_that_was_never_known_has_nobody_to_compare_with_after_a_short_failure() {
+        let s = scene(LONG);
+        let alice = Client::join(&s.registry, "alice");
+        s.users.fail(ErrorCode::Internal);
+        assert!(s.groups.fetch(&s.team).is_err());
+        s.users.fail(None);
+        s.groups.fetch(&s.team).unwrap();
+        assert!(!alice.takes_catch_up());
+    }
+
+    #[test]
+    fn lists_are_bounded() {
+        let s = scene(LONG);
+        for number in 0..=MAX_GROUPS {
+            s.groups.hold(&GroupId::new(&format!("g{number}")).unwrap(), BTreeSet::new());
+        }
+        let held = s.groups.held.lock();
+        assert!(held.lists.len() <= MAX_GROUPS / 2 + 1, "{}", held.lists.len());
+        assert!(held.lists.contains_key(&GroupId::new(&format!("g{MAX_GROUPS}")).unwrap()));
+    }
+
+    #[test]
+    fn unused_lists_are_forgotten() {
+        let s = scene(LONG);
+        s.groups.fetch(&s.team).unwrap();
+        let mut held = s.groups.held.lock();
+        held.sweep(Instant::now() + FORGET_AFTER / 2);
+        assert_eq!(held.lists.len(), 1);
+        held.sweep(Instant::now() + FORGET_AFTER + SWEEP_EVERY);
+        assert_eq!(held.lists.len(), 0);
+    }
+}

@@ -158,3 +158,91 @@ impl Consumer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::broker::KIND_GROUP_MEMBERS_CHANGED;
+    use crate::broker::fake::FakeUsers;
+    use crate::client::fixture::Client;
+    use crate::registry::Registry;
+    use crate::services::ErrorCode;
+    use crate::services::proto::Message;
+
+    fn publication(id: &str, exchange: &str, key: &str) -> Publication {
+        let group_id = key.strip_prefix("group.").unwrap_or_default().into();
+        let message = Message {
+            id: id.into(),
+            from_user_id: "alice".into(),
+            to_user_id: "bob".into(),
+            group_id,
+            ..Message::default()
+        };
+        Publication {
+            exchange: exchange.into(),
+            routing_key: key.into(),
+            kind: String::new(),
+            body: message.encode_to_vec(),
+        }
+    }
+
+    fn bus() -> (LocalBus, Arc<Registry>, Arc<FakeUsers>) {
+        let (users, registry) = (Arc::new(FakeUsers::default()), Arc::new(Registry::default()));
+        users.set("team", &["bob"]);
+        let ttl = Duration::from_secs(60);
+        let deliver = Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
+        (LocalBus::start(&Arc::new(deliver)).unwrap(), registry, users)
+    }
+
+    #[test]
+    fn publications_arrive_in_order_and_what_nobody_is_bound_for_is_dropped() {
+        let (bus, registry, _users) = bus();
+        let mut bob = Client::join(&registry, "bob");
+        let mut batch: Vec<_> = (0..300)
+            .map(|number| publication(&format!("m{number}"), DIRECT_EXCHANGE, "user.bob"))
+            .collect();
+        batch.insert(0, publication("lost", DIRECT_EXCHANGE, "elsewhere.bob"));
+        batch.insert(0, publication("lost", TOPIC_EXCHANGE, "user.bob"));
+        let mut publisher = bus.publisher();
+        publisher.publish(&batch).unwrap();
+        for number in 0..300 {
+            assert!(bob.next().contains(&format!(r#""id":"m{number}""#)));
+        }
+        bus.stop();
+        assert!(publisher.publish(&batch).is_err());
+    }
+
+    #[test]
+    fn dead_letters_are_passed_by_and_a_missing_user_service_waited_for() {
+        let (bus, registry, users) = bus();
+        let mut bob = Client::join(&registry, "bob");
+        users.fail(ErrorCode::ServiceUnavailable);
+        let junk = Publication {
+            kind: KIND_GROUP_MEMBERS_CHANGED.into(),
+            ..publication("junk", TOPIC_EXCHANGE, "group.other")
+        };
+        let message = publication("m1", TOPIC_EXCHANGE, "group.team");
+        bus.publisher().publish(&[junk, message]).unwrap();
+        bus.publisher().publish(&[publication("m2", DIRECT_EXCHANGE, "user.bob")]).unwrap();
+        assert!(bob.next().contains("m2"), "the other queues run on");
+        users.fail(None);
+        assert!(bob.next().contains("m1"));
+        bus.stop();
+    }
+
+    #[test]
+    fn stopping_delivers_what_is_queued() {
+        let (bus, registry, _users) = bus();
+        let mut bob = Client::join(&registry, "bob");
+        let batch: Vec<_> = (0..50)
+            .map(|number| publication(&format!("m{number}"), DIRECT_EXCHANGE, "user.bob"))
+            .collect();
+        bus.publisher().publish(&batch).unwrap();
+        bus.stop();
+        for _ in 0..50 {
+            assert!(!bob.next().is_empty());
+        }
+    }
+}

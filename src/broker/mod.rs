@@ -10,13 +10,19 @@ mod backoff;
 mod consume;
 pub mod deliver;
 mod endpoint;
+#[cfg(test)]
+mod fake;
 mod groups;
 pub mod local;
 pub mod publisher;
 mod quit;
+#[cfg(test)]
+mod rabbit_tests;
 pub mod routes;
 mod session;
 pub mod supervisor;
+#[cfg(test)]
+mod support;
 pub mod topology;
 
 use std::fmt;

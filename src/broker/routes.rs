@@ -225,3 +225,265 @@ impl Table {
         burst
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::thread;
+
+    use crossbeam::channel::{Receiver, Sender, bounded};
+
+    use super::*;
+    use crate::client::fixture::Client;
+
+    /// A broker that does each thing when it is told to.
+    struct Stage {
+        registry: Arc<Registry>,
+        routes: Arc<Routes>,
+        bound: BTreeSet<String>,
+        asked: Receiver<String>,
+        answer: Sender<Result<(), ()>>,
+        server: Option<thread::JoinHandle<Result<(), ()>>>,
+    }
+
+    struct StageBinder {
+        ask: Sender<String>,
+        answers: Receiver<Result<(), ()>>,
+    }
+
+    impl Binder for StageBinder {
+        type Error = ();
+        fn bind(&mut self, users: &[UserId]) -> Result<(), ()> {
+            let mut names: Vec<_> = users.iter().map(UserId::as_str).collect();
+            names.sort_unstable();
+            self.ask.send(format!("+{}", names.join("+"))).unwrap();
+            self.answers.recv().unwrap()
+        }
+        fn unbind(&mut self, user: &UserId) -> Result<(), ()> {
+            self.ask.send(format!("-{user}")).unwrap();
+            self.answers.recv().unwrap()
+        }
+    }
+
+    fn user(name: &str) -> UserId {
+        UserId::new(name).unwrap()
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let registry = Arc::new(Registry::default());
+            let routes = Arc::new(Routes::new(Arc::clone(&registry)));
+            let (asked, answer) = (bounded(0).1, bounded(0).0);
+            Self { registry, routes, bound: BTreeSet::new(), asked, answer, server: None }
+        }
+
+        fn up(&mut self) {
+            let ((ask, asked), (answer, answers)) = (bounded(1), bounded(1));
+            (self.asked, self.answer) = (asked, answer);
+            self.routes.begin();
+            let routes = Arc::clone(&self.routes);
+            let serve = move || routes.serve(&mut StageBinder { ask, answers });
+            self.server = Some(thread::spawn(serve));
+        }
+
+        /// Waits until the thread has been asked for this, and lets it.
+        fn lets(&mut self, expected: &str) {
+            self.sees(expected);
+            self.finishes();
+        }
+
+        fn sees(&mut self, expected: &str) {
+            let asked = self.asked.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+            assert_eq!(asked, expected);
+            match expected.strip_prefix('-') {
+                Some(name) => drop(self.bound.remove(name)),
+                None => self.bound.extend(expected[1..].split('+').map(String::from)),
+            }
+        }
+
+        fn finishes(&self) {
+            self.answer.send(Ok(())).unwrap();
+        }
+
+        /// The connection breaks during what was seen last.
+        fn breaks(&mut self) {
+            self.answer.send(Err(())).unwrap();
+            self.routes.end();
+            assert!(self.server.take().unwrap().join().unwrap().is_err());
+        }
+
+        fn down(&mut self) {
+            self.routes.end();
+            assert!(self.server.take().unwrap().join().unwrap().is_ok());
+        }
+
+        fn settles(&self, name: &str, route: Route) {
+            let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            while self.routes.want(&user(name)) != route {
+                assert!(std::time::Instant::now() < patience, "{name} never {route:?}");
+                thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn a_route_is_bound_once_and_its_confirmation_starts_catch_up() {
+        let mut stage = Stage::new();
+        stage.up();
+        let alice = Client::join(&stage.registry, "alice");
+        assert_eq!(stage.routes.want(&user("alice")), Route::Pending);
+        stage.sees("+alice");
+        let second = Client::join(&stage.registry, "alice");
+        assert_eq!(stage.routes.want(&user("alice")), Route::Pending);
+        assert!(!alice.takes_catch_up());
+        stage.finishes();
+        stage.settles("alice", Route::Bound);
+        stage.down();
+        assert!(alice.takes_catch_up() && second.takes_catch_up());
+        assert_eq!(stage.routes.want(&user("alice")), Route::Away);
+    }
+
+    #[test]
+    fn binds_go_together_and_before_unbinds() {
+        let mut stage = Stage::new();
+        stage.up();
+        let first = Client::join(&stage.registry, "first");
+        stage.routes.want(&user("first"));
+        stage.lets("+first");
+        stage.settles("first", Route::Bound);
+        let clients = ["a", "b", "c"].map(|name| Client::join(&stage.registry, name));
+        stage.routes.want(&user("a"));
+        stage.sees("+a");
+        first.leave(&stage.registry);
+        stage.routes.release(&user("first"));
+        stage.routes.want(&user("b"));
+        stage.routes.want(&user("c"));
+        stage.finishes();
+        stage.lets("+b+c");
+        stage.lets("-first");
+        stage.down();
+        assert!(clients.iter().all(Client::takes_catch_up));
+    }
+
+    #[test]
+    fn who_is_connected_again_keeps_the_route() {
+        let mut stage = Stage::new();
+        stage.up();
+        let alice = Client::join(&stage.registry, "alice");
+        stage.routes.want(&user("alice"));
+        stage.lets("+alice");
+        stage.settles("alice", Route::Bound);
+        stage.routes.release(&user("alice"));
+        assert_eq!(stage.routes.want(&user("alice")), Route::Bound, "she never left");
+
+        let bob = Client::join(&stage.registry, "bob");
+        stage.routes.want(&user("bob"));
+        stage.sees("+bob");
+        alice.leave(&stage.registry);
+        stage.routes.release(&user("alice"));
+        let _back = Client::join(&stage.registry, "alice");
+        stage.finishes();
+        // She is in the registry and has not asked yet: she is bound again, not unbound.
+        stage.lets("+alice");
+        stage.settles("alice", Route::Bound);
+        drop(bob);
+        stage.down();
+    }
+
+    #[test]
+    fn who_returns_during_the_unbind_is_bound_after_it() {
+        let mut stage = Stage::new();
+        stage.up();
+        let alice = Client::join(&stage.registry, "alice");
+        stage.routes.want(&user("alice"));
+        stage.lets("+alice");
+        stage.settles("alice", Route::Bound);
+        alice.leave(&stage.registry);
+        stage.routes.release(&user("alice"));
+        stage.sees("-alice");
+        let back = Client::join(&stage.registry, "alice");
+        assert_eq!(stage.routes.want(&user("alice")), Route::Pending);
+        stage.finishes();
+        stage.lets("+alice");
+        stage.settles("alice", Route::Bound);
+        assert!(back.takes_catch_up());
+        stage.down();
+    }
+
+    #[test]
+    fn who_leaves_while_being_bound_is_unbound() {
+        let mut stage = Stage::new();
+        stage.up();
+        let alice = Client::join(&stage.registry, "alice");
+        stage.routes.want(&user("alice"));
+        stage.sees("+alice");
+        alice.leave(&stage.registry);
+        stage.routes.release(&user("alice"));
+        stage.finishes();
+        stage.lets("-alice");
+        stage.down();
+        assert!(stage.bound.is_empty());
+    }
+
+    #[test]
+    fn after_the_broker_was_away_everyone_here_is_bound_and_who_left_is_not() {
+        let mut stage = Stage::new();
+        stage.up();
+        let [alice, bob] = ["alice", "bob"].map(|name| {
+            let client = Client::join(&stage.registry, name);
+            stage.routes.want(client.connection.user());
+            client
+        });
+        let first = stage.asked.recv().unwrap();
+        stage.finishes();
+        if first != "+alice+bob" {
+            stage.lets("+bob");
+        }
+        stage.settles("bob", Route::Bound);
+        assert!(alice.takes_catch_up());
+        let carol = Client::join(&stage.registry, "carol");
+        stage.routes.want(&user("carol"));
+        stage.sees("+carol");
+        stage.breaks();
+
+        carol.leave(&stage.registry);
+        stage.routes.release(&user("carol"));
+        bob.leave(&stage.registry);
+        let dave = Client::join(&stage.registry, "dave");
+        assert_eq!(stage.routes.want(&user("dave")), Route::Away);
+        stage.up();
+        stage.lets("+alice+dave");
+        let mut left = [stage.asked.recv().unwrap(), {
+            stage.finishes();
+            stage.asked.recv().unwrap()
+        }];
+        stage.finishes();
+        left.sort();
+        assert_eq!(left, ["-bob", "-carol"]);
+        assert!(alice.takes_catch_up() && dave.takes_catch_up());
+        stage.down();
+    }
+
+    #[test]
+    fn bursts_are_bounded() {
+        let mut stage = Stage::new();
+        let clients: Vec<_> = (0..=BURST)
+            .map(|number| Client::join(&stage.registry, &format!("u{number}")))
+            .collect();
+        stage.up();
+        for _ in 0..2 {
+            let burst = stage.asked.recv().unwrap();
+            assert!(burst.matches('+').count() <= BURST);
+            stage.finishes();
+        }
+        stage.down();
+        assert!(clients.iter().all(Client::takes_catch_up));
+    }
+
+    #[test]
+    fn the_in_process_bus_reaches_everyone() {
+        let routes = Routes::local(Arc::default());
+        assert_eq!(routes.want(&user("alice")), Route::Bound);
+        routes.release(&user("alice"));
+    }
+}

@@ -24,8 +24,6 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
 /// Where nobody listens, asking costs the broker nothing, and it is found soon when it returns.
 const RETRY_UNHEARD: Duration = Duration::from_secs(2);
-/// A session that held so long was no failed try.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// What the supervisor needs to know.
 #[derive(Debug, Clone)]
@@ -177,18 +175,14 @@ impl Watch {
         let link = Link::open(endpoint, &name, *heartbeat, &self.quit).map_err(Failure::Opening)?;
         *self.shared.cutter.lock() = Some(link.cutter());
         let session = Session::declare(&self.parts, link, !self.owned).map_err(Failure::Serving)?;
-        let mut up_since = None;
         let outcome = session.run(&self.quit, || {
-            up_since = Some(Instant::now());
             *self.shared.state.lock() = State::Up;
             info!("broker up address={}", self.settings.endpoint.address());
+            self.backoff.reset();
             if !mem::replace(&mut self.owned, true) {
                 (self.on_event)(BrokerEvent::Owned);
             }
         });
-        if up_since.is_some_and(|since| since.elapsed() > STABLE_AFTER) {
-            self.backoff.reset();
-        }
         outcome.map_err(Failure::Serving)
     }
 

@@ -14,6 +14,8 @@ pub mod accept;
 
 mod catch_up;
 mod dispatch;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod handshake;
 mod head;
 mod hold;

@@ -10,6 +10,7 @@ mod error;
 mod socket;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,24 +49,37 @@ impl Link {
     pub fn open(endpoint: &Endpoint, name: &str, heartbeat: Duration, quit: &Quit) -> Result<Self> {
         let (result, opened) = bounded(1);
         let (endpoint, name) = (endpoint.clone(), name.to_owned());
+        let at_login = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&at_login);
         thread::Builder::new()
             .name("amqp-open".into())
             // Nobody waits any more if the send fails: the link inside the error is dropped here.
-            .spawn(move || drop(result.send(Self::open_here(&endpoint, name, heartbeat))))
+            .spawn(move || drop(result.send(Self::open_here(&endpoint, name, heartbeat, &flag))))
             .map_err(|error| AmqpError::Lost(format!("no thread for connecting: {error}")))?;
         select! {
             recv(opened) -> link => link.unwrap_or_else(|_| Err(lost("connecting panicked"))),
             recv(quit.signal()) -> _ => Err(lost("told to stop")),
-            default(OPEN_TIMEOUT) => Err(lost("no answer from the broker within 3 s")),
+            // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
+            default(OPEN_TIMEOUT) => match at_login.load(Ordering::SeqCst) {
+                true => Err(bad_login()),
+                false => Err(lost("no answer from the broker within 3 s")),
+            },
         }
     }
 
-    fn open_here(endpoint: &Endpoint, name: String, heartbeat: Duration) -> Result<Self> {
-        let (socket, cutter) = socket::connect(&endpoint.address(), Instant::now() + OPEN_TIMEOUT)
-            .map_err(|error| match error.kind() {
+    fn open_here(
+        endpoint: &Endpoint,
+        name: String,
+        heartbeat: Duration,
+        at_login: &Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let deadline = Instant::now() + OPEN_TIMEOUT;
+        let (socket, cutter) = socket::connect(&endpoint.address(), deadline, at_login).map_err(
+            |error| match error.kind() {
                 std::io::ErrorKind::ConnectionRefused => AmqpError::NotListening(error.to_string()),
                 _ => AmqpError::Lost(format!("connecting: {error}")),
-            })?;
+            },
+        )?;
         let login =
             Auth::Plain { username: endpoint.user.clone(), password: endpoint.password.clone() };
         let options = ConnectionOptions::default()
@@ -367,6 +381,10 @@ impl Alarm {
     }
 }
 
+fn bad_login() -> AmqpError {
+    AmqpError::Refused("login: wrong user or password, or no answer".into())
+}
+
 fn lost(text: &str) -> AmqpError {
     AmqpError::Lost(text.into())
 }
@@ -379,10 +397,8 @@ fn told(error: Error, what: &str) -> AmqpError {
         | Error::ServerClosedConnection { code, message } => {
             error::closed_by_broker(code, &message, what)
         }
-        // amiquip says so of every connection that ends while the broker checks the login.
-        Error::InvalidCredentials => AmqpError::Refused(
-            "login: wrong user or password, or the connection ended meanwhile".into(),
-        ),
+        // amiquip says so of every connection that ends while the broker judges the login.
+        Error::InvalidCredentials => bad_login(),
         other => AmqpError::Lost(format!("{what}: {other}")),
     }
 }

@@ -3,6 +3,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use mio::{Evented, Poll, PollOpt, Ready, Token};
@@ -11,6 +13,7 @@ use mio::{Evented, Poll, PollOpt, Ready, Token};
 pub struct Socket {
     stream: mio::net::TcpStream,
     tuned: bool,
+    at_login: Arc<AtomicBool>,
 }
 
 /// Ends a [`Socket`] at once, whatever its peer does: the I/O thread reads its end, and every call
@@ -25,8 +28,13 @@ impl Cutter {
     }
 }
 
-/// Connects to the first address of `host:port` that accepts, by `deadline`.
-pub fn connect(address: &str, deadline: Instant) -> io::Result<(Socket, Cutter)> {
+/// Connects to the first address of `host:port` that accepts, by `deadline`. `at_login` is true
+/// while the broker judges the login.
+pub fn connect(
+    address: &str,
+    deadline: Instant,
+    at_login: &Arc<AtomicBool>,
+) -> io::Result<(Socket, Cutter)> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -38,7 +46,8 @@ pub fn connect(address: &str, deadline: Instant) -> io::Result<(Socket, Cutter)>
                 stream.set_nodelay(true)?;
                 let cutter = Cutter(stream.try_clone()?);
                 let stream = mio::net::TcpStream::from_stream(stream)?;
-                return Ok((Socket { stream, tuned: false }, cutter));
+                let at_login = Arc::clone(at_login);
+                return Ok((Socket { stream, tuned: false, at_login }, cutter));
             }
             Err(error) => last = error,
         }
@@ -46,14 +55,22 @@ pub fn connect(address: &str, deadline: Instant) -> io::Result<(Socket, Cutter)>
     Err(last)
 }
 
-/// The heartbeat, in seconds, that the start of a `connection.tune-ok` frame agrees to (AMQP
-/// 0-9-1, sections 2.3.5 and 1.4.2.6).
-fn agreed_heartbeat(frame: &[u8]) -> Option<u16> {
+/// What the client's side of the AMQP handshake says (AMQP 0-9-1, sections 1.4 and 2.3.5).
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    /// `connection.start-ok`: user and password.
+    Login,
+    /// `connection.tune-ok`: what both agree to; the heartbeat is in seconds.
+    Tuned { heartbeat: u16 },
+}
+
+/// Reads the start of a frame: a method frame on channel 0, its size; the class and the method.
+fn said(frame: &[u8]) -> Option<Said> {
     match frame {
-        // A method frame on channel 0, its size; class connection, method tune-ok; the largest
-        // channel and frame, and then the heartbeat.
+        [1, 0, 0, _, _, _, _, 0, 10, 0, 11, ..] => Some(Said::Login),
+        // The largest channel and frame, and then the heartbeat.
         &[1, 0, 0, _, _, _, _, 0, 10, 0, 31, _, _, _, _, _, _, high, low, ..] => {
-            Some(u16::from_be_bytes([high, low]))
+            Some(Said::Tuned { heartbeat: u16::from_be_bytes([high, low]) })
         }
         _ => None,
     }
@@ -61,16 +78,17 @@ fn agreed_heartbeat(frame: &[u8]) -> Option<u16> {
 
 impl Write for Socket {
     /// Refuses to agree to no heartbeat at all: amiquip would, and then a broker that stalls or a
-    /// cable that is pulled would never be noticed. The handshake goes in lockstep, so a tune-ok
-    /// is always the first thing in its write.
+    /// cable that is pulled would never be noticed. The handshake goes in lockstep, so each of its
+    /// frames is the first thing in its write.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if !self.tuned
-            && let Some(heartbeat) = agreed_heartbeat(bytes)
+            && let Some(said) = said(bytes)
         {
-            if heartbeat == 0 {
+            if said == (Said::Tuned { heartbeat: 0 }) {
                 return Err(io::Error::other("the broker has heartbeats switched off"));
             }
-            self.tuned = true;
+            self.tuned = said != Said::Login;
+            self.at_login.store(!self.tuned, Ordering::SeqCst);
         }
         self.stream.write(bytes)
     }
@@ -105,12 +123,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_heartbeat_is_read_from_a_tune_ok_alone() {
+    fn the_handshake_is_read_from_its_frames_alone() {
         let mut frame = vec![1, 0, 0, 0, 0, 0, 12, 0, 10, 0, 31, 7, 255, 0, 2, 0, 0, 0, 10, 0xCE];
-        assert_eq!(agreed_heartbeat(&frame), Some(10));
+        assert_eq!(said(&frame), Some(Said::Tuned { heartbeat: 10 }));
         frame[18] = 0;
-        assert_eq!(agreed_heartbeat(&frame), Some(0));
-        assert_eq!(agreed_heartbeat(b"AMQP\0\0\x09\x01"), None);
-        assert_eq!(agreed_heartbeat(&frame[..12]), None);
+        assert_eq!(said(&frame), Some(Said::Tuned { heartbeat: 0 }));
+        assert_eq!(said(b"AMQP\0\0\x09\x01"), None);
+        assert_eq!(said(&frame[..12]), None);
+        frame[10] = 11;
+        assert_eq!(said(&frame), Some(Said::Login));
     }
 }

@@ -1,0 +1,76 @@
+//! For unit tests: a User Service that knows some groups, and the other services unreachable.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::services::proto::*;
+use crate::services::{ErrorCode, Result, ServiceError, Services};
+
+#[derive(Default)]
+pub struct FakeUsers {
+    groups: Mutex<HashMap<String, Vec<String>>>,
+    failing: Mutex<Option<ErrorCode>>,
+    calls: AtomicUsize,
+}
+
+impl FakeUsers {
+    pub fn set(&self, group: &str, members: &[&str]) {
+        let members = members.iter().map(|&member| member.into()).collect();
+        self.groups.lock().insert(group.into(), members);
+    }
+
+    pub fn fail(&self, code: impl Into<Option<ErrorCode>>) {
+        *self.failing.lock() = code.into();
+    }
+
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+fn unreachable<T>() -> Result<T> {
+    Err(ServiceError::new(ErrorCode::ServiceUnavailable, "not in this test"))
+}
+
+impl Services for FakeUsers {
+    fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if let Some(code) = *self.failing.lock() {
+            return Err(ServiceError::new(code, "as told"));
+        }
+        let members = self.groups.lock().get(&request.group_id).cloned();
+        members.ok_or_else(|| ServiceError::new(ErrorCode::NotFound, "no such group"))
+    }
+    fn validate_token(&self, _: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
+        unreachable()
+    }
+    fn send_message(&self, _: SendMessageRequest) -> Result<SendMessageResponse> {
+        unreachable()
+    }
+    fn send_group_message(&self, _: SendGroupMessageRequest) -> Result<SendMessageResponse> {
+        unreachable()
+    }
+    fn history(&self, _: GetHistoryRequest) -> Result<GetHistoryResponse> {
+        unreachable()
+    }
+    fn group_history(&self, _: GetGroupHistoryRequest) -> Result<GetHistoryResponse> {
+        unreachable()
+    }
+    fn offline_messages(&self, _: GetOfflineMessagesRequest) -> Result<GetOfflineMessagesResponse> {
+        unreachable()
+    }
+    fn ack_messages(&self, _: AckMessagesRequest) -> Result<()> {
+        unreachable()
+    }
+    fn user_online(&self, _: UserOnlineRequest) -> Result<()> {
+        unreachable()
+    }
+    fn user_offline(&self, _: UserOfflineRequest) -> Result<()> {
+        unreachable()
+    }
+    fn renew_lease(&self, _: RenewLeaseRequest) -> Result<bool> {
+        unreachable()
+    }
+}

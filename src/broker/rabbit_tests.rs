@@ -1,0 +1,376 @@
+//! The broker side against a real RabbitMQ, and what it does to it: kill, stop, delete, refuse.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, unbounded};
+use prost::Message as _;
+
+use super::amqp::{AmqpError, Argument, Link};
+use super::fake::FakeUsers;
+use super::quit::Quit;
+use super::support::amqp::Amqp;
+use super::support::broker::Broker;
+use super::support::wait::{wait_until, wait_until_within};
+use super::topology::{DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, Topology};
+use super::*;
+use crate::client::fixture::Client;
+use crate::ids::UserId;
+use crate::registry::Registry;
+use crate::services::ErrorCode;
+use crate::services::proto::Message;
+
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// A gateway's broker side.
+struct Side {
+    registry: Arc<Registry>,
+    users: Arc<FakeUsers>,
+    routes: Arc<Routes>,
+    events: Receiver<BrokerEvent>,
+    supervisor: Supervisor,
+}
+
+fn side(url: &str) -> Side {
+    let (users, registry) = (Arc::new(FakeUsers::default()), Arc::new(Registry::default()));
+    let ttl = Duration::from_secs(3_600);
+    let deliver = Arc::new(Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl));
+    let routes = Arc::new(Routes::new(Arc::clone(&registry)));
+    let settings = Settings {
+        endpoint: Endpoint::parse(url).unwrap(),
+        gateway_id: "g".into(),
+        heartbeat: HEARTBEAT,
+        prefetch: 64,
+    };
+    let (tell, events) = unbounded();
+    let on_event = move |event| drop(tell.send(event));
+    let supervisor = Supervisor::start(settings, deliver, Arc::clone(&routes), on_event).unwrap();
+    Side { registry, users, routes, events, supervisor }
+}
+
+impl Side {
+    fn up(url: &str) -> Self {
+        let side = side(url);
+        side.comes_up();
+        assert_eq!(side.events.try_recv(), Ok(BrokerEvent::Owned));
+        side
+    }
+
+    fn comes_up(&self) {
+        wait_until("the broker is up", || self.supervisor.is_up());
+    }
+
+    fn goes_down(&self) -> String {
+        wait_until("the broker is down", || !self.supervisor.is_up());
+        self.supervisor.check().unwrap_err()
+    }
+
+    /// Connects and waits for the route.
+    fn join(&self, user: &str) -> Client {
+        let client = Client::join(&self.registry, user);
+        self.is_routed(user);
+        client
+    }
+
+    fn is_routed(&self, user: &str) {
+        let user = UserId::new(user).unwrap();
+        wait_until("a route", || self.routes.want(&user) == Route::Bound);
+    }
+
+    fn stop(self) {
+        let began = Instant::now();
+        self.supervisor.stop(began + Duration::from_secs(5));
+        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    }
+}
+
+fn publication(id: &str, exchange: &str, key: &str) -> Publication {
+    let message = Message {
+        id: id.into(),
+        from_user_id: "alice".into(),
+        to_user_id: key.strip_prefix("user.").unwrap_or("nobody").into(),
+        group_id: key.strip_prefix("group.").unwrap_or_default().into(),
+        ..Message::default()
+    };
+    let body = message.encode_to_vec();
+    Publication {
+        exchange: exchange.into(),
+        routing_key: key.into(),
+        kind: KIND_MESSAGE.into(),
+        body,
+    }
+}
+
+fn to_bob(ids: impl IntoIterator<Item = u32>) -> Vec<Publication> {
+    let one = |id| publication(&format!("m{id}"), DIRECT_EXCHANGE, "user.bob");
+    ids.into_iter().map(one).collect()
+}
+
+fn publisher(url: &str) -> AmqpPublisher {
+    AmqpPublisher::new(Endpoint::parse(url).unwrap(), HEARTBEAT, Duration::from_secs(2))
+}
+
+fn receives(client: &mut Client, ids: impl IntoIterator<Item = u32>) {
+    for id in ids {
+        let frame = client.next();
+        assert!(frame.contains(&format!(r#""id":"m{id}""#)), "instead of m{id}: {frame}");
+    }
+}
+
+fn open(url: &str) -> Link {
+    let endpoint = Endpoint::parse(url).unwrap();
+    Link::open(&endpoint, "test", HEARTBEAT, &Quit::never()).unwrap()
+}
+
+#[test]
+fn what_is_published_arrives_in_order_and_is_acknowledged() {
+    let url = Broker::shared().vhost();
+    let side = Side::up(&url);
+    let mut bob = side.join("bob");
+    assert!(bob.takes_catch_up(), "a confirmed route asks for it");
+    publisher(&url).publish(&to_bob(0..1_000)).unwrap();
+    receives(&mut bob, 0..1_000);
+    // Stopping acknowledges and deletes: nothing is left to see.
+    side.stop();
+    let mut link = open(&url);
+    let error = link.channel().unwrap().bind("queue.gateway.g.single", DIRECT_EXCHANGE, "k");
+    assert!(matches!(error, Err(AmqpError::Lost(text)) if text.contains("NOT_FOUND")));
+}
+
+#[test]
+fn an_acknowledged_part_of_a_batch_does_not_come_again() {
+    let url = Broker::shared().vhost();
+    let side = Side::up(&url);
+    let mut bob = side.join("bob");
+    publisher(&url).publish(&to_bob(0..3)).unwrap();
+    receives(&mut bob, 0..3);
+    let unacked = |url: &str| {
+        let vhost = url.rsplit_once('/').unwrap().1.to_owned();
+        let arguments = ["-p", &vhost, "list_queues", "--no-table-headers", "name", "messages"];
+        Broker::shared().rabbitmqctl(&arguments)
+    };
+    wait_until("all is acknowledged", || unacked(&url).contains("g.single\t0"));
+    side.stop();
+}
+
+#[test]
+fn dead_letters_are_set_aside_once_and_the_queue_moves_on() {
+    let url = Broker::shared().vhost();
+    let side = Side::up(&url);
+    let mut bob = side.join("bob");
+    let mut batch = to_bob(0..4);
+    batch[1].body = b"junk".to_vec();
+    batch[2].kind = "unknown".into();
+    publisher(&url).publish(&batch).unwrap();
+    receives(&mut bob, [0, 3]);
+    let amqp = Amqp::open(&url);
+    wait_until("two dead letters", || amqp.ready(DEAD_LETTER_QUEUE) == 2);
+    assert_eq!(amqp.take(DEAD_LETTER_QUEUE).unwrap().body, b"junk");
+    side.stop();
+}
+
+#[test]
+fn a_missing_user_service_holds_up_groups_alone() {
+    let url = Broker::shared().vhost();
+    let side = Side::up(&url);
+    let mut bob = side.join("bob");
+    side.users.fail(ErrorCode::ServiceUnavailable);
+    side.users.set("team", &["bob"]);
+    let mut publisher = publisher(&url);
+    publisher.publish(&[publication("m1", TOPIC_EXCHANGE, "group.team")]).unwrap();
+    publisher.publish(&to_bob(2..3)).unwrap();
+    receives(&mut bob, 2..3);
+    wait_until("it is asked for again", || side.users.calls() > 1);
+    side.users.fail(None);
+    receives(&mut bob, 1..2);
+    side.stop();
+}
+
+#[test]
+fn stopping_while_the_user_service_is_missing_is_quick() {
+    let url = Broker::shared().vhost();
+    let side = Side::up(&url);
+    side.users.fail(ErrorCode::ServiceUnavailable);
+    publisher(&url).publish(&[publication("m1", TOPIC_EXCHANGE, "group.team")]).unwrap();
+    wait_until("it is asked for again", || side.users.calls() > 1);
+    side.stop();
+}
+
+#[test]
+fn a_user_who_left_is_unbound_and_many_are_bound_in_bursts() {
+    let url = Broker::shared().vhost();
+    let side = Side::up(&url);
+    let users: Vec<_> = (0..600).map(|n| UserId::new(&format!("u{n}")).unwrap()).collect();
+    let bob = side.join("bob");
+    for user in &users {
+        side.routes.want(user);
+    }
+    wait_until_within(Duration::from_secs(60), "all are bound", || {
+        users.iter().all(|user| side.routes.want(user) == Route::Bound)
+    });
+    bob.leave(&side.registry);
+    side.routes.release(bob.connection.user());
+    let vhost = url.rsplit_once('/').unwrap().1;
+    let bindings = ["-p", vhost, "list_bindings", "routing_key"];
+    wait_until("bob is unbound", || {
+        let keys = Broker::shared().rabbitmqctl(&bindings);
+        !keys.lines().any(|key| key == "user.bob") && keys.lines().any(|key| key == "user.u599")
+    });
+    side.stop();
+}
+
+#[test]
+fn a_second_gateway_with_the_same_id_gives_up_and_the_first_goes_on() {
+    let url = Broker::shared().vhost();
+    let first = Side::up(&url);
+    let mut bob = first.join("bob");
+    let second = side(&url);
+    let event = second.events.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(
+        matches!(&event, BrokerEvent::Fatal(reason) if reason.contains("gateway.id \"g\"")),
+        "{event:?}"
+    );
+    assert!(!second.supervisor.is_up());
+    second.stop();
+    publisher(&url).publish(&to_bob(0..1)).unwrap();
+    receives(&mut bob, 0..1);
+    first.stop();
+}
+
+#[test]
+fn wrong_arguments_are_fatal_at_start_and_named() {
+    let url = Broker::shared().vhost();
+    let mut link = open(&url);
+    let channel = link.channel().unwrap();
+    channel.declare_queue(DEAD_LETTER_QUEUE, &[("x-max-length", Argument::Number(1))]).unwrap();
+    let side = side(&url);
+    let event = side.events.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(
+        matches!(&event, BrokerEvent::Fatal(reason)
+            if reason.contains(DEAD_LETTER_QUEUE) && reason.contains("x-max-length")),
+        "{event:?}"
+    );
+    side.stop();
+}
+
+#[test]
+fn queues_that_a_crash_left_are_made_afresh() {
+    let url = Broker::shared().vhost();
+    {
+        let mut link = open(&url);
+        let channel = link.channel().unwrap();
+        Topology::new("g").declare(&channel).unwrap();
+        let key = "user.elsewhere";
+        channel.bind("queue.gateway.g.single", DIRECT_EXCHANGE, key).unwrap();
+    }
+    let side = Side::up(&url);
+    let vhost = url.rsplit_once('/').unwrap().1;
+    let keys = Broker::shared().rabbitmqctl(&["-p", vhost, "list_bindings", "routing_key"]);
+    assert!(!keys.contains("user.elsewhere"), "{keys}");
+    side.stop();
+}
+
+#[test]
+fn a_deleted_queue_is_declared_again() {
+    let url = Broker::shared().vhost();
+    let side = Side::up(&url);
+    let mut bob = side.join("bob");
+    assert!(bob.takes_catch_up());
+    Amqp::open(&url).delete_queue("queue.gateway.g.presence");
+    assert!(side.goes_down().contains("deleted"));
+    side.comes_up();
+    side.is_routed("bob");
+    assert!(bob.takes_catch_up());
+    publisher(&url).publish(&to_bob(0..1)).unwrap();
+    receives(&mut bob, 0..1);
+    side.stop();
+}
+
+#[test]
+fn a_refused_login_is_no_reason_to_give_up_and_shows_no_password() {
+    let url = Broker::shared().vhost().replace("guest:guest", "guest:hush");
+    let side = side(&url);
+    wait_until("the login is refused", || {
+        side.supervisor.check().unwrap_err().contains("password")
+    });
+    assert!(!side.supervisor.check().unwrap_err().contains("hush"));
+    assert!(side.events.is_empty());
+    side.stop();
+}
+
+#[test]
+fn a_broker_that_is_killed_and_restarted_is_found_again() {
+    let broker = Broker::private();
+    let url = broker.vhost();
+    let side = Side::up(&url);
+    let mut bob = side.join("bob");
+    let mut publisher = publisher(&url);
+    publisher.publish(&to_bob(0..10)).unwrap();
+    receives(&mut bob, 0..10);
+    assert!(bob.takes_catch_up());
+
+    broker.kill9();
+    side.goes_down();
+    assert_eq!(side.routes.want(bob.connection.user()), Route::Away);
+    assert!(publisher.publish(&to_bob(10..11)).is_err());
+    let alice = Client::join(&side.registry, "alice");
+    broker.restart();
+    let answered = Instant::now();
+    side.comes_up();
+    side.is_routed("bob");
+    assert!(answered.elapsed() < Duration::from_secs(5), "{:?}", answered.elapsed());
+    side.is_routed("alice");
+    assert!(bob.takes_catch_up() && alice.takes_catch_up());
+    publisher.publish(&to_bob(10..20)).unwrap();
+    receives(&mut bob, 10..20);
+    side.stop();
+}
+
+#[test]
+fn a_broker_that_stalls_is_noticed_and_left_in_time() {
+    let broker = Broker::private();
+    let url = broker.vhost();
+    let side = Side::up(&url);
+    let _bob = side.join("bob");
+    broker.stop_signal();
+    let stalled = Instant::now();
+    side.goes_down();
+    assert!(stalled.elapsed() < 2 * HEARTBEAT + Duration::from_secs(2), "{:?}", stalled.elapsed());
+    broker.cont_signal();
+    side.comes_up();
+    broker.stop_signal();
+    side.stop();
+    broker.cont_signal();
+}
+
+#[test]
+fn an_alarm_costs_a_publisher_a_timeout_and_the_consumers_nothing() {
+    let broker = Broker::private();
+    let url = broker.vhost();
+    let side = Side::up(&url);
+    let mut bob = side.join("bob");
+    let mut publisher = publisher(&url);
+    publisher.publish(&to_bob(0..1)).unwrap();
+    broker.memory_alarm(true);
+    for _ in 0..2 {
+        let began = Instant::now();
+        let error = publisher.publish(&to_bob(1..3)).unwrap_err();
+        assert!(error.0.contains("alarm"), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(4));
+    }
+    assert!(side.supervisor.is_up());
+    broker.memory_alarm(false);
+    // The client tells by the ids what has come twice.
+    publisher.publish(&to_bob(1..4)).unwrap();
+    receives(&mut bob, 0..4);
+    side.stop();
+}
+
+#[test]
+fn publishing_declares_what_it_needs() {
+    let url = Broker::shared().vhost();
+    publisher(&url).publish(&to_bob(0..1)).unwrap();
+    let amqp = Amqp::open(&url);
+    amqp.publish(DEAD_LETTER_EXCHANGE, "", "", b"x");
+    assert_eq!(amqp.ready(DEAD_LETTER_QUEUE), 1);
+}
