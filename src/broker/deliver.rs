@@ -232,6 +232,14 @@ impl Hand {
     }
 }
 
+impl Drop for Hand {
+    /// However a consumer ends: a frame that is enqueued and not written would wait for ever, since
+    /// the next one finds the outbox not empty and leaves the flush to whoever was first.
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 /// Remembers the connection if this was the first frame in its outbox; otherwise whoever put the
 /// first one there flushes this one too.
 fn enqueue(touched: &mut Vec<Arc<Connection>>, connection: Arc<Connection>, push: &Push) {
@@ -275,10 +283,7 @@ mod tests {
 
     impl Scene {
         fn take(&self, queue: Queue, key: &str, kind: &str, body: &[u8]) -> Taken {
-            let mut hand = self.deliver.hand(queue);
-            let taken = hand.take(&Delivery { routing_key: key, kind, body });
-            hand.flush();
-            taken
+            self.deliver.hand(queue).take(&Delivery { routing_key: key, kind, body })
         }
     }
 
@@ -326,6 +331,19 @@ mod tests {
         assert_eq!(hand.touched.len(), 1, "one flush for both");
         hand.flush();
         assert!(bob.next().contains("m1") && bob.next().contains("m2"));
+    }
+
+    #[test]
+    fn a_hand_that_is_dropped_leaves_nothing_unwritten() {
+        let s = scene();
+        let mut bob = Client::join(&s.registry, "bob");
+        let body = message("m1", "alice", "bob").encode_to_vec();
+        s.deliver.hand(Queue::Single).take(&Delivery {
+            routing_key: "user.bob",
+            kind: "",
+            body: &body,
+        });
+        assert!(bob.next().contains("m1"));
     }
 
     #[test]
