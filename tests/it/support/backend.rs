@@ -1,0 +1,256 @@
+//! A backend that does what a test tells it: answers, delays and errors for each call, and servers
+//! that speak no gRPC at all. In this process, on a runtime of its own.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Request, Response, Status};
+use ws_gateway::services::proto::message_service_server::{MessageService, MessageServiceServer};
+use ws_gateway::services::proto::presence_service_server::{PresenceService, PresenceServiceServer};
+use ws_gateway::services::proto::user_service_server::{UserService, UserServiceServer};
+use ws_gateway::services::proto::*;
+
+/// The three services. By default the token `<user>-token` lets `<user>` in, a message is accepted
+/// and goes nowhere, and there is no group, no history and nothing unread.
+pub struct Backend {
+    pub addr: SocketAddr,
+    state: Arc<State>,
+    runtime: Option<Runtime>,
+}
+
+#[derive(Default)]
+struct State {
+    rules: Mutex<HashMap<&'static str, Rule>>,
+    answers: Mutex<Answers>,
+    calls: Mutex<HashMap<&'static str, u64>>,
+}
+
+/// What a call does before it is answered, named as in the contract (`"SendMessage"`).
+#[derive(Clone, Default)]
+struct Rule {
+    delay: Duration,
+    error: Option<Code>,
+}
+
+/// What is answered, where it is not the default.
+#[derive(Default)]
+pub struct Answers {
+    pub token: Option<ValidateTokenResponse>,
+    pub members: HashMap<String, Vec<String>>,
+    pub sent: Option<SendMessageResponse>,
+    pub history: GetHistoryResponse,
+    pub offline: GetOfflineMessagesResponse,
+    pub lease_unknown: bool,
+}
+
+impl Backend {
+    pub fn start() -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Starts one at an address that was given away before.
+    pub fn start_at(addr: SocketAddr) -> Self {
+        let state = Arc::new(State::default());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("fake-backend")
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let incoming = {
+            let _inside = runtime.enter();
+            TcpIncoming::bind(addr).expect("an address to listen at").with_nodelay(Some(true))
+        };
+        let addr = incoming.local_addr().expect("a bound address");
+        let server = tonic::transport::Server::builder()
+            .add_service(UserServiceServer::new(Fake(Arc::clone(&state))))
+            .add_service(MessageServiceServer::new(Fake(Arc::clone(&state))))
+            .add_service(PresenceServiceServer::new(Fake(Arc::clone(&state))))
+            .serve_with_incoming(incoming);
+        runtime.spawn(server);
+        Self { addr, state, runtime: Some(runtime) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// From now on this call fails with `code`.
+    pub fn fail(&self, call: &'static str, code: Code) {
+        self.rule(call, Rule { error: Some(code), ..Rule::default() });
+    }
+
+    /// From now on this call takes so long before it is answered.
+    pub fn slow(&self, call: &'static str, delay: Duration) {
+        self.rule(call, Rule { delay, error: None });
+    }
+
+    /// Ends [`fail`](Self::fail) and [`slow`](Self::slow).
+    pub fn heal(&self, call: &'static str) {
+        self.rule(call, Rule::default());
+    }
+
+    /// Changes what is answered.
+    pub fn answer(&self, change: impl FnOnce(&mut Answers)) {
+        change(&mut self.state.answers.lock().unwrap());
+    }
+
+    /// How often this call came.
+    pub fn calls(&self, call: &'static str) -> u64 {
+        self.state.calls.lock().unwrap().get(call).copied().unwrap_or_default()
+    }
+
+    fn rule(&self, call: &'static str, rule: Rule) {
+        self.state.rules.lock().unwrap().insert(call, rule);
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // Open calls are dropped with their connections.
+        self.runtime.take().expect("dropped once").shutdown_background();
+    }
+}
+
+struct Fake(Arc<State>);
+
+impl Fake {
+    /// Counts the call and does what its rule says.
+    async fn came(&self, call: &'static str) -> Result<(), Status> {
+        *self.0.calls.lock().unwrap().entry(call).or_default() += 1;
+        let rule = self.0.rules.lock().unwrap().get(call).cloned().unwrap_or_default();
+        tokio::time::sleep(rule.delay).await;
+        match rule.error {
+            Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts the call, does what its rule says, and answers.
+    async fn answer<T>(
+        &self,
+        call: &'static str,
+        answer: impl FnOnce(&mut Answers) -> Result<T, Status>,
+    ) -> Result<Response<T>, Status> {
+        self.came(call).await?;
+        answer(&mut self.0.answers.lock().unwrap()).map(Response::new)
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl UserService for Fake {
+    async fn validate_token(
+        &self,
+        request: Request<ValidateTokenRequest>,
+    ) -> Answer<ValidateTokenResponse> {
+        let token = request.into_inner().token;
+        self.answer("ValidateToken", |answers| {
+            let user = token.strip_suffix("-token").ok_or(Status::unauthenticated("no such token"))?;
+            let usual = ValidateTokenResponse { user_id: user.into(), expires_at: 0 };
+            Ok(answers.token.clone().unwrap_or(usual))
+        })
+        .await
+    }
+
+    async fn get_group_members(
+        &self,
+        request: Request<GetGroupMembersRequest>,
+    ) -> Answer<GetGroupMembersResponse> {
+        let group = request.into_inner().group_id;
+        self.answer("GetGroupMembers", |answers| {
+            let members = answers.members.get(&group).cloned();
+            let user_ids = members.ok_or(Status::not_found("no such group"))?;
+            Ok(GetGroupMembersResponse { user_ids })
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl MessageService for Fake {
+    async fn send_message(&self, _: Request<SendMessageRequest>) -> Answer<SendMessageResponse> {
+        self.answer("SendMessage", |answers| Ok(sent(answers))).await
+    }
+
+    async fn send_group_message(
+        &self,
+        _: Request<SendGroupMessageRequest>,
+    ) -> Answer<SendMessageResponse> {
+        self.answer("SendGroupMessage", |answers| Ok(sent(answers))).await
+    }
+
+    async fn get_history(&self, _: Request<GetHistoryRequest>) -> Answer<GetHistoryResponse> {
+        self.answer("GetHistory", |answers| Ok(answers.history.clone())).await
+    }
+
+    async fn get_group_history(
+        &self,
+        _: Request<GetGroupHistoryRequest>,
+    ) -> Answer<GetHistoryResponse> {
+        self.answer("GetGroupHistory", |answers| Ok(answers.history.clone())).await
+    }
+
+    async fn get_offline_messages(
+        &self,
+        _: Request<GetOfflineMessagesRequest>,
+    ) -> Answer<GetOfflineMessagesResponse> {
+        self.answer("GetOfflineMessages", |answers| Ok(answers.offline.clone())).await
+    }
+
+    async fn ack_messages(&self, _: Request<AckMessagesRequest>) -> Answer<AckMessagesResponse> {
+        self.answer("AckMessages", |_| Ok(AckMessagesResponse {})).await
+    }
+}
+
+#[tonic::async_trait]
+impl PresenceService for Fake {
+    async fn user_online(&self, _: Request<UserOnlineRequest>) -> Answer<UserOnlineResponse> {
+        self.answer("UserOnline", |_| Ok(UserOnlineResponse {})).await
+    }
+
+    async fn user_offline(&self, _: Request<UserOfflineRequest>) -> Answer<UserOfflineResponse> {
+        self.answer("UserOffline", |_| Ok(UserOfflineResponse {})).await
+    }
+
+    async fn renew_lease(&self, _: Request<RenewLeaseRequest>) -> Answer<RenewLeaseResponse> {
+        self.answer("RenewLease", |answers| Ok(RenewLeaseResponse { known: !answers.lease_unknown })).await
+    }
+}
+
+fn sent(answers: &Answers) -> SendMessageResponse {
+    let usual = SendMessageResponse { id: "m1".into(), timestamp: 1_700_000_000 };
+    answers.sent.clone().unwrap_or(usual)
+}
+
+/// A server that answers whatever comes with something that is no gRPC. It ends with this process.
+pub fn garbage_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("a bound address");
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            thread::spawn(move || {
+                let mut bytes = [0; 1024];
+                while matches!(stream.read(&mut bytes), Ok(1..)) {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+                }
+            });
+        }
+    });
+    format!("http://{addr}")
+}
+
+/// A server that takes connections and never answers, as long as the listener lives.
+pub fn silent_server() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("a bound address"));
+    (listener, url)
+}

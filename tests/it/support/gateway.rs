@@ -1,0 +1,177 @@
+//! The built binary, as a gateway and as `ws-gateway services`.
+
+use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::process::{Process, Signal};
+use super::settings::{Settings, token_of};
+use super::raw::{Raw, Response};
+use super::{Client, wait_until, watchdog};
+
+/// The binary that cargo built for these tests.
+pub fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_ws-gateway"))
+}
+
+/// Runs the binary to its end in an empty directory.
+pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
+    let mut command = binary();
+    command.args(arguments).envs(variables.iter().copied()).current_dir(watchdog::directory("run"));
+    let mut process = Process::start(format!("ws-gateway {}", arguments.join(" ")), &mut command);
+    let code = process.exit_code();
+    Outcome { code, stdout: process.stdout(), stderr: process.stderr() }
+}
+
+/// How a process that ended by itself did so.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// A running gateway.
+pub struct Gateway {
+    process: Process,
+    pub addr: SocketAddr,
+    pub path: String,
+    pub directory: PathBuf,
+}
+
+impl Gateway {
+    /// Starts one and waits until it listens.
+    pub fn start(settings: &Settings) -> Self {
+        let (process, directory) = Self::launch(settings, &[]);
+        Self::listening(process, directory)
+    }
+
+    /// Starts one whose address is that of one which is gone: clients know the way.
+    pub fn start_at(addr: SocketAddr, settings: &Settings) -> Self {
+        Self::start(&settings.clone().set("listen.addr", addr.to_string()))
+    }
+
+    /// Starts the process and its directory, without a wait.
+    pub fn launch(settings: &Settings, variables: &[(&str, &str)]) -> (Process, PathBuf) {
+        let directory = watchdog::directory("gateway");
+        let mut command = binary();
+        command.arg("--config").arg(settings.write(&directory));
+        command.envs(variables.iter().copied()).current_dir(&directory);
+        (Process::start("the gateway", &mut command), directory)
+    }
+
+    /// Waits until a launched gateway listens.
+    pub fn listening(mut process: Process, directory: PathBuf) -> Self {
+        let url = process.stdout_line("listening ws://");
+        let slash = url.find('/').expect("a path in the line that says where it listens");
+        let addr = url[..slash].parse().expect("an address in that line");
+        Self { process, addr, path: url[slash..].into(), directory }
+    }
+
+    /// Connects `user` with their usual token.
+    pub fn connect(&self, user: &str) -> Client {
+        Client::connect(self, &token_of(user))
+    }
+
+    pub fn raw(&self) -> Raw {
+        Raw::connect(self.addr)
+    }
+
+    /// A raw socket that is past the handshake and has read `connected`.
+    pub fn raw_session(&self, user: &str) -> Raw {
+        let mut raw = self.raw();
+        raw.upgrade(&self.path, &token_of(user));
+        raw
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        self.raw().get(path)
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.get("/readyz").status == 200
+    }
+
+    pub fn wait_ready(&self) {
+        wait_until("the gateway is ready", || self.is_ready());
+    }
+
+    /// SIGTERM, and the exit code.
+    pub fn stop(mut self) -> i32 {
+        self.process.signal(Signal::TERM);
+        self.process.exit_code()
+    }
+}
+
+/// A running `ws-gateway services`.
+pub struct Services {
+    process: Process,
+    pub addr: SocketAddr,
+    directory: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Services {
+    /// Starts the services with a database file of their own, and waits until they listen.
+    pub fn start(settings: &Settings, broker: &str) -> Self {
+        let directory = watchdog::directory("services");
+        let database = directory.join("services.db").display().to_string();
+        let config = settings.write(&directory).display().to_string();
+        let arguments = ["--broker", broker, "--database", &database, "--config", &config];
+        let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
+        let (process, addr) = Self::run("127.0.0.1:0", &directory, &arguments);
+        Self { process, addr, directory, arguments }
+    }
+
+    fn run(listen: &str, directory: &Path, arguments: &[String]) -> (Process, SocketAddr) {
+        let mut command = binary();
+        command.args(["services", "--listen", listen]).args(arguments).current_dir(directory);
+        let mut process = Process::start("the services", &mut command);
+        let addr = process.stdout_line("listening grpc http://").parse();
+        (process, addr.expect("an address in the line that says where it listens"))
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Kills them, and starts them again on the same port and database.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        self.start_again();
+    }
+
+    /// After a kill: the same port, database and configuration file.
+    pub fn start_again(&mut self) {
+        let listen = self.addr.to_string();
+        self.process = Self::run(&listen, &self.directory, &self.arguments).0;
+    }
+
+    /// Has them read another configuration: SIGHUP.
+    pub fn reload(&self, settings: &Settings) {
+        settings.write(&self.directory);
+        self.process.signal(Signal::HUP);
+    }
+}
+
+macro_rules! is_a_process {
+    ($name:ident) => {
+        impl Deref for $name {
+            type Target = Process;
+
+            fn deref(&self) -> &Process {
+                &self.process
+            }
+        }
+
+        impl DerefMut for $name {
+            fn deref_mut(&mut self) -> &mut Process {
+                &mut self.process
+            }
+        }
+    };
+}
+
+is_a_process!(Gateway);
+is_a_process!(Services);

@@ -1,0 +1,28 @@
+//! What the tests stand on: processes, a broker, clients, a raw socket, a scriptable backend, and
+//! the ledger of what was sent and received.
+//!
+//! Every wait has a deadline and fails with what it waited for; every server has a free port; no
+//! process and no directory outlives the test process, however that ends ([`watchdog`]).
+
+#![allow(dead_code, reason = "the tests of faults and limits use all of it")]
+
+pub mod amqp;
+pub mod backend;
+pub mod broker;
+pub mod client;
+pub mod cluster;
+pub mod gateway;
+pub mod ledger;
+pub mod process;
+pub mod raw;
+pub mod settings;
+pub mod wait;
+pub mod watchdog;
+
+pub use client::{Client, Ended, Event};
+pub use cluster::Cluster;
+pub use gateway::{Gateway, Services};
+pub use process::Process;
+pub use raw::Raw;
+pub use settings::Settings;
+pub use wait::{DEADLINE, wait_until};

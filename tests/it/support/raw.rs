@@ -1,0 +1,285 @@
+//! A raw TCP socket: HTTP heads and WebSocket frames byte by byte, also such as no client library
+//! would send.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::DEADLINE;
+
+pub const CONTINUATION: u8 = 0x0;
+pub const TEXT: u8 = 0x1;
+pub const BINARY: u8 = 0x2;
+pub const CLOSE: u8 = 0x8;
+pub const PING: u8 = 0x9;
+pub const PONG: u8 = 0xA;
+/// The bit of a frame's first byte that says: the message ends here.
+pub const FIN: u8 = 0x80;
+
+/// The key and its answer of RFC 6455, section 1.3.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// One connection.
+pub struct Raw {
+    stream: TcpStream,
+    /// Read and not yet consumed.
+    buffer: Vec<u8>,
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+/// A WebSocket frame from the gateway.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub fin: bool,
+    pub opcode: u8,
+    pub payload: Vec<u8>,
+}
+
+impl Raw {
+    pub fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&addr, DEADLINE)
+            .unwrap_or_else(|error| panic!("{addr} is not reached: {error}"));
+        stream.set_nodelay(true).expect("a socket option");
+        stream.set_write_timeout(Some(DEADLINE)).expect("a socket option");
+        Self { stream, buffer: Vec::new() }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.try_send(bytes).expect("the gateway reads");
+    }
+
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref())
+    }
+
+    /// Sends a GET with these headers besides Host, and returns the answer.
+    pub fn get_with(&mut self, path: &str, headers: &[(&str, &str)]) -> Response {
+        self.send(head("GET", path, headers));
+        self.response()
+    }
+
+    pub fn get(&mut self, path: &str) -> Response {
+        self.get_with(path, &[])
+    }
+
+    /// Sends a complete upgrade with this token, and returns the answer.
+    pub fn try_upgrade(&mut self, path: &str, token: &str) -> Response {
+        let bearer = format!("Bearer {token}");
+        let mut headers = UPGRADE.to_vec();
+        headers.push(("Authorization", &bearer));
+        self.get_with(path, &headers)
+    }
+
+    /// Upgrades, and reads `connected`, which it returns.
+    pub fn upgrade(&mut self, path: &str, token: &str) -> Value {
+        let response = self.try_upgrade(path, token);
+        assert_eq!(response.status, 101, "{response:?}");
+        assert_eq!(response.header("sec-websocket-accept"), Some(ACCEPT), "{response:?}");
+        let connected = self.json();
+        assert_eq!(connected["type"], "connected", "{connected}");
+        connected
+    }
+
+    /// Reads an HTTP answer; its body is as long as Content-Length says.
+    pub fn response(&mut self) -> Response {
+        let end = loop {
+            if let Some(place) = self.buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                break place + 4;
+            }
+            assert!(self.fill(), "no whole head: {:?}", String::from_utf8_lossy(&self.buffer));
+        };
+        let head = String::from_utf8(self.take(end)).expect("an ASCII head");
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 "));
+        let status = status.and_then(|rest| rest.split(' ').next()?.parse().ok());
+        let headers = lines.filter_map(|line| line.split_once(':'));
+        let headers = headers.map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()));
+        let mut response = Response {
+            status: status.unwrap_or_else(|| panic!("no status line: {head}")),
+            headers: headers.collect(),
+            body: String::new(),
+        };
+        let length = response.header("content-length").map_or(0, |text| text.parse().expect("a number"));
+        response.body = String::from_utf8(self.exactly(length)).expect("a UTF-8 body");
+        response
+    }
+
+    /// Sends one masked frame. `first` is its first byte: FIN, reserved bits, opcode.
+    pub fn frame(&mut self, first: u8, payload: impl AsRef<[u8]>) {
+        self.send(frame(first, payload.as_ref()));
+    }
+
+    pub fn text(&mut self, text: impl AsRef<[u8]>) {
+        self.frame(FIN | TEXT, text);
+    }
+
+    /// The next frame; `None` when the connection ended first.
+    pub fn try_read_frame(&mut self) -> Option<Frame> {
+        while self.buffer.len() < 2 {
+            if !self.fill() {
+                return None;
+            }
+        }
+        let start = self.exactly(2);
+        assert_eq!(start[1] & 0x80, 0, "a server's frames are not masked");
+        let length = match start[1] {
+            126 => usize::from(u16::from_be_bytes(self.exactly(2).try_into().expect("2 bytes"))),
+            127 => u64::from_be_bytes(self.exactly(8).try_into().expect("8 bytes")) as usize,
+            short => usize::from(short),
+        };
+        let payload = self.exactly(length);
+        Some(Frame { fin: start[0] & FIN != 0, opcode: start[0] & 0x0f, payload })
+    }
+
+    pub fn read_frame(&mut self) -> Frame {
+        self.try_read_frame().expect("a frame before the connection ends")
+    }
+
+    /// The next text frame as JSON; pings and pongs are passed over.
+    pub fn json(&mut self) -> Value {
+        loop {
+            let frame = self.read_frame();
+            match frame.opcode {
+                TEXT => return serde_json::from_slice(&frame.payload).expect("JSON"),
+                PING | PONG => {}
+                _ => panic!("waits for a text frame: {frame:?}"),
+            }
+        }
+    }
+
+    /// The next text frame that `is_it`.
+    pub fn json_that(&mut self, is_it: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let value = self.json();
+            if is_it(&value) {
+                return value;
+            }
+        }
+    }
+
+    /// Reads up to a Close frame and returns its code, 1005 when it has none; `None` when the
+    /// connection ends without one.
+    pub fn close_code(&mut self) -> Option<u16> {
+        let close = std::iter::from_fn(|| self.try_read_frame()).find(|frame| frame.opcode == CLOSE)?;
+        let code = close.payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+        assert!(str::from_utf8(close.payload.get(2..).unwrap_or_default()).is_ok(), "{close:?}");
+        Some(code.unwrap_or(1005))
+    }
+
+    /// Reads up to a Close with this code and then to the end of the stream.
+    pub fn expect_close(&mut self, code: u16) {
+        assert_eq!(self.close_code(), Some(code));
+        self.expect_end();
+    }
+
+    /// Reads up to the end of the stream, by FIN or reset.
+    pub fn expect_end(&mut self) {
+        while self.fill() {}
+    }
+
+    /// No more is sent; reading goes on.
+    pub fn finish_sending(&self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Cuts the connection with a reset: no Close, no FIN.
+    pub fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).expect("option");
+    }
+
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    fn exactly(&mut self, length: usize) -> Vec<u8> {
+        while self.buffer.len() < length {
+            assert!(self.fill(), "the connection ends after {} of {length} bytes", self.buffer.len());
+        }
+        self.take(length)
+    }
+
+    fn take(&mut self, length: usize) -> Vec<u8> {
+        let rest = self.buffer.split_off(length);
+        std::mem::replace(&mut self.buffer, rest)
+    }
+
+    /// Reads what is there; `false` at the end of the stream.
+    fn fill(&mut self) -> bool {
+        let mut bytes = [0; 16 * 1024];
+        let start = Instant::now();
+        self.stream.set_read_timeout(Some(DEADLINE)).expect("a socket option");
+        match self.stream.read(&mut bytes) {
+            Ok(0) => false,
+            Ok(length) => {
+                self.buffer.extend_from_slice(&bytes[..length]);
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => false,
+            Err(error) => panic!("nothing to read for {:?}: {error}", start.elapsed()),
+        }
+    }
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(header, _)| header == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON body: {self:?}"))
+    }
+}
+
+/// The headers of an upgrade, without Host and token.
+pub const UPGRADE: [(&str, &str); 4] = [
+    ("Connection", "Upgrade"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
+    ("Sec-WebSocket-Key", KEY),
+];
+
+/// A request head.
+pub fn head(method: &str, path: &str, headers: &[(&str, &str)]) -> String {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: gateway.test\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head + "\r\n"
+}
+
+/// One masked frame.
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+    let mut bytes = announce(first, payload.len() as u64);
+    bytes.extend(MASK);
+    bytes.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    bytes
+}
+
+/// The start of a masked frame up to its length, in the shortest form.
+pub fn announce(first: u8, length: u64) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match length {
+        0..126 => bytes.push(0x80 | length as u8),
+        126..65_536 => {
+            bytes.push(0x80 | 126);
+            bytes.extend((length as u16).to_be_bytes());
+        }
+        _ => {
+            bytes.push(0x80 | 127);
+            bytes.extend(length.to_be_bytes());
+        }
+    }
+    bytes
+}
