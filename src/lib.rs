@@ -3,4 +3,6 @@
 pub mod broker;
 pub mod config;
 pub mod ids;
+#[cfg(feature = "reference")]
+pub mod reference;
 pub mod services;
