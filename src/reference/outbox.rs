@@ -213,7 +213,7 @@ mod tests {
     use crate::reference::presence::Change;
 
     fn change(user: usize) -> PresenceChange {
-        PresenceChange { user: user.to_string(), what: Change::Online, timestamp: 1 }
+        PresenceChange { user: user.to_string(), what: Change::Online, timestamp: 1, moment: 1 }
     }
 
     #[test]
