@@ -46,7 +46,12 @@ impl Deliver {
 
     /// The delivering hand of `queue`'s consumer thread.
     pub fn hand(self: &Arc<Self>, queue: Queue) -> Hand {
-        Hand { deliver: Arc::clone(self), queue, touched: Vec::new(), recipients: Vec::new() }
+        Hand {
+            deliver: Arc::clone(self),
+            queue,
+            touched: Vec::new(),
+            recipients: Vec::new(),
+        }
     }
 }
 
@@ -143,7 +148,10 @@ impl Hand {
     }
 
     fn group(&mut self, delivery: &Delivery<'_>) -> Result<(), Undone> {
-        let id = delivery.routing_key.strip_prefix("group.").unwrap_or_default();
+        let id = delivery
+            .routing_key
+            .strip_prefix("group.")
+            .unwrap_or_default();
         let group = GroupId::new(id).map_err(|_| "not a group's routing key")?;
         match delivery.kind {
             "" | KIND_MESSAGE => {
@@ -188,8 +196,11 @@ impl Hand {
             PresenceStatus::Unspecified => return Err("unknown status".into()),
         };
         // Nobody can be connected under an impossible id, so those are left out.
-        let watchers: Vec<_> =
-            event.watcher_ids.iter().filter_map(|id| UserId::new(id).ok()).collect();
+        let watchers: Vec<_> = event
+            .watcher_ids
+            .iter()
+            .filter_map(|id| UserId::new(id).ok())
+            .collect();
         self.find(watchers.iter());
         self.enqueue_with(|| Push::presence(&user, online, event.timestamp));
         Ok(())
@@ -204,7 +215,9 @@ impl Hand {
     /// Looks up the connections here of `users`.
     fn find<'a>(&mut self, users: impl Iterator<Item = &'a UserId>) {
         self.recipients.clear();
-        self.deliver.registry.recipients(users, &mut self.recipients);
+        self.deliver
+            .registry
+            .recipients(users, &mut self.recipients);
     }
 
     /// Enqueues one push, encoded once, for all recipients, if there are any.
@@ -226,7 +239,11 @@ impl Hand {
         let push = Push::group_message(message);
         let own_copy = push.as_own_copy();
         for connection in self.recipients.drain(..) {
-            let push = if connection.user() == sender { &own_copy } else { &push };
+            let push = if connection.user() == sender {
+                &own_copy
+            } else {
+                &push
+            };
             enqueue(&mut self.touched, connection, push);
         }
     }
@@ -249,7 +266,10 @@ fn enqueue(touched: &mut Vec<Arc<Connection>>, connection: Arc<Connection>, push
 }
 
 fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, Undone> {
-    let id = delivery.routing_key.strip_prefix(prefix).unwrap_or_default();
+    let id = delivery
+        .routing_key
+        .strip_prefix(prefix)
+        .unwrap_or_default();
     UserId::new(id).map_err(|_| "not a user's routing key".into())
 }
 
@@ -274,16 +294,27 @@ mod tests {
     }
 
     fn scene() -> Scene {
-        let (users, registry) = (Arc::new(FakeUsers::default()), Arc::new(Registry::default()));
+        let (users, registry) = (
+            Arc::new(FakeUsers::default()),
+            Arc::new(Registry::default()),
+        );
         users.set("team", &["alice", "bob"]);
         let ttl = Duration::from_secs(3_600);
         let deliver = Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
-        Scene { registry, users, deliver: Arc::new(deliver) }
+        Scene {
+            registry,
+            users,
+            deliver: Arc::new(deliver),
+        }
     }
 
     impl Scene {
         fn take(&self, queue: Queue, key: &str, kind: &str, body: &[u8]) -> Taken {
-            self.deliver.hand(queue).take(&Delivery { routing_key: key, kind, body })
+            self.deliver.hand(queue).take(&Delivery {
+                routing_key: key,
+                kind,
+                body,
+            })
         }
     }
 
@@ -298,7 +329,11 @@ mod tests {
     }
 
     fn group_message(id: &str, from: &str, group: &str) -> Message {
-        Message { group_id: group.into(), to_user_id: String::new(), ..message(id, from, "") }
+        Message {
+            group_id: group.into(),
+            to_user_id: String::new(),
+            ..message(id, from, "")
+        }
     }
 
     #[test]
@@ -312,9 +347,16 @@ mod tests {
             assert!(bob.next().contains(r#""id":"m1""#));
         }
         assert!(alice.is_quiet());
-        assert_eq!(s.take(Queue::Single, "user.alice", KIND_MESSAGE, &body), Taken::Done);
+        assert_eq!(
+            s.take(Queue::Single, "user.alice", KIND_MESSAGE, &body),
+            Taken::Done
+        );
         assert!(alice.next().contains(r#""to_user_id":"bob""#), "her copy");
-        assert_eq!(s.take(Queue::Single, "user.alice", "", &body), Taken::Done, "a second time");
+        assert_eq!(
+            s.take(Queue::Single, "user.alice", "", &body),
+            Taken::Done,
+            "a second time"
+        );
     }
 
     #[test]
@@ -324,7 +366,11 @@ mod tests {
         let mut hand = s.deliver.hand(Queue::Single);
         for id in ["m1", "m2"] {
             let body = message(id, "alice", "bob").encode_to_vec();
-            let delivery = Delivery { routing_key: "user.bob", kind: "", body: &body };
+            let delivery = Delivery {
+                routing_key: "user.bob",
+                kind: "",
+                body: &body,
+            };
             assert_eq!(hand.take(&delivery), Taken::Done);
         }
         assert!(bob.is_quiet());
@@ -366,7 +412,10 @@ mod tests {
         ];
         for (key, kind, body) in single {
             let taken = s.take(Queue::Single, key, kind, body);
-            assert!(matches!(taken, Taken::DeadLetter(_)), "{key} {kind} {body:?}: {taken:?}");
+            assert!(
+                matches!(taken, Taken::DeadLetter(_)),
+                "{key} {kind} {body:?}: {taken:?}"
+            );
         }
         let group: [(&str, &str, &[u8]); 6] = [
             ("group.team", "", b""),
@@ -378,7 +427,10 @@ mod tests {
         ];
         for (key, kind, body) in group {
             let taken = s.take(Queue::Group, key, kind, body);
-            assert!(matches!(taken, Taken::DeadLetter(_)), "{key} {kind} {body:?}: {taken:?}");
+            assert!(
+                matches!(taken, Taken::DeadLetter(_)),
+                "{key} {kind} {body:?}: {taken:?}"
+            );
         }
         assert_eq!(s.users.calls(), 0);
     }
@@ -387,10 +439,21 @@ mod tests {
     fn a_revoked_session_ends_the_users_connections_and_no_others() {
         let s = scene();
         let [alice, bob] = ["alice", "bob"].map(|user| Client::join(&s.registry, user));
-        let body = SessionRevoked { user_id: "bob".into(), reason: "logout".into() };
-        let taken = s.take(Queue::Single, "user.bob", KIND_SESSION_REVOKED, &body.encode_to_vec());
+        let body = SessionRevoked {
+            user_id: "bob".into(),
+            reason: "logout".into(),
+        };
+        let taken = s.take(
+            Queue::Single,
+            "user.bob",
+            KIND_SESSION_REVOKED,
+            &body.encode_to_vec(),
+        );
         assert_eq!(taken, Taken::Done);
-        assert!(matches!(bob.close_reason(), Some(CloseReason::SessionRevoked)));
+        assert!(matches!(
+            bob.close_reason(),
+            Some(CloseReason::SessionRevoked)
+        ));
         assert!(alice.close_reason().is_none());
     }
 
@@ -409,8 +472,18 @@ mod tests {
     #[test]
     fn changed_members_are_fetched_at_once_and_only_for_a_group_in_use() {
         let s = scene();
-        let changed = GroupMembersChanged { group_id: "team".into() }.encode_to_vec();
-        let change = || s.take(Queue::Group, "group.team", KIND_GROUP_MEMBERS_CHANGED, &changed);
+        let changed = GroupMembersChanged {
+            group_id: "team".into(),
+        }
+        .encode_to_vec();
+        let change = || {
+            s.take(
+                Queue::Group,
+                "group.team",
+                KIND_GROUP_MEMBERS_CHANGED,
+                &changed,
+            )
+        };
         assert_eq!((change(), s.users.calls()), (Taken::Done, 0));
 
         let mut bob = Client::join(&s.registry, "bob");
@@ -434,13 +507,21 @@ mod tests {
         let mut take = |id, group: &str| {
             let body = group_message(id, "alice", group).encode_to_vec();
             let key = format!("group.{group}");
-            hand.take(&Delivery { routing_key: &key, kind: "", body: &body })
+            hand.take(&Delivery {
+                routing_key: &key,
+                kind: "",
+                body: &body,
+            })
         };
         assert_eq!(take("m1", "team"), Taken::Done);
         s.users.fail(ErrorCode::DeadlineExceeded);
         assert!(matches!(take("m2", "other"), Taken::Later(_)));
         assert!(bob.next().contains("m1"), "flushed before the call");
-        assert_eq!(take("m3", "team"), Taken::Done, "a list that is held goes on serving");
+        assert_eq!(
+            take("m3", "team"),
+            Taken::Done,
+            "a list that is held goes on serving"
+        );
     }
 
     #[test]
@@ -449,15 +530,31 @@ mod tests {
         let mut bob = Client::join(&s.registry, "bob");
         let event = |user: &str, status: PresenceStatus| {
             let watcher_ids = vec!["bob".into(), "".into(), "nobody".into()];
-            PresenceEvent { user_id: user.into(), status: status.into(), timestamp: 1, watcher_ids }
-                .encode_to_vec()
+            PresenceEvent {
+                user_id: user.into(),
+                status: status.into(),
+                timestamp: 1,
+                watcher_ids,
+            }
+            .encode_to_vec()
         };
         let online = event("alice", PresenceStatus::Online);
-        assert_eq!(s.take(Queue::Presence, "presence.alice", "", &online), Taken::Done);
+        assert_eq!(
+            s.take(Queue::Presence, "presence.alice", "", &online),
+            Taken::Done
+        );
         assert!(bob.next().contains(r#""status":"online""#));
         let unspecified = event("alice", PresenceStatus::Unspecified);
-        for body in [b"".as_slice(), b"junk", &event("bob", PresenceStatus::Online), &unspecified] {
-            assert_eq!(s.take(Queue::Presence, "presence.alice", "", body), Taken::Done);
+        for body in [
+            b"".as_slice(),
+            b"junk",
+            &event("bob", PresenceStatus::Online),
+            &unspecified,
+        ] {
+            assert_eq!(
+                s.take(Queue::Presence, "presence.alice", "", body),
+                Taken::Done
+            );
         }
         assert!(bob.is_quiet());
     }

@@ -31,7 +31,10 @@ impl FakeUsers {
 }
 
 fn unreachable<T>() -> Result<T> {
-    Err(ServiceError::new(ErrorCode::ServiceUnavailable, "not in this test"))
+    Err(ServiceError::new(
+        ErrorCode::ServiceUnavailable,
+        "not in this test",
+    ))
 }
 
 impl Services for FakeUsers {

@@ -53,8 +53,16 @@ struct List {
 
 impl Groups {
     pub fn new(services: Arc<dyn Services>, registry: Arc<Registry>, ttl: Duration) -> Self {
-        let held = Mutex::new(Held { lists: HashMap::new(), swept: Instant::now() });
-        Self { services, registry, ttl, held }
+        let held = Mutex::new(Held {
+            lists: HashMap::new(),
+            swept: Instant::now(),
+        });
+        Self {
+            services,
+            registry,
+            ttl,
+            held,
+        }
     }
 
     /// The members, if a fresh list is held. Never blocks.
@@ -63,7 +71,9 @@ impl Groups {
         let mut held = self.held.lock();
         let list = held.lists.get_mut(group)?;
         list.used = now;
-        list.fresh_until.filter(|until| now < *until).and(list.members.clone())
+        list.fresh_until
+            .filter(|until| now < *until)
+            .and(list.members.clone())
     }
 
     /// Marks the list as outdated; whether there is one.
@@ -75,7 +85,9 @@ impl Groups {
 
     /// Asks the User Service and starts catch-up for new members. An error means: try again later.
     pub fn fetch(&self, group: &GroupId) -> Result<Members, ServiceError> {
-        let request = GetGroupMembersRequest { group_id: group.to_string() };
+        let request = GetGroupMembersRequest {
+            group_id: group.to_string(),
+        };
         match self.services.group_members(request) {
             Ok(ids) => Ok(self.hold(group, valid(group, &ids))),
             // As a group without members: if it appears yet, all of them are new.
@@ -105,7 +117,8 @@ impl Groups {
         };
         if let Some(before) = before.and_then(|list| list.members) {
             let mut newcomers = Vec::new();
-            self.registry.recipients(members.difference(&before), &mut newcomers);
+            self.registry
+                .recipients(members.difference(&before), &mut newcomers);
             for connection in newcomers {
                 connection.request_catch_up();
             }
@@ -128,7 +141,10 @@ impl Groups {
             return Err(error);
         }
         list.fresh_until = Some(now + self.ttl);
-        error!("going on without group members group_id={:?} error={error}", group.as_str());
+        error!(
+            "going on without group members group_id={:?} error={error}",
+            group.as_str()
+        );
         Ok(Arc::clone(list.members.get_or_insert_default()))
     }
 }
@@ -154,7 +170,10 @@ fn valid(group: &GroupId, ids: &[String]) -> BTreeSet<UserId> {
     let members: BTreeSet<_> = ids.iter().filter_map(|id| UserId::new(id).ok()).collect();
     let impossible = ids.iter().filter(|id| UserId::new(id).is_err()).count();
     if impossible > 0 {
-        warn!("impossible members left out group_id={:?} count={impossible}", group.as_str());
+        warn!(
+            "impossible members left out group_id={:?} count={impossible}",
+            group.as_str()
+        );
     }
     members
 }
@@ -173,10 +192,18 @@ mod tests {
     }
 
     fn scene(ttl: Duration) -> Scene {
-        let (users, registry) = (Arc::new(FakeUsers::default()), Arc::new(Registry::default()));
+        let (users, registry) = (
+            Arc::new(FakeUsers::default()),
+            Arc::new(Registry::default()),
+        );
         users.set("team", &["alice", "bob"]);
         let groups = Groups::new(Arc::clone(&users) as _, Arc::clone(&registry), ttl);
-        Scene { users, registry, groups, team: GroupId::new("team").unwrap() }
+        Scene {
+            users,
+            registry,
+            groups,
+            team: GroupId::new("team").unwrap(),
+        }
     }
 
     const LONG: Duration = Duration::from_secs(3_600);
@@ -231,7 +258,10 @@ mod tests {
         let carol = Client::join(&s.registry, "carol");
         let new = GroupId::new("new").unwrap();
         assert!(s.groups.fetch(&new).unwrap().is_empty());
-        assert!(s.groups.fresh(&new).is_some(), "it is not asked for again at once");
+        assert!(
+            s.groups.fresh(&new).is_some(),
+            "it is not asked for again at once"
+        );
         s.users.set("new", &["carol"]);
         s.groups.fetch(&new).unwrap();
         assert!(carol.takes_catch_up());
@@ -252,12 +282,21 @@ mod tests {
         assert!(s.groups.fetch(&s.team).is_err());
         let long_ago = Instant::now() - 2 * PATIENCE;
         let fail_since = |since| {
-            s.groups.held.lock().lists.get_mut(&s.team).unwrap().failing_since = Some(since);
+            s.groups
+                .held
+                .lock()
+                .lists
+                .get_mut(&s.team)
+                .unwrap()
+                .failing_since = Some(since);
         };
         fail_since(long_ago);
         assert_eq!(names(&s.groups.fetch(&s.team).unwrap()), ["alice", "bob"]);
         s.users.fail(ErrorCode::ServiceUnavailable);
-        assert!(s.groups.fetch(&s.team).is_err(), "out of reach is waited for, however long");
+        assert!(
+            s.groups.fetch(&s.team).is_err(),
+            "out of reach is waited for, however long"
+        );
 
         s.users.fail(None);
         s.groups.fetch(&s.team).unwrap();
@@ -280,11 +319,21 @@ mod tests {
     fn lists_are_bounded() {
         let s = scene(LONG);
         for number in 0..=MAX_GROUPS {
-            s.groups.hold(&GroupId::new(&format!("g{number}")).unwrap(), BTreeSet::new());
+            s.groups.hold(
+                &GroupId::new(&format!("g{number}")).unwrap(),
+                BTreeSet::new(),
+            );
         }
         let held = s.groups.held.lock();
-        assert!(held.lists.len() <= MAX_GROUPS / 2 + 1, "{}", held.lists.len());
-        assert!(held.lists.contains_key(&GroupId::new(&format!("g{MAX_GROUPS}")).unwrap()));
+        assert!(
+            held.lists.len() <= MAX_GROUPS / 2 + 1,
+            "{}",
+            held.lists.len()
+        );
+        assert!(
+            held.lists
+                .contains_key(&GroupId::new(&format!("g{MAX_GROUPS}")).unwrap())
+        );
     }
 
     #[test]

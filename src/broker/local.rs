@@ -28,32 +28,64 @@ const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
-/// Owns the consumer threads.
+/// The queues and their consumer threads.
 pub struct LocalBus {
     queues: [Sender<Publication>; 3],
+    ends: [Receiver<Publication>; 3],
     quit: Quit,
     quitter: Quitter,
     threads: Vec<JoinHandle<()>>,
 }
 
+impl Default for LocalBus {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl LocalBus {
-    pub fn start(deliver: &Arc<Deliver>) -> io::Result<Self> {
+    /// Queues that nobody consumes from yet: the services that publish come first.
+    pub fn new() -> Self {
         let (quitter, quit) = Quit::pair();
-        let (queues, ends): (Vec<_>, Vec<_>) = Queue::ALL.iter().map(|_| bounded(CAPACITY)).unzip();
-        let mut threads = Vec::new();
-        for (queue, publications) in Queue::ALL.into_iter().zip(ends) {
-            let consumer =
-                Consumer { queue, publications, hand: deliver.hand(queue), quit: quit.clone() };
-            let name = format!("consume-{}", queue.name());
-            threads.push(thread::Builder::new().name(name).spawn(move || consumer.run())?);
+        let [
+            (single, from_single),
+            (group, from_group),
+            (presence, from_presence),
+        ] = Queue::ALL.map(|_| bounded(CAPACITY));
+        Self {
+            queues: [single, group, presence],
+            ends: [from_single, from_group, from_presence],
+            quit,
+            quitter,
+            threads: Vec::new(),
         }
-        let [single, group, presence] = <[_; 3]>::try_from(queues)
-            .unwrap_or_else(|_| unreachable!("one sender for each of three queues"));
-        Ok(Self { queues: [single, group, presence], quit, quitter, threads })
+    }
+
+    /// Starts the consumer threads.
+    pub fn start(mut self, deliver: &Arc<Deliver>) -> io::Result<Self> {
+        for (queue, publications) in Queue::ALL.into_iter().zip(&self.ends) {
+            let publications = publications.clone();
+            let consumer = Consumer {
+                queue,
+                publications,
+                hand: deliver.hand(queue),
+                quit: self.quit.clone(),
+            };
+            let name = format!("consume-{}", queue.name());
+            self.threads.push(
+                thread::Builder::new()
+                    .name(name)
+                    .spawn(move || consumer.run())?,
+            );
+        }
+        Ok(self)
     }
 
     pub fn publisher(&self) -> LocalPublisher {
-        LocalPublisher { queues: self.queues.clone(), quit: self.quit.clone() }
+        LocalPublisher {
+            queues: self.queues.clone(),
+            quit: self.quit.clone(),
+        }
     }
 
     /// Takes no more publications, delivers those that wait, and joins the threads.
@@ -189,11 +221,18 @@ mod tests {
     }
 
     fn bus() -> (LocalBus, Arc<Registry>, Arc<FakeUsers>) {
-        let (users, registry) = (Arc::new(FakeUsers::default()), Arc::new(Registry::default()));
+        let (users, registry) = (
+            Arc::new(FakeUsers::default()),
+            Arc::new(Registry::default()),
+        );
         users.set("team", &["bob"]);
         let ttl = Duration::from_secs(60);
         let deliver = Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
-        (LocalBus::start(&Arc::new(deliver)).unwrap(), registry, users)
+        (
+            LocalBus::new().start(&Arc::new(deliver)).unwrap(),
+            registry,
+            users,
+        )
     }
 
     #[test]
@@ -225,7 +264,9 @@ mod tests {
         };
         let message = publication("m1", TOPIC_EXCHANGE, "group.team");
         bus.publisher().publish(&[junk, message]).unwrap();
-        bus.publisher().publish(&[publication("m2", DIRECT_EXCHANGE, "user.bob")]).unwrap();
+        bus.publisher()
+            .publish(&[publication("m2", DIRECT_EXCHANGE, "user.bob")])
+            .unwrap();
         assert!(bob.next().contains("m2"), "the other queues run on");
         users.fail(None);
         assert!(bob.next().contains("m1"));

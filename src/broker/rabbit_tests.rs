@@ -1,6 +1,11 @@
 //! The broker side against a real RabbitMQ, and what it does to it: kill, stop, delete, refuse.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, unbounded};
@@ -32,9 +37,16 @@ struct Side {
 }
 
 fn side(url: &str) -> Side {
-    let (users, registry) = (Arc::new(FakeUsers::default()), Arc::new(Registry::default()));
+    let (users, registry) = (
+        Arc::new(FakeUsers::default()),
+        Arc::new(Registry::default()),
+    );
     let ttl = Duration::from_secs(3_600);
-    let deliver = Arc::new(Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl));
+    let deliver = Arc::new(Deliver::new(
+        Arc::clone(&registry),
+        Arc::clone(&users) as _,
+        ttl,
+    ));
     let routes = Arc::new(Routes::new(Arc::clone(&registry)));
     let settings = Settings {
         endpoint: Endpoint::parse(url).unwrap(),
@@ -45,7 +57,13 @@ fn side(url: &str) -> Side {
     let (tell, events) = unbounded();
     let on_event = move |event| drop(tell.send(event));
     let supervisor = Supervisor::start(settings, deliver, Arc::clone(&routes), on_event).unwrap();
-    Side { registry, users, routes, events, supervisor }
+    Side {
+        registry,
+        users,
+        routes,
+        events,
+        supervisor,
+    }
 }
 
 impl Side {
@@ -56,13 +74,17 @@ impl Side {
         side
     }
 
+    fn is_up(&self) -> bool {
+        self.supervisor.check()().is_ok()
+    }
+
     fn comes_up(&self) {
-        wait_until("the broker is up", || self.supervisor.is_up());
+        wait_until("the broker is up", || self.is_up());
     }
 
     fn goes_down(&self) -> String {
-        wait_until("the broker is down", || !self.supervisor.is_up());
-        self.supervisor.check().unwrap_err()
+        wait_until("the broker is down", || !self.is_up());
+        self.supervisor.check()().unwrap_err()
     }
 
     /// Connects and waits for the route.
@@ -80,7 +102,11 @@ impl Side {
     fn stop(self) {
         let began = Instant::now();
         self.supervisor.stop(began + Duration::from_secs(5));
-        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(6),
+            "{:?}",
+            began.elapsed()
+        );
     }
 }
 
@@ -107,13 +133,20 @@ fn to_bob(ids: impl IntoIterator<Item = u32>) -> Vec<Publication> {
 }
 
 fn publisher(url: &str) -> AmqpPublisher {
-    AmqpPublisher::new(Endpoint::parse(url).unwrap(), HEARTBEAT, Duration::from_secs(2))
+    AmqpPublisher::new(
+        Endpoint::parse(url).unwrap(),
+        HEARTBEAT,
+        Duration::from_secs(2),
+    )
 }
 
 fn receives(client: &mut Client, ids: impl IntoIterator<Item = u32>) {
     for id in ids {
         let frame = client.next();
-        assert!(frame.contains(&format!(r#""id":"m{id}""#)), "instead of m{id}: {frame}");
+        assert!(
+            frame.contains(&format!(r#""id":"m{id}""#)),
+            "instead of m{id}: {frame}"
+        );
     }
 }
 
@@ -133,7 +166,10 @@ fn what_is_published_arrives_in_order_and_is_acknowledged() {
     // Stopping acknowledges and deletes: nothing is left to see.
     side.stop();
     let mut link = open(&url);
-    let error = link.channel().unwrap().bind("queue.gateway.g.single", DIRECT_EXCHANGE, "k");
+    let error = link
+        .channel()
+        .unwrap()
+        .bind("queue.gateway.g.single", DIRECT_EXCHANGE, "k");
     assert!(matches!(error, Err(AmqpError::Lost(text)) if text.contains("NOT_FOUND")));
 }
 
@@ -146,10 +182,19 @@ fn an_acknowledged_part_of_a_batch_does_not_come_again() {
     receives(&mut bob, 0..3);
     let unacked = |url: &str| {
         let vhost = url.rsplit_once('/').unwrap().1.to_owned();
-        let arguments = ["-p", &vhost, "list_queues", "--no-table-headers", "name", "messages"];
+        let arguments = [
+            "-p",
+            &vhost,
+            "list_queues",
+            "--no-table-headers",
+            "name",
+            "messages",
+        ];
         Broker::shared().rabbitmqctl(&arguments)
     };
-    wait_until("all is acknowledged", || unacked(&url).contains("g.single\t0"));
+    wait_until("all is acknowledged", || {
+        unacked(&url).contains("g.single\t0")
+    });
     side.stop();
 }
 
@@ -177,7 +222,9 @@ fn a_missing_user_service_holds_up_groups_alone() {
     side.users.fail(ErrorCode::ServiceUnavailable);
     side.users.set("team", &["bob"]);
     let mut publisher = publisher(&url);
-    publisher.publish(&[publication("m1", TOPIC_EXCHANGE, "group.team")]).unwrap();
+    publisher
+        .publish(&[publication("m1", TOPIC_EXCHANGE, "group.team")])
+        .unwrap();
     publisher.publish(&to_bob(2..3)).unwrap();
     receives(&mut bob, 2..3);
     wait_until("it is asked for again", || side.users.calls() > 1);
@@ -191,7 +238,9 @@ fn stopping_while_the_user_service_is_missing_is_quick() {
     let url = Broker::shared().vhost();
     let side = Side::up(&url);
     side.users.fail(ErrorCode::ServiceUnavailable);
-    publisher(&url).publish(&[publication("m1", TOPIC_EXCHANGE, "group.team")]).unwrap();
+    publisher(&url)
+        .publish(&[publication("m1", TOPIC_EXCHANGE, "group.team")])
+        .unwrap();
     wait_until("it is asked for again", || side.users.calls() > 1);
     side.stop();
 }
@@ -200,13 +249,17 @@ fn stopping_while_the_user_service_is_missing_is_quick() {
 fn a_user_who_left_is_unbound_and_many_are_bound_in_bursts() {
     let url = Broker::shared().vhost();
     let side = Side::up(&url);
-    let users: Vec<_> = (0..600).map(|n| UserId::new(&format!("u{n}")).unwrap()).collect();
+    let users: Vec<_> = (0..600)
+        .map(|n| UserId::new(&format!("u{n}")).unwrap())
+        .collect();
     let bob = side.join("bob");
     for user in &users {
         side.routes.want(user);
     }
     wait_until_within(Duration::from_secs(60), "all are bound", || {
-        users.iter().all(|user| side.routes.want(user) == Route::Bound)
+        users
+            .iter()
+            .all(|user| side.routes.want(user) == Route::Bound)
     });
     bob.leave(&side.registry);
     side.routes.release(bob.connection.user());
@@ -230,7 +283,7 @@ fn a_second_gateway_with_the_same_id_gives_up_and_the_first_goes_on() {
         matches!(&event, BrokerEvent::Fatal(reason) if reason.contains("gateway.id \"g\"")),
         "{event:?}"
     );
-    assert!(!second.supervisor.is_up());
+    assert!(!second.is_up());
     second.stop();
     publisher(&url).publish(&to_bob(0..1)).unwrap();
     receives(&mut bob, 0..1);
@@ -242,7 +295,9 @@ fn wrong_arguments_are_fatal_at_start_and_named() {
     let url = Broker::shared().vhost();
     let mut link = open(&url);
     let channel = link.channel().unwrap();
-    channel.declare_queue(DEAD_LETTER_QUEUE, &[("x-max-length", Argument::Number(1))]).unwrap();
+    channel
+        .declare_queue(DEAD_LETTER_QUEUE, &[("x-max-length", Argument::Number(1))])
+        .unwrap();
     let side = side(&url);
     let event = side.events.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(
@@ -261,7 +316,9 @@ fn queues_that_a_crash_left_are_made_afresh() {
         let channel = link.channel().unwrap();
         Topology::new("g").declare(&channel).unwrap();
         let key = "user.elsewhere";
-        channel.bind("queue.gateway.g.single", DIRECT_EXCHANGE, key).unwrap();
+        channel
+            .bind("queue.gateway.g.single", DIRECT_EXCHANGE, key)
+            .unwrap();
     }
     let side = Side::up(&url);
     let vhost = url.rsplit_once('/').unwrap().1;
@@ -288,13 +345,96 @@ fn a_deleted_queue_is_declared_again() {
 
 #[test]
 fn a_refused_login_is_no_reason_to_give_up_and_shows_no_password() {
-    let url = Broker::shared().vhost().replace("guest:guest", "guest:hush");
+    let url = Broker::shared()
+        .vhost()
+        .replace("guest:guest", "guest:hush");
     let side = side(&url);
     wait_until("the login is refused", || {
-        side.supervisor.check().unwrap_err().contains("password")
+        side.supervisor.check()().unwrap_err().contains("password")
     });
-    assert!(!side.supervisor.check().unwrap_err().contains("hush"));
+    assert!(!side.supervisor.check()().unwrap_err().contains("hush"));
     assert!(side.events.is_empty());
+    side.stop();
+}
+
+/// Between a gateway and its broker, to break their connections.
+struct Wire {
+    addr: SocketAddr,
+    connections: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Wire {
+    fn to(broker: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let connections = Arc::new(Mutex::new(Vec::new()));
+        let known = Arc::clone(&connections);
+        thread::spawn(move || {
+            for near in listener.incoming() {
+                let (near, far) = (near.unwrap(), TcpStream::connect(broker).unwrap());
+                known.lock().unwrap().push(near.try_clone().unwrap());
+                let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
+                for (mut from, mut into) in [(near, far), back] {
+                    thread::spawn(move || {
+                        let _ = io::copy(&mut from, &mut into);
+                        let _ = into.shutdown(Shutdown::Both);
+                        let _ = from.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Self { addr, connections }
+    }
+
+    fn cut(&self) {
+        for connection in self.connections.lock().unwrap().drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_and_nothing_stranded_over_reconnects_under_flow() {
+    let broker = Broker::shared();
+    let url = broker.vhost();
+    let wire = Wire::to(broker.addr);
+    let side = Side::up(&url.replace(&broker.addr.to_string(), &wire.addr.to_string()));
+    let mut bob = side.join("bob");
+    let flowing = Arc::new(AtomicBool::new(true));
+    let flow = {
+        let (flowing, mut publisher) = (Arc::clone(&flowing), publisher(&url));
+        thread::spawn(move || {
+            let mut next = 0;
+            while flowing.load(Ordering::SeqCst) {
+                publisher.publish(&to_bob(next..next + 5)).unwrap();
+                next += 5;
+            }
+            publisher.publish(&to_bob([u32::MAX])).unwrap();
+            (0..next).collect::<BTreeSet<_>>()
+        })
+    };
+    let reader = thread::spawn(move || {
+        let mut received = BTreeSet::new();
+        loop {
+            let frame = bob.next();
+            let id = frame
+                .split(r#""id":"m"#)
+                .nth(1)
+                .and_then(|rest| rest.split('"').next());
+            match id.unwrap().parse().unwrap() {
+                u32::MAX => return received,
+                id => received.insert(id),
+            };
+        }
+    });
+    for _ in 0..5 {
+        wire.cut();
+        side.goes_down();
+        side.comes_up();
+    }
+    flowing.store(false, Ordering::SeqCst);
+    let published = flow.join().unwrap();
+    assert!(published == reader.join().unwrap());
     side.stop();
 }
 
@@ -318,7 +458,11 @@ fn a_broker_that_is_killed_and_restarted_is_found_again() {
     let answered = Instant::now();
     side.comes_up();
     side.is_routed("bob");
-    assert!(answered.elapsed() < Duration::from_secs(5), "{:?}", answered.elapsed());
+    assert!(
+        answered.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        answered.elapsed()
+    );
     side.is_routed("alice");
     assert!(bob.takes_catch_up() && alice.takes_catch_up());
     publisher.publish(&to_bob(10..20)).unwrap();
@@ -335,7 +479,11 @@ fn a_broker_that_stalls_is_noticed_and_left_in_time() {
     broker.stop_signal();
     let stalled = Instant::now();
     side.goes_down();
-    assert!(stalled.elapsed() < 2 * HEARTBEAT + Duration::from_secs(2), "{:?}", stalled.elapsed());
+    assert!(
+        stalled.elapsed() < 2 * HEARTBEAT + Duration::from_secs(2),
+        "{:?}",
+        stalled.elapsed()
+    );
     broker.cont_signal();
     side.comes_up();
     broker.stop_signal();
@@ -358,7 +506,7 @@ fn an_alarm_costs_a_publisher_a_timeout_and_the_consumers_nothing() {
         assert!(error.0.contains("alarm"), "{error}");
         assert!(began.elapsed() < Duration::from_secs(4));
     }
-    assert!(side.supervisor.is_up());
+    assert!(side.is_up());
     broker.memory_alarm(false);
     // The client tells by the ids what has come twice.
     publisher.publish(&to_bob(1..4)).unwrap();

@@ -76,17 +76,27 @@ enum Work {
 
 impl Routes {
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, table: Some(Mutex::default()), work: Condvar::new() }
+        Self {
+            registry,
+            table: Some(Mutex::default()),
+            work: Condvar::new(),
+        }
     }
 
     /// For the in-process bus, which reaches every user.
     pub fn local(registry: Arc<Registry>) -> Self {
-        Self { registry, table: None, work: Condvar::new() }
+        Self {
+            registry,
+            table: None,
+            work: Condvar::new(),
+        }
     }
 
     /// Asks for the user's route. The connection that asks has registered before.
     pub fn want(&self, user: &UserId) -> Route {
-        let Some(table) = &self.table else { return Route::Bound };
+        let Some(table) = &self.table else {
+            return Route::Bound;
+        };
         let mut table = table.lock();
         if !table.up {
             return Route::Away;
@@ -159,7 +169,9 @@ impl Routes {
 
     /// Waits for work: a burst of binds, or else one unbind.
     fn next(&self) -> Work {
-        let Some(table) = &self.table else { return Work::Nothing };
+        let Some(table) = &self.table else {
+            return Work::Nothing;
+        };
         let mut table = table.lock();
         loop {
             if !table.up {
@@ -274,7 +286,14 @@ mod tests {
             let registry = Arc::new(Registry::default());
             let routes = Arc::new(Routes::new(Arc::clone(&registry)));
             let (asked, answer) = (bounded(0).1, bounded(0).0);
-            Self { registry, routes, bound: BTreeSet::new(), asked, answer, server: None }
+            Self {
+                registry,
+                routes,
+                bound: BTreeSet::new(),
+                asked,
+                answer,
+                server: None,
+            }
         }
 
         fn up(&mut self) {
@@ -293,11 +312,16 @@ mod tests {
         }
 
         fn sees(&mut self, expected: &str) {
-            let asked = self.asked.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+            let asked = self
+                .asked
+                .recv_timeout(std::time::Duration::from_secs(20))
+                .unwrap();
             assert_eq!(asked, expected);
             match expected.strip_prefix('-') {
                 Some(name) => drop(self.bound.remove(name)),
-                None => self.bound.extend(expected[1..].split('+').map(String::from)),
+                None => self
+                    .bound
+                    .extend(expected[1..].split('+').map(String::from)),
             }
         }
 
@@ -320,7 +344,10 @@ mod tests {
         fn settles(&self, name: &str, route: Route) {
             let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
             while self.routes.want(&user(name)) != route {
-                assert!(std::time::Instant::now() < patience, "{name} never {route:?}");
+                assert!(
+                    std::time::Instant::now() < patience,
+                    "{name} never {route:?}"
+                );
                 thread::yield_now();
             }
         }
@@ -374,7 +401,11 @@ mod tests {
         stage.lets("+alice");
         stage.settles("alice", Route::Bound);
         stage.routes.release(&user("alice"));
-        assert_eq!(stage.routes.want(&user("alice")), Route::Bound, "she never left");
+        assert_eq!(
+            stage.routes.want(&user("alice")),
+            Route::Bound,
+            "she never left"
+        );
 
         let bob = Client::join(&stage.registry, "bob");
         stage.routes.want(&user("bob"));

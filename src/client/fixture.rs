@@ -31,13 +31,17 @@ impl Client {
         let (id, user) = (ConnectionId::random(), UserId::new(user).unwrap());
         let connection = Arc::new(Connection::new(id, user, peer.ip(), 0, outbox, hold));
         connection.outbox.write_through([]);
-        registry.admit(&connection, usize::MAX, OverLimit::Reject).unwrap();
+        registry
+            .admit(&connection, usize::MAX, OverLimit::Reject)
+            .unwrap();
         Self { connection, socket }
     }
 
     /// The text of the next frame, waited for.
     pub fn next(&mut self) -> String {
-        self.socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        self.socket
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
         let mut header = [0; 2];
         self.socket.read_exact(&mut header).expect("a frame");
         assert_eq!(header[0], 0x81, "a text frame");

@@ -47,7 +47,14 @@ pub fn connect(
                 let cutter = Cutter(stream.try_clone()?);
                 let stream = mio::net::TcpStream::from_stream(stream)?;
                 let at_login = Arc::clone(at_login);
-                return Ok((Socket { stream, tuned: false, at_login }, cutter));
+                return Ok((
+                    Socket {
+                        stream,
+                        tuned: false,
+                        at_login,
+                    },
+                    cutter,
+                ));
             }
             Err(error) => last = error,
         }
@@ -69,9 +76,30 @@ fn said(frame: &[u8]) -> Option<Said> {
     match frame {
         [1, 0, 0, _, _, _, _, 0, 10, 0, 11, ..] => Some(Said::Login),
         // The largest channel and frame, and then the heartbeat.
-        &[1, 0, 0, _, _, _, _, 0, 10, 0, 31, _, _, _, _, _, _, high, low, ..] => {
-            Some(Said::Tuned { heartbeat: u16::from_be_bytes([high, low]) })
-        }
+        &[
+            1,
+            0,
+            0,
+            _,
+            _,
+            _,
+            _,
+            0,
+            10,
+            0,
+            31,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            high,
+            low,
+            ..,
+        ] => Some(Said::Tuned {
+            heartbeat: u16::from_be_bytes([high, low]),
+        }),
         _ => None,
     }
 }
@@ -124,7 +152,9 @@ mod tests {
 
     #[test]
     fn the_handshake_is_read_from_its_frames_alone() {
-        let mut frame = vec![1, 0, 0, 0, 0, 0, 12, 0, 10, 0, 31, 7, 255, 0, 2, 0, 0, 0, 10, 0xCE];
+        let mut frame = vec![
+            1, 0, 0, 0, 0, 0, 12, 0, 10, 0, 31, 7, 255, 0, 2, 0, 0, 0, 10, 0xCE,
+        ];
         assert_eq!(said(&frame), Some(Said::Tuned { heartbeat: 10 }));
         frame[18] = 0;
         assert_eq!(said(&frame), Some(Said::Tuned { heartbeat: 0 }));

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::process::{Process, Signal};
-use super::settings::{Settings, token_of};
 use super::raw::{Raw, Response};
+use super::settings::{Settings, token_of};
 use super::{Client, wait_until, watchdog};
 
 /// The binary that cargo built for these tests.
@@ -18,10 +18,17 @@ pub fn binary() -> Command {
 /// Runs the binary to its end in an empty directory.
 pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
     let mut command = binary();
-    command.args(arguments).envs(variables.iter().copied()).current_dir(watchdog::directory("run"));
+    command
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .current_dir(watchdog::directory("run"));
     let mut process = Process::start(format!("ws-gateway {}", arguments.join(" ")), &mut command);
     let code = process.exit_code();
-    Outcome { code, stdout: process.stdout(), stderr: process.stderr() }
+    Outcome {
+        code,
+        stdout: process.stdout(),
+        stderr: process.stderr(),
+    }
 }
 
 /// How a process that ended by itself did so.
@@ -57,16 +64,25 @@ impl Gateway {
         let directory = watchdog::directory("gateway");
         let mut command = binary();
         command.arg("--config").arg(settings.write(&directory));
-        command.envs(variables.iter().copied()).current_dir(&directory);
+        command
+            .envs(variables.iter().copied())
+            .current_dir(&directory);
         (Process::start("the gateway", &mut command), directory)
     }
 
     /// Waits until a launched gateway listens.
     pub fn listening(mut process: Process, directory: PathBuf) -> Self {
         let url = process.stdout_line("listening ws://");
-        let slash = url.find('/').expect("a path in the line that says where it listens");
+        let slash = url
+            .find('/')
+            .expect("a path in the line that says where it listens");
         let addr = url[..slash].parse().expect("an address in that line");
-        Self { process, addr, path: url[slash..].into(), directory }
+        Self {
+            process,
+            addr,
+            path: url[slash..].into(),
+            directory,
+        }
     }
 
     /// Connects `user` with their usual token.
@@ -118,18 +134,36 @@ impl Services {
         let directory = watchdog::directory("services");
         let database = directory.join("services.db").display().to_string();
         let config = settings.write(&directory).display().to_string();
-        let arguments = ["--broker", broker, "--database", &database, "--config", &config];
+        let arguments = [
+            "--broker",
+            broker,
+            "--database",
+            &database,
+            "--config",
+            &config,
+        ];
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
         let (process, addr) = Self::run("127.0.0.1:0", &directory, &arguments);
-        Self { process, addr, directory, arguments }
+        Self {
+            process,
+            addr,
+            directory,
+            arguments,
+        }
     }
 
     fn run(listen: &str, directory: &Path, arguments: &[String]) -> (Process, SocketAddr) {
         let mut command = binary();
-        command.args(["services", "--listen", listen]).args(arguments).current_dir(directory);
+        command
+            .args(["services", "--listen", listen])
+            .args(arguments)
+            .current_dir(directory);
         let mut process = Process::start("the services", &mut command);
         let addr = process.stdout_line("listening grpc http://").parse();
-        (process, addr.expect("an address in the line that says where it listens"))
+        (
+            process,
+            addr.expect("an address in the line that says where it listens"),
+        )
     }
 
     pub fn url(&self) -> String {
