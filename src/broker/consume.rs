@@ -161,7 +161,7 @@ impl Run<'_> {
         }
         match taken {
             Taken::DeadLetter(reason) => {
-                warn!("dead letter queue={} reason={reason:?}", self.queue);
+                warn!("Dead letter: queue={}, reason={reason}", self.queue);
                 // First what came before it: acknowledging up to a later one covers only what is
                 // not settled yet, but up to an earlier one must not come to cover this.
                 self.unacked.ack()?;
@@ -176,7 +176,7 @@ impl Run<'_> {
     /// waits in the broker.
     fn wait_for_service(&mut self, inbound: &Inbound, error: &ServiceError) -> Step<Taken> {
         info!(
-            "waiting for the User Service queue={} error={error}",
+            "Waiting for the User Service: queue={}, error={error}",
             self.queue
         );
         let since = Instant::now();
@@ -192,7 +192,7 @@ impl Run<'_> {
                 Taken::Later(_) => {}
                 taken => {
                     info!(
-                        "the User Service is back queue={} after={:?}",
+                        "User Service answers again: queue={}, after={:?}",
                         self.queue,
                         since.elapsed()
                     );
@@ -200,7 +200,7 @@ impl Run<'_> {
                 }
             }
         }
-        warn!("starting the channel over queue={}", self.queue);
+        warn!("Channel started over: queue={}", self.queue);
         Err(Ended::StartOver)
     }
 

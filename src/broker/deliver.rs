@@ -92,13 +92,13 @@ impl Hand {
             Ok(Err(Undone::Later(error))) => return Taken::Later(error),
             Ok(Err(Undone::Garbage(reason))) => reason,
             Err(_) => {
-                error!("delivering panicked queue={}", self.queue.name());
+                error!("Delivering panicked: queue={}", self.queue.name());
                 "delivering it panicked".into()
             }
         };
         if self.queue == Queue::Presence {
             // It has no dead letters: RabbitMQ would fill them with expired presence.
-            warn!("presence event ignored reason={reason:?}");
+            warn!("Presence event ignored: reason={reason}");
             return Taken::Done;
         }
         Taken::DeadLetter(reason)
@@ -134,8 +134,7 @@ impl Hand {
                 }
                 let connections = self.deliver.registry.connections_of(&user);
                 info!(
-                    "session revoked user_id={:?} connections={}",
-                    user.as_str(),
+                    "Session revoked: user={user}, connections={}",
                     connections.len()
                 );
                 for connection in connections {

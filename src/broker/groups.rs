@@ -92,7 +92,7 @@ impl Groups {
             Ok(ids) => Ok(self.hold(group, valid(group, &ids))),
             // As a group without members: if it appears yet, all of them are new.
             Err(error) if error.code == ErrorCode::NotFound => {
-                warn!("group does not exist group_id={:?}", group.as_str());
+                warn!("Group does not exist: group={group}");
                 Ok(self.hold(group, BTreeSet::new()))
             }
             Err(error) if error.is_out_of_reach() => Err(error),
@@ -141,10 +141,7 @@ impl Groups {
             return Err(error);
         }
         list.fresh_until = Some(now + self.ttl);
-        error!(
-            "going on without group members group_id={:?} error={error}",
-            group.as_str()
-        );
+        error!("Going on without the group's members: group={group}, error={error}");
         Ok(Arc::clone(list.members.get_or_insert_default()))
     }
 }
@@ -170,10 +167,7 @@ fn valid(group: &GroupId, ids: &[String]) -> BTreeSet<UserId> {
     let members: BTreeSet<_> = ids.iter().filter_map(|id| UserId::new(id).ok()).collect();
     let impossible = ids.iter().filter(|id| UserId::new(id).is_err()).count();
     if impossible > 0 {
-        warn!(
-            "impossible members left out group_id={:?} count={impossible}",
-            group.as_str()
-        );
+        warn!("Impossible members left out: group={group}, count={impossible}");
     }
     members
 }

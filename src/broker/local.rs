@@ -93,7 +93,7 @@ impl LocalBus {
         drop(self.quitter);
         for thread in self.threads {
             if thread.join().is_err() {
-                error!("a consumer of the in-process bus panicked");
+                error!("Consumer of the in-process bus panicked");
             }
         }
     }
@@ -177,10 +177,10 @@ impl Consumer {
             match self.hand.take(&delivery) {
                 Taken::Done => return,
                 Taken::DeadLetter(reason) => {
-                    return warn!("dead letter queue={} reason={reason:?}", self.queue.name());
+                    return warn!("Dead letter: queue={}, reason={reason}", self.queue.name());
                 }
                 Taken::Later(error) => {
-                    info!("waiting for the User Service error={error}");
+                    info!("Waiting for the User Service: error={error}");
                     self.hand.flush();
                     if self.quit.within(backoff.next()) {
                         return;

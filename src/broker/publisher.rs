@@ -38,7 +38,7 @@ impl AmqpPublisher {
         let channel = link.channel()?;
         topology::declare_shared(&channel)?;
         let confirms = channel.confirms()?;
-        info!("publisher connected address={}", self.endpoint.address());
+        info!("Publisher connected: address={}", self.endpoint.address());
         Ok(Line {
             alarm,
             confirms,

@@ -1,4 +1,4 @@
-//! The `broker` thread: keeps one [`Session`] with RabbitMQ alive, from the first connection to
+//! The `broker` thread: keeps one session with RabbitMQ alive, from the first connection to
 //! the last, and says whether it is.
 
 use std::sync::Arc;
@@ -24,6 +24,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
 /// Where nobody listens, asking costs the broker nothing, and it is found soon when it returns.
 const RETRY_UNHEARD: Duration = Duration::from_secs(2);
+/// Ample for what a prefetch holds, and short beside `shutdown.drain`.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the supervisor needs to know.
 #[derive(Debug, Clone)]
@@ -119,11 +121,12 @@ impl Supervisor {
         }
     }
 
-    /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. At
-    /// `deadline` the connection is cut; what is left then is a call to a service, at most.
+    /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. A
+    /// broker that does not answer is left after 5 s, and at `deadline`: the connection is cut, and
+    /// what is left then is a call to a service, at most.
     pub fn stop(self, deadline: Instant) {
         drop(self.quitter);
-        let mut wait_until = deadline;
+        let mut wait_until = deadline.min(Instant::now() + STOP_WITHIN);
         while let Err(RecvTimeoutError::Timeout) = self.ended.recv_deadline(wait_until) {
             // Again, should a connection have been opened just now.
             if let Some(cutter) = &*self.shared.cutter.lock() {
@@ -132,7 +135,7 @@ impl Supervisor {
             wait_until = Instant::now() + Duration::from_millis(100);
         }
         if self.thread.join().is_err() {
-            error!("the broker thread panicked");
+            error!("Broker thread panicked");
         }
     }
 }
@@ -164,7 +167,7 @@ impl Watch {
                 break;
             }
             if let Some(reason) = self.fatal(&failure) {
-                error!("broker unusable reason={reason:?}");
+                error!("Broker unusable: reason={reason}");
                 self.down(reason.clone());
                 (self.on_event)(BrokerEvent::Fatal(reason));
                 return;
@@ -191,7 +194,7 @@ impl Watch {
         let session = Session::declare(&self.parts, link, !self.owned).map_err(Failure::Serving)?;
         let outcome = session.run(&self.quit, || {
             *self.shared.state.lock() = State::Up;
-            info!("broker up address={}", self.settings.endpoint.address());
+            info!("Broker up: address={}", self.settings.endpoint.address());
             self.backoff.reset();
             if !mem::replace(&mut self.owned, true) {
                 (self.on_event)(BrokerEvent::Owned);
@@ -232,8 +235,8 @@ impl Watch {
         let reason = error.to_string();
         if self.down(reason.clone()) {
             match error {
-                AmqpError::Refused(_) => error!("broker down reason={reason:?} retry_in={wait:?}"),
-                _ => warn!("broker down reason={reason:?} retry_in={wait:?}"),
+                AmqpError::Refused(_) => error!("Broker down: reason={reason}, retry_in={wait:?}"),
+                _ => warn!("Broker down: reason={reason}, retry_in={wait:?}"),
             }
         }
         wait

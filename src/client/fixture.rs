@@ -3,7 +3,8 @@
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::close::CloseReason;
 use super::connection::Connection;
@@ -69,6 +70,15 @@ impl Client {
     /// Whether catch-up was requested since the last call.
     pub fn takes_catch_up(&self) -> bool {
         self.connection.take_catch_up_request()
+    }
+
+    /// Waits until catch-up is requested.
+    pub fn is_caught_up(&self) {
+        let patience = Instant::now() + Duration::from_secs(20);
+        while !self.takes_catch_up() {
+            assert!(Instant::now() < patience, "no catch-up");
+            thread::yield_now();
+        }
     }
 
     pub fn close_reason(&self) -> Option<&CloseReason> {

@@ -16,7 +16,7 @@ pub struct Socket {
     at_login: Arc<AtomicBool>,
 }
 
-/// Ends a [`Socket`] at once, whatever its peer does: the I/O thread reads its end, and every call
+/// Ends a connection at once, whatever its peer does: the I/O thread reads its end, and every call
 /// that waits for the broker fails.
 #[derive(Debug)]
 pub struct Cutter(TcpStream);
