@@ -146,17 +146,21 @@ impl Dispatch<'_> {
         outgoing: impl Fn(Vec<ChatMessage<'m>>, bool) -> Outgoing<'m>,
     ) -> Frame {
         let bound = self.context.config.session.send_queue_bytes;
-        let mut messages: Vec<_> = history.messages.iter().map(ChatMessage::of).collect();
-        let mut room = bound.saturating_sub(outgoing(Vec::new(), false).frame().len());
-        let fitting = messages.iter().rev().take_while(|message| {
-            let length = message.frame().len();
-            let fits = length <= room;
-            room = room.saturating_sub(length);
-            fits
-        });
-        let dropped = messages.len() - fitting.count().max(1).min(messages.len());
-        messages.drain(..dropped);
-        outgoing(messages, history.has_more || dropped > 0).frame()
+        let page = |messages: &'m [proto::Message], has_more| {
+            outgoing(messages.iter().map(ChatMessage::of).collect(), has_more).frame()
+        };
+        let mut messages = &history.messages[..];
+        let mut frame = page(messages, history.has_more);
+        while frame.len() > bound && messages.len() > 1 {
+            // What is over is over by the older messages' lengths, or nearly so.
+            let mut over = frame.len() - bound;
+            while over > 0 && messages.len() > 1 {
+                over = over.saturating_sub(ChatMessage::of(&messages[0]).frame().len());
+                messages = &messages[1..];
+            }
+            frame = page(messages, true);
+        }
+        frame
     }
 
     fn ack(&self, id: Option<&str>, message_ids: Vec<String>) -> Result<Frame, ServiceError> {

@@ -1,4 +1,5 @@
-//! One client connection, in reading order: it is accepted ([`accept`]) or refused ([`refuser`]),
+//! One client connection, in reading order: it is accepted ([`accept`]) if the
+//! limits admit it ([`admission`]), or refused ([`refuser`]);
 //! its request head is read ([`head`]) and judged ([`handshake`]), its session runs ([`session`]),
 //! reading frames from the socket ([`socket`]), parsing them ([`request`]), calling the services
 //! ([`dispatch`]), and answering ([`protocol`]) through the outbox ([`outbox`]), whose writer
@@ -12,6 +13,7 @@ pub mod protocol;
 
 pub mod accept;
 
+mod admission;
 mod catch_up;
 mod dispatch;
 #[cfg(test)]

@@ -28,13 +28,13 @@ const ROUND: Timespec = Timespec {
 };
 
 pub(super) struct Refuser {
-    refused: Mutex<Option<Sender<(TcpStream, Answer)>>>,
+    refused: Mutex<Option<Sender<(Arc<TcpStream>, Answer)>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// A connection that is being refused.
 struct Refused {
-    socket: TcpStream,
+    socket: Arc<TcpStream>,
     answer: Answer,
     head: Vec<u8>,
     answered: bool,
@@ -54,7 +54,7 @@ impl Refuser {
     }
 
     /// Answers `socket` with `answer` once its head is there.
-    pub fn refuse(&self, socket: TcpStream, answer: Answer) {
+    pub fn refuse(&self, socket: Arc<TcpStream>, answer: Answer) {
         if socket.set_nonblocking(true).is_err() {
             return;
         }
@@ -76,7 +76,7 @@ impl Refuser {
     }
 }
 
-fn run(newcomers: &Receiver<(TcpStream, Answer)>, context: &Context) {
+fn run(newcomers: &Receiver<(Arc<TcpStream>, Answer)>, context: &Context) {
     let mut waiting: Vec<Refused> = Vec::new();
     loop {
         let patience = if waiting.is_empty() {
@@ -118,7 +118,7 @@ impl Refused {
     /// Reads on, answers when the head is there. False when it is over.
     fn is_to_stay(&mut self, now: Instant, context: &Context) -> bool {
         let mut bytes = [0; 1024];
-        match self.socket.read(&mut bytes) {
+        match (&*self.socket).read(&mut bytes) {
             Ok(0) => return false,
             Ok(_) if self.answered => {}
             Ok(read) => {
@@ -147,7 +147,7 @@ impl Refused {
     /// none. The socket is closed once the client has closed its end, or at the deadline.
     fn send(&mut self, answer: &Answer) {
         info!("Connection refused: status={}", answer.status());
-        let _ = self.socket.write_all(&answer.bytes());
+        let _ = (&*self.socket).write_all(&answer.bytes());
         let _ = self.socket.shutdown(Shutdown::Write);
         self.answered = true;
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use super::accept::Admission;
+use super::admission::Admission;
 use super::close::CloseReason;
 use super::connection::Connection;
 use super::dispatch::{Dispatch, error};
@@ -31,7 +31,7 @@ const ROUTE_PATIENCE: Duration = Duration::from_secs(2);
 /// Serves one accepted socket until its end. `admission` is what it occupies of the limits.
 pub(super) fn run(
     id: ConnectionId,
-    socket: TcpStream,
+    socket: Arc<TcpStream>,
     mut admission: Admission,
     context: &Arc<Context>,
 ) {
@@ -53,7 +53,6 @@ pub(super) fn run(
         Ok(accepted) => accepted,
         Err(answer) => return refuse(&socket, &answer, &admission),
     };
-    let socket = Arc::new(socket);
     let opened = Session::open(id, &socket, &accepted, &admission, context);
     admission.handshake_is_over();
     match opened {
