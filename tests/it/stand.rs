@@ -11,7 +11,10 @@ use crate::support::backend::Backend;
 use crate::support::broker::Broker;
 
 fn queue_with_one(amqp: &Amqp) {
-    let durable = amiquip::QueueDeclareOptions { durable: true, ..Default::default() };
+    let durable = amiquip::QueueDeclareOptions {
+        durable: true,
+        ..Default::default()
+    };
     amqp.declare_queue("q", durable);
     amqp.publish("", "q", "kind", "body");
 }
@@ -24,7 +27,14 @@ fn virtual_hosts_of_the_shared_broker_are_strangers() {
     other.declare_queue("q", amiquip::QueueDeclareOptions::default());
     assert_eq!(other.take("q"), None);
     let body = b"body".to_vec();
-    assert_eq!(one.take("q"), Some(Taken { exchange: String::new(), routing_key: "q".into(), body }));
+    assert_eq!(
+        one.take("q"),
+        Some(Taken {
+            exchange: String::new(),
+            routing_key: "q".into(),
+            body
+        })
+    );
 }
 
 #[test]
@@ -36,7 +46,11 @@ fn a_private_broker_is_killed_stopped_wiped_and_comes_back() {
     broker.kill9();
     assert!(amiquip::Connection::insecure_open(&url).is_err());
     broker.restart();
-    assert_eq!(Amqp::open(&url).ready("q"), 1, "what was on disk is there again");
+    assert_eq!(
+        Amqp::open(&url).ready("q"),
+        1,
+        "what was on disk is there again"
+    );
 
     broker.stop_signal();
     broker.cont_signal();
@@ -52,13 +66,20 @@ fn a_private_broker_is_killed_stopped_wiped_and_comes_back() {
 #[test]
 fn a_backend_answers_errs_and_waits_as_told() {
     let backend = Backend::start();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let validate = |token: &str| {
         let token = token.to_owned();
         runtime.block_on(async {
-            let mut client = UserServiceClient::connect(backend.url()).await.expect("it listens");
+            let mut client = UserServiceClient::connect(backend.url())
+                .await
+                .expect("it listens");
             let answer = client.validate_token(ValidateTokenRequest { token }).await;
-            answer.map(|answer| answer.into_inner().user_id).map_err(|status| status.code())
+            answer
+                .map(|answer| answer.into_inner().user_id)
+                .map_err(|status| status.code())
         })
     };
     assert_eq!(validate("alice-token"), Ok("alice".into()));

@@ -25,9 +25,15 @@ impl Amqp {
     pub fn open(url: &str) -> Self {
         let mut connection = Connection::insecure_open(url).expect("the broker answers");
         let channel = connection.open_channel(None).expect("a channel");
-        channel.enable_publisher_confirms().expect("a channel that confirms");
+        channel
+            .enable_publisher_confirms()
+            .expect("a channel that confirms");
         let confirms = channel.listen_for_publisher_confirms().expect("confirms");
-        Self { channel, confirms, _connection: connection }
+        Self {
+            channel,
+            confirms,
+            _connection: connection,
+        }
     }
 
     /// Publishes, and returns once the broker has confirmed it. The exchange must exist.
@@ -37,14 +43,22 @@ impl Amqp {
             properties = properties.with_type_(kind.into());
         }
         let publish = Publish::with_properties(body.as_ref(), key, properties);
-        self.channel.basic_publish(exchange, publish).expect("the broker reads");
-        let confirm = self.confirms.recv_timeout(DEADLINE).expect("the broker confirms");
+        self.channel
+            .basic_publish(exchange, publish)
+            .expect("the broker reads");
+        let confirm = self
+            .confirms
+            .recv_timeout(DEADLINE)
+            .expect("the broker confirms");
         assert!(matches!(confirm, Confirm::Ack(_)), "{confirm:?}");
     }
 
     /// Takes the oldest message off a queue.
     pub fn take(&self, queue: &str) -> Option<Taken> {
-        let got = self.channel.basic_get(queue, true).expect("a queue to get from")?;
+        let got = self
+            .channel
+            .basic_get(queue, true)
+            .expect("a queue to get from")?;
         Some(Taken {
             exchange: got.delivery.exchange,
             routing_key: got.delivery.routing_key,
@@ -54,18 +68,35 @@ impl Amqp {
 
     /// Messages that are ready in a queue.
     pub fn ready(&self, queue: &str) -> u32 {
-        let queue = self.channel.queue_declare_passive(queue).expect("a queue that exists");
-        queue.declared_message_count().expect("an answer with a count")
+        let queue = self
+            .channel
+            .queue_declare_passive(queue)
+            .expect("a queue that exists");
+        queue
+            .declared_message_count()
+            .expect("an answer with a count")
+    }
+
+    /// Whether a queue exists. When it does not, the broker closes this channel.
+    pub fn exists(&self, queue: &str) -> bool {
+        self.channel.queue_declare_passive(queue).is_ok()
     }
 
     /// Deletes a queue, whoever consumes from it.
     pub fn delete_queue(&self, queue: &str) {
-        let options = amiquip::QueueDeleteOptions { if_unused: false, if_empty: false };
-        self.channel.queue_delete(queue, options).expect("a queue to delete");
+        let options = amiquip::QueueDeleteOptions {
+            if_unused: false,
+            if_empty: false,
+        };
+        self.channel
+            .queue_delete(queue, options)
+            .expect("a queue to delete");
     }
 
     /// Declares a queue that is not what the gateway expects under that name.
     pub fn declare_queue(&self, queue: &str, options: QueueDeclareOptions) {
-        self.channel.queue_declare(queue, options).expect("a queue that can be declared");
+        self.channel
+            .queue_declare(queue, options)
+            .expect("a queue that can be declared");
     }
 }

@@ -12,7 +12,9 @@ use tokio::runtime::Runtime;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 use ws_gateway::services::proto::message_service_server::{MessageService, MessageServiceServer};
-use ws_gateway::services::proto::presence_service_server::{PresenceService, PresenceServiceServer};
+use ws_gateway::services::proto::presence_service_server::{
+    PresenceService, PresenceServiceServer,
+};
 use ws_gateway::services::proto::user_service_server::{UserService, UserServiceServer};
 use ws_gateway::services::proto::*;
 
@@ -65,7 +67,9 @@ impl Backend {
             .expect("a runtime");
         let incoming = {
             let _inside = runtime.enter();
-            TcpIncoming::bind(addr).expect("an address to listen at").with_nodelay(Some(true))
+            TcpIncoming::bind(addr)
+                .expect("an address to listen at")
+                .with_nodelay(Some(true))
         };
         let addr = incoming.local_addr().expect("a bound address");
         let server = tonic::transport::Server::builder()
@@ -74,7 +78,11 @@ impl Backend {
             .add_service(PresenceServiceServer::new(Fake(Arc::clone(&state))))
             .serve_with_incoming(incoming);
         runtime.spawn(server);
-        Self { addr, state, runtime: Some(runtime) }
+        Self {
+            addr,
+            state,
+            runtime: Some(runtime),
+        }
     }
 
     pub fn url(&self) -> String {
@@ -83,7 +91,13 @@ impl Backend {
 
     /// From now on this call fails with `code`.
     pub fn fail(&self, call: &'static str, code: Code) {
-        self.rule(call, Rule { error: Some(code), ..Rule::default() });
+        self.rule(
+            call,
+            Rule {
+                error: Some(code),
+                ..Rule::default()
+            },
+        );
     }
 
     /// From now on this call takes so long before it is answered.
@@ -103,7 +117,13 @@ impl Backend {
 
     /// How often this call came.
     pub fn calls(&self, call: &'static str) -> u64 {
-        self.state.calls.lock().unwrap().get(call).copied().unwrap_or_default()
+        self.state
+            .calls
+            .lock()
+            .unwrap()
+            .get(call)
+            .copied()
+            .unwrap_or_default()
     }
 
     fn rule(&self, call: &'static str, rule: Rule) {
@@ -114,7 +134,10 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         // Open calls are dropped with their connections.
-        self.runtime.take().expect("dropped once").shutdown_background();
+        self.runtime
+            .take()
+            .expect("dropped once")
+            .shutdown_background();
     }
 }
 
@@ -124,7 +147,14 @@ impl Fake {
     /// Counts the call and does what its rule says.
     async fn came(&self, call: &'static str) -> Result<(), Status> {
         *self.0.calls.lock().unwrap().entry(call).or_default() += 1;
-        let rule = self.0.rules.lock().unwrap().get(call).cloned().unwrap_or_default();
+        let rule = self
+            .0
+            .rules
+            .lock()
+            .unwrap()
+            .get(call)
+            .cloned()
+            .unwrap_or_default();
         tokio::time::sleep(rule.delay).await;
         match rule.error {
             Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
@@ -153,8 +183,13 @@ impl UserService for Fake {
     ) -> Answer<ValidateTokenResponse> {
         let token = request.into_inner().token;
         self.answer("ValidateToken", |answers| {
-            let user = token.strip_suffix("-token").ok_or(Status::unauthenticated("no such token"))?;
-            let usual = ValidateTokenResponse { user_id: user.into(), expires_at: 0 };
+            let user = token
+                .strip_suffix("-token")
+                .ok_or(Status::unauthenticated("no such token"))?;
+            let usual = ValidateTokenResponse {
+                user_id: user.into(),
+                expires_at: 0,
+            };
             Ok(answers.token.clone().unwrap_or(usual))
         })
         .await
@@ -177,56 +212,72 @@ impl UserService for Fake {
 #[tonic::async_trait]
 impl MessageService for Fake {
     async fn send_message(&self, _: Request<SendMessageRequest>) -> Answer<SendMessageResponse> {
-        self.answer("SendMessage", |answers| Ok(sent(answers))).await
+        self.answer("SendMessage", |answers| Ok(sent(answers)))
+            .await
     }
 
     async fn send_group_message(
         &self,
         _: Request<SendGroupMessageRequest>,
     ) -> Answer<SendMessageResponse> {
-        self.answer("SendGroupMessage", |answers| Ok(sent(answers))).await
+        self.answer("SendGroupMessage", |answers| Ok(sent(answers)))
+            .await
     }
 
     async fn get_history(&self, _: Request<GetHistoryRequest>) -> Answer<GetHistoryResponse> {
-        self.answer("GetHistory", |answers| Ok(answers.history.clone())).await
+        self.answer("GetHistory", |answers| Ok(answers.history.clone()))
+            .await
     }
 
     async fn get_group_history(
         &self,
         _: Request<GetGroupHistoryRequest>,
     ) -> Answer<GetHistoryResponse> {
-        self.answer("GetGroupHistory", |answers| Ok(answers.history.clone())).await
+        self.answer("GetGroupHistory", |answers| Ok(answers.history.clone()))
+            .await
     }
 
     async fn get_offline_messages(
         &self,
         _: Request<GetOfflineMessagesRequest>,
     ) -> Answer<GetOfflineMessagesResponse> {
-        self.answer("GetOfflineMessages", |answers| Ok(answers.offline.clone())).await
+        self.answer("GetOfflineMessages", |answers| Ok(answers.offline.clone()))
+            .await
     }
 
     async fn ack_messages(&self, _: Request<AckMessagesRequest>) -> Answer<AckMessagesResponse> {
-        self.answer("AckMessages", |_| Ok(AckMessagesResponse {})).await
+        self.answer("AckMessages", |_| Ok(AckMessagesResponse {}))
+            .await
     }
 }
 
 #[tonic::async_trait]
 impl PresenceService for Fake {
     async fn user_online(&self, _: Request<UserOnlineRequest>) -> Answer<UserOnlineResponse> {
-        self.answer("UserOnline", |_| Ok(UserOnlineResponse {})).await
+        self.answer("UserOnline", |_| Ok(UserOnlineResponse {}))
+            .await
     }
 
     async fn user_offline(&self, _: Request<UserOfflineRequest>) -> Answer<UserOfflineResponse> {
-        self.answer("UserOffline", |_| Ok(UserOfflineResponse {})).await
+        self.answer("UserOffline", |_| Ok(UserOfflineResponse {}))
+            .await
     }
 
     async fn renew_lease(&self, _: Request<RenewLeaseRequest>) -> Answer<RenewLeaseResponse> {
-        self.answer("RenewLease", |answers| Ok(RenewLeaseResponse { known: !answers.lease_unknown })).await
+        self.answer("RenewLease", |answers| {
+            Ok(RenewLeaseResponse {
+                known: !answers.lease_unknown,
+            })
+        })
+        .await
     }
 }
 
 fn sent(answers: &Answers) -> SendMessageResponse {
-    let usual = SendMessageResponse { id: "m1".into(), timestamp: 1_700_000_000 };
+    let usual = SendMessageResponse {
+        id: "m1".into(),
+        timestamp: 1_700_000_000,
+    };
     answers.sent.clone().unwrap_or(usual)
 }
 

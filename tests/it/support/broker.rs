@@ -52,7 +52,13 @@ impl Broker {
         let node = format!("it-{}-{port}@localhost", std::process::id());
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
         let server = Mutex::new(launch(&directory, &node));
-        let broker = Self { server, directory, node, addr, next_vhost: AtomicUsize::new(0) };
+        let broker = Self {
+            server,
+            directory,
+            node,
+            addr,
+            next_vhost: AtomicUsize::new(0),
+        };
         broker.wait_up();
         broker
     }
@@ -60,7 +66,10 @@ impl Broker {
     /// The URL of a virtual host that nobody else has.
     pub fn vhost(&self) -> String {
         let number = self.next_vhost.fetch_add(1, Ordering::Relaxed);
-        assert!(number < VHOSTS, "more tests than virtual hosts: raise VHOSTS");
+        assert!(
+            number < VHOSTS,
+            "more tests than virtual hosts: raise VHOSTS"
+        );
         format!("amqp://guest:guest@{}/{}", self.addr, vhost(number))
     }
 
@@ -97,10 +106,19 @@ impl Broker {
 
     /// Waits until its port answers the AMQP handshake. Returns how long that took.
     pub fn wait_up(&self) -> Duration {
-        let what = format!("RabbitMQ answers at {}; its files: {}", self.addr, self.directory.display());
+        let what = format!(
+            "RabbitMQ answers at {}; its files: {}",
+            self.addr,
+            self.directory.display()
+        );
         let look = || {
             let mut server = self.server();
-            assert!(server.is_running(), "RabbitMQ ended: {}{}", server.stdout(), server.stderr());
+            assert!(
+                server.is_running(),
+                "RabbitMQ ended: {}{}",
+                server.stdout(),
+                server.stderr()
+            );
             answers(self.addr).then_some(())
         };
         wait_for(START, what, look).1
@@ -110,11 +128,17 @@ impl Broker {
     pub fn rabbitmqctl(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(format!("{SCRIPTS}/rabbitmqctl"));
         environment(&mut command, &self.directory, &self.node);
-        let output = command.args(["-q", "-n", &self.node]).args(arguments).output();
+        let output = command
+            .args(["-q", "-n", &self.node])
+            .args(arguments)
+            .output();
         let output = output.expect("rabbitmqctl runs");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {said}{complaint}");
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {arguments:?}: {said}{complaint}"
+        );
         said
     }
 
@@ -125,7 +149,9 @@ impl Broker {
     }
 
     fn server(&self) -> MutexGuard<'_, Process> {
-        self.server.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.server
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 }
 
@@ -155,9 +181,7 @@ fn vhost(number: usize) -> String {
 
 fn write_configuration(directory: &Path, port: u16, vhosts: usize) {
     let names = (0..vhosts).map(vhost).collect::<Vec<_>>();
-    let permission = |vhost: &String| {
-        json!({"user": "guest", "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"})
-    };
+    let permission = |vhost: &String| json!({"user": "guest", "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"});
     let definitions = json!({
         "users": [{"name": "guest", "password": "guest", "tags": ["administrator"]}],
         "vhosts": names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>(),
@@ -203,7 +227,10 @@ fn environment(command: &mut Command, directory: &Path, node: &str) {
         .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
         .env("RABBITMQ_CONFIG_FILE", directory.join("rabbitmq.conf"))
         .env("RABBITMQ_ADVANCED_CONFIG_FILE", directory.join("none"))
-        .env("RABBITMQ_ENABLED_PLUGINS_FILE", directory.join("enabled_plugins"))
+        .env(
+            "RABBITMQ_ENABLED_PLUGINS_FILE",
+            directory.join("enabled_plugins"),
+        )
         .env("RABBITMQ_MNESIA_BASE", directory.join("mnesia"))
         .env("RABBITMQ_LOG_BASE", directory.join("log"))
         .env("RABBITMQ_PID_FILE", directory.join("pid"))
@@ -232,7 +259,9 @@ fn name_server() -> u16 {
 }
 
 fn answers(addr: SocketAddr) -> bool {
-    let Ok(mut stream) = TcpStream::connect(addr) else { return false };
+    let Ok(mut stream) = TcpStream::connect(addr) else {
+        return false;
+    };
     let mut frame_type = [0];
     let asked = stream
         .set_read_timeout(Some(Duration::from_secs(1)))

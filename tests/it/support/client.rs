@@ -58,8 +58,12 @@ impl Client {
 
     /// As [`connect`](Self::connect), with the token in the query.
     pub fn connect_by_query(gateway: &Gateway, token: &str) -> Self {
-        Self::open(gateway.addr, &format!("{}?token={token}", gateway.path), None)
-            .unwrap_or_else(|refused| panic!("refused with {refused:?}"))
+        Self::open(
+            gateway.addr,
+            &format!("{}?token={token}", gateway.path),
+            None,
+        )
+        .unwrap_or_else(|refused| panic!("refused with {refused:?}"))
     }
 
     pub fn try_connect(addr: SocketAddr, path: &str, token: &str) -> Result<Self, Refused> {
@@ -67,7 +71,9 @@ impl Client {
     }
 
     fn open(addr: SocketAddr, path: &str, bearer: Option<&str>) -> Result<Self, Refused> {
-        let mut request = format!("ws://{addr}{path}").into_client_request().expect("a URL");
+        let mut request = format!("ws://{addr}{path}")
+            .into_client_request()
+            .expect("a URL");
         if let Some(token) = bearer {
             let value = HeaderValue::from_str(&format!("Bearer {token}")).expect("a header value");
             request.headers_mut().insert("Authorization", value);
@@ -75,25 +81,43 @@ impl Client {
         let stream = TcpStream::connect_timeout(&addr, DEADLINE)
             .unwrap_or_else(|error| panic!("{addr} is not reached: {error}"));
         stream.set_nodelay(true).expect("a socket option");
-        stream.set_read_timeout(Some(DEADLINE)).expect("a socket option");
-        stream.set_write_timeout(Some(DEADLINE)).expect("a socket option");
+        stream
+            .set_read_timeout(Some(DEADLINE))
+            .expect("a socket option");
+        stream
+            .set_write_timeout(Some(DEADLINE))
+            .expect("a socket option");
         let socket = match tungstenite::client(request, stream) {
             Ok((socket, _)) => socket,
             Err(HandshakeError::Failure(Error::Http(answer))) => return Err(refused(&answer)),
             Err(error) => panic!("the handshake with {addr} fails: {error}"),
         };
         let (held, requests) = (VecDeque::new(), 0);
-        let mut client =
-            Self { socket, held, requests, user: String::new(), hello: Value::Null };
+        let mut client = Self {
+            socket,
+            held,
+            requests,
+            user: String::new(),
+            hello: Value::Null,
+        };
         client.hello = client.next();
-        assert_eq!(client.hello["type"], "connected", "the first frame: {}", client.hello);
-        client.user = client.hello["user_id"].as_str().expect("a user id").to_owned();
+        assert_eq!(
+            client.hello["type"], "connected",
+            "the first frame: {}",
+            client.hello
+        );
+        client.user = client.hello["user_id"]
+            .as_str()
+            .expect("a user id")
+            .to_owned();
         Ok(client)
     }
 
     /// Sends `text` as it is.
     pub fn send_text(&mut self, text: impl Into<String>) {
-        self.socket.send(Message::text(text.into())).expect("the gateway reads");
+        self.socket
+            .send(Message::text(text.into()))
+            .expect("the gateway reads");
     }
 
     pub fn send(&mut self, frame: &Value) {
@@ -123,12 +147,18 @@ impl Client {
 
     /// Sends a message and returns its id.
     pub fn send_message(&mut self, to: &str, content: &str) -> String {
-        sent(self.request("send_message", json!({"to_user_id": to, "content": content})))
+        sent(self.request(
+            "send_message",
+            json!({"to_user_id": to, "content": content}),
+        ))
     }
 
     /// Sends a message to a group and returns its id.
     pub fn send_group_message(&mut self, group: &str, content: &str) -> String {
-        sent(self.request("send_group_message", json!({"group_id": group, "content": content})))
+        sent(self.request(
+            "send_group_message",
+            json!({"group_id": group, "content": content}),
+        ))
     }
 
     pub fn ack<S: AsRef<str>>(&mut self, ids: &[S]) {
@@ -165,7 +195,9 @@ impl Client {
 
     /// The push of the message with this id; what comes before it is held.
     pub fn expect_message(&mut self, id: &str) -> Value {
-        self.expect_that(&format!("message {id}"), |frame| is_push(frame) && frame["id"] == id)
+        self.expect_that(&format!("message {id}"), |frame| {
+            is_push(frame) && frame["id"] == id
+        })
     }
 
     pub fn expect_presence(&mut self, user: &str, status: &str) -> Value {
@@ -184,7 +216,9 @@ impl Client {
 
     /// What comes next, held frames first.
     pub fn next_event(&mut self, deadline: Duration) -> Event {
-        self.held.pop_front().map_or_else(|| self.read(deadline), Event::Frame)
+        self.held
+            .pop_front()
+            .map_or_else(|| self.read(deadline), Event::Frame)
     }
 
     /// The frames held and not yet asked for, up to the answer to a `ping`: the fence. What is
@@ -192,6 +226,11 @@ impl Client {
     pub fn frames_until_pong(&mut self) -> Vec<Value> {
         let pong = self.request("ping", Value::Null);
         assert_eq!(pong["type"], "pong", "{pong}");
+        self.held.drain(..).collect()
+    }
+
+    /// The frames held and not yet asked for.
+    pub fn take_held(&mut self) -> Vec<Value> {
         self.held.drain(..).collect()
     }
 
@@ -207,7 +246,10 @@ impl Client {
     /// Reads up to the end of the connection; fails when that is not a Close with `code`.
     pub fn expect_close(&mut self, code: u16) -> String {
         match self.end() {
-            Ended::Closed { code: found, reason } if found == code => reason,
+            Ended::Closed {
+                code: found,
+                reason,
+            } if found == code => reason,
             other => panic!("{self} waits for close code {code}: {other:?}"),
         }
     }
@@ -228,7 +270,10 @@ impl Client {
     pub fn close(mut self) {
         self.socket.close(None).expect("a close can be sent");
         let ended = self.end();
-        assert!(matches!(ended, Ended::Closed { .. }), "{self} closes: {ended:?}");
+        assert!(
+            matches!(ended, Ended::Closed { .. }),
+            "{self} closes: {ended:?}"
+        );
     }
 
     /// Cuts the connection with a reset: no Close, no FIN.
@@ -238,14 +283,21 @@ impl Client {
     }
 
     pub fn connection_id(&self) -> &str {
-        self.hello["connection_id"].as_str().expect("a connection id")
+        self.hello["connection_id"]
+            .as_str()
+            .expect("a connection id")
     }
 
     fn read(&mut self, deadline: Duration) -> Event {
         let end = Instant::now() + deadline;
         loop {
-            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-            self.socket.get_ref().set_read_timeout(Some(left)).expect("a socket option");
+            let left = end
+                .saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1));
+            self.socket
+                .get_ref()
+                .set_read_timeout(Some(left))
+                .expect("a socket option");
             match self.socket.read() {
                 Ok(Message::Text(text)) => {
                     let frame = serde_json::from_str(&text);
@@ -301,15 +353,29 @@ pub fn error_message(answer: &Value, code: &str) -> String {
 
 /// The ids of messages, in their order.
 pub fn ids(messages: &[Value]) -> Vec<String> {
-    messages.iter().map(|message| message["id"].as_str().expect("an id").to_owned()).collect()
+    messages
+        .iter()
+        .map(|message| message["id"].as_str().expect("an id").to_owned())
+        .collect()
 }
 
 fn refused(answer: &Response<Option<Vec<u8>>>) -> Refused {
     assert_ne!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
-    let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default().into();
-    Refused { status: answer.status().as_u16(), body }
+    let body = answer
+        .body()
+        .as_deref()
+        .map(String::from_utf8_lossy)
+        .unwrap_or_default()
+        .into();
+    Refused {
+        status: answer.status().as_u16(),
+        body,
+    }
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
 }

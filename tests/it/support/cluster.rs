@@ -29,12 +29,19 @@ impl Cluster {
         let url = broker.vhost();
         let services = Services::start(settings, &url);
         let settings = remote(settings, &services.url(), &url);
-        let start = |number| Gateway::start(&settings.clone().set("gateway.id", format!("g{number}")));
+        let start =
+            |number| Gateway::start(&settings.clone().set("gateway.id", format!("g{number}")));
         let gateways: Vec<Gateway> = (0..count).map(start).collect();
         for gateway in &gateways {
             gateway.wait_ready();
         }
-        Self { gateways, services, broker, url, settings }
+        Self {
+            gateways,
+            services,
+            broker,
+            url,
+            settings,
+        }
     }
 
     /// The configuration of a gateway of this cluster, with this id.

@@ -5,9 +5,10 @@ use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::broker::free_port;
 use super::process::{Process, Signal};
-use super::settings::{Settings, token_of};
 use super::raw::{Raw, Response};
+use super::settings::{Settings, token_of};
 use super::{Client, wait_until, watchdog};
 
 /// The binary that cargo built for these tests.
@@ -18,10 +19,17 @@ pub fn binary() -> Command {
 /// Runs the binary to its end in an empty directory.
 pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
     let mut command = binary();
-    command.args(arguments).envs(variables.iter().copied()).current_dir(watchdog::directory("run"));
+    command
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .current_dir(watchdog::directory("run"));
     let mut process = Process::start(format!("ws-gateway {}", arguments.join(" ")), &mut command);
     let code = process.exit_code();
-    Outcome { code, stdout: process.stdout(), stderr: process.stderr() }
+    Outcome {
+        code,
+        stdout: process.stdout(),
+        stderr: process.stderr(),
+    }
 }
 
 /// How a process that ended by itself did so.
@@ -57,20 +65,37 @@ impl Gateway {
         let directory = watchdog::directory("gateway");
         let mut command = binary();
         command.arg("--config").arg(settings.write(&directory));
-        command.envs(variables.iter().copied()).current_dir(&directory);
+        command
+            .envs(variables.iter().copied())
+            .current_dir(&directory);
         (Process::start("the gateway", &mut command), directory)
     }
 
     /// Waits until a launched gateway listens.
     pub fn listening(mut process: Process, directory: PathBuf) -> Self {
         let url = process.stdout_line("listening ws://");
-        let slash = url.find('/').expect("a path in the line that says where it listens");
+        let slash = url
+            .find('/')
+            .expect("a path in the line that says where it listens");
         let addr = url[..slash].parse().expect("an address in that line");
-        Self { process, addr, path: url[slash..].into(), directory }
+        Self {
+            process,
+            addr,
+            path: url[slash..].into(),
+            directory,
+        }
+    }
+
+    /// Connects `user` with their usual token, and waits until what was unread is through (and
+    /// held): from now on, pushes are live.
+    pub fn connect(&self, user: &str) -> Client {
+        let mut client = self.connect_cold(user);
+        client.expect("offline_complete");
+        client
     }
 
     /// Connects `user` with their usual token.
-    pub fn connect(&self, user: &str) -> Client {
+    pub fn connect_cold(&self, user: &str) -> Client {
         Client::connect(self, &token_of(user))
     }
 
@@ -97,6 +122,15 @@ impl Gateway {
         wait_until("the gateway is ready", || self.is_ready());
     }
 
+    /// SIGTERM; every client of this gateway is closed with 1012, and the exit code is 0.
+    pub fn stop_with_clients(mut self, clients: &mut [&mut Client]) {
+        self.process.signal(Signal::TERM);
+        for client in clients {
+            client.expect_close(1012);
+        }
+        assert_eq!(self.process.exit_code(), 0);
+    }
+
     /// SIGTERM, and the exit code.
     pub fn stop(mut self) -> i32 {
         self.process.signal(Signal::TERM);
@@ -113,23 +147,46 @@ pub struct Services {
 }
 
 impl Services {
-    /// Starts the services with a database file of their own, and waits until they listen.
+    /// Starts the services with a database file of their own, and waits until they listen, on a
+    /// port that is theirs again after a restart.
     pub fn start(settings: &Settings, broker: &str) -> Self {
+        Self::start_listening(&format!("127.0.0.1:{}", free_port()), settings, broker)
+    }
+
+    pub fn start_listening(listen: &str, settings: &Settings, broker: &str) -> Self {
         let directory = watchdog::directory("services");
         let database = directory.join("services.db").display().to_string();
         let config = settings.write(&directory).display().to_string();
-        let arguments = ["--broker", broker, "--database", &database, "--config", &config];
+        let arguments = [
+            "--broker",
+            broker,
+            "--database",
+            &database,
+            "--config",
+            &config,
+        ];
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
-        let (process, addr) = Self::run("127.0.0.1:0", &directory, &arguments);
-        Self { process, addr, directory, arguments }
+        let (process, addr) = Self::run(listen, &directory, &arguments);
+        Self {
+            process,
+            addr,
+            directory,
+            arguments,
+        }
     }
 
     fn run(listen: &str, directory: &Path, arguments: &[String]) -> (Process, SocketAddr) {
         let mut command = binary();
-        command.args(["services", "--listen", listen]).args(arguments).current_dir(directory);
+        command
+            .args(["services", "--listen", listen])
+            .args(arguments)
+            .current_dir(directory);
         let mut process = Process::start("the services", &mut command);
         let addr = process.stdout_line("listening grpc http://").parse();
-        (process, addr.expect("an address in the line that says where it listens"))
+        (
+            process,
+            addr.expect("an address in the line that says where it listens"),
+        )
     }
 
     pub fn url(&self) -> String {

@@ -52,20 +52,33 @@ impl Ledger {
         let place = *count;
         *count += 1;
         let recipients = recipients.iter().map(|&user| user.to_owned()).collect();
-        let entry = Committed { from: from.into(), recipients, place };
-        assert!(entries.committed.insert(id.into(), entry).is_none(), "{id} is committed twice");
+        let entry = Committed {
+            from: from.into(),
+            recipients,
+            place,
+        };
+        assert!(
+            entries.committed.insert(id.into(), entry).is_none(),
+            "{id} is committed twice"
+        );
     }
 
     /// A device of `user` exists, also if it never receives anything.
     pub fn device(&self, device: &str, user: &str) {
         let mut entries = self.entries.lock().unwrap();
-        entries.received.entry(device.into()).or_insert_with(|| (user.into(), Vec::new()));
+        entries
+            .received
+            .entry(device.into())
+            .or_insert_with(|| (user.into(), Vec::new()));
     }
 
     /// A push reached a device.
     pub fn received(&self, device: &str, id: &str) {
         let mut entries = self.entries.lock().unwrap();
-        let (_, ids) = entries.received.get_mut(device).expect("a device that was entered");
+        let (_, ids) = entries
+            .received
+            .get_mut(device)
+            .expect("a device that was entered");
         ids.push(id.into());
     }
 
@@ -73,21 +86,32 @@ impl Ledger {
     pub fn expected(&self, user: &str) -> BTreeSet<String> {
         let entries = self.entries.lock().unwrap();
         let for_user = |entry: &Committed| entry.from == user || entry.is_for(user);
-        let found = entries.committed.iter().filter(|(_, entry)| for_user(entry));
+        let found = entries
+            .committed
+            .iter()
+            .filter(|(_, entry)| for_user(entry));
         found.map(|(id, _)| id.clone()).collect()
     }
 
     pub fn report(&self) -> Report {
         let entries = self.entries.lock().unwrap();
-        let mut report = Report { committed: entries.committed.len(), ..Report::default() };
+        let mut report = Report {
+            committed: entries.committed.len(),
+            ..Report::default()
+        };
         let mut reached = BTreeSet::new();
         for (device, (user, ids)) in &entries.received {
             entries.check_device(device, user, ids, &mut report);
             reached.extend(ids.iter().map(|id| (user.clone(), id.clone())));
         }
         for (id, entry) in &entries.committed {
-            let pairs = entry.recipients.iter().map(|user| (user.clone(), id.clone()));
-            report.lost.extend(pairs.filter(|pair| !reached.contains(pair)));
+            let pairs = entry
+                .recipients
+                .iter()
+                .map(|user| (user.clone(), id.clone()));
+            report
+                .lost
+                .extend(pairs.filter(|pair| !reached.contains(pair)));
         }
         report
     }
@@ -109,15 +133,22 @@ impl Entries {
                 report.duplicated += 1;
             } else {
                 report.delivered += 1;
-                let next = places.entry((&entry.from, entry.recipients.join("\n"))).or_default();
+                let next = places
+                    .entry((&entry.from, entry.recipients.join("\n")))
+                    .or_default();
                 if entry.place < *next {
                     report.disordered.push(finding);
                 }
                 *next = (*next).max(entry.place + 1);
             }
         }
-        let missing = self.committed.iter().filter(|(id, entry)| entry.is_for(user) && !seen.contains(id));
-        report.missing.extend(missing.map(|(id, _)| (device.to_owned(), id.clone())));
+        let missing = self
+            .committed
+            .iter()
+            .filter(|(id, entry)| entry.is_for(user) && !seen.contains(id));
+        report
+            .missing
+            .extend(missing.map(|(id, _)| (device.to_owned(), id.clone())));
     }
 }
 
@@ -129,11 +160,22 @@ impl Committed {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { committed, delivered, duplicated, .. } = self;
+        let Self {
+            committed,
+            delivered,
+            duplicated,
+            ..
+        } = self;
         let (lost, missing) = (self.lost.len(), self.missing.len());
         let (disordered, stray) = (self.disordered.len(), self.stray.len());
-        write!(f, "committed {committed}, delivered {delivered}, duplicated {duplicated}, ")?;
-        write!(f, "lost {lost}, missing {missing}, disordered {disordered}, stray {stray}")
+        write!(
+            f,
+            "committed {committed}, delivered {delivered}, duplicated {duplicated}, "
+        )?;
+        write!(
+            f,
+            "lost {lost}, missing {missing}, disordered {disordered}, stray {stray}"
+        )
     }
 }
 
@@ -160,7 +202,10 @@ mod tests {
         }
         let owned = |device: &str, id: &str| (device.to_owned(), id.to_owned());
         let report = ledger.report();
-        assert_eq!((report.committed, report.delivered, report.duplicated), (3, 2, 1));
+        assert_eq!(
+            (report.committed, report.delivered, report.duplicated),
+            (3, 2, 1)
+        );
         assert_eq!(report.lost, [owned("b", "3")]);
         assert_eq!(report.missing.len(), 1 + 3, "{:?}", report.missing);
         assert_eq!(report.disordered, [owned("b1", "1")]);
@@ -175,7 +220,11 @@ mod tests {
                 ledger.received(device, id);
             }
         }
-        let sound = Report { committed: 3, delivered: 6, ..Report::default() };
+        let sound = Report {
+            committed: 3,
+            delivered: 6,
+            ..Report::default()
+        };
         assert_eq!(ledger.report(), sound);
     }
 }

@@ -41,21 +41,34 @@ impl Process {
         watchdog::kill_at_end(child.id());
         let stdout = Lines::read(child.stdout.take().expect("piped"));
         let stderr = Lines::read(child.stderr.take().expect("piped"));
-        Self { name, child, stdout, stderr, status: None }
+        Self {
+            name,
+            child,
+            stdout,
+            stderr,
+            status: None,
+        }
     }
 
     /// The rest of the first line of standard output that starts with `prefix`.
     pub fn stdout_line(&mut self, prefix: &str) -> String {
-        let line = self.stdout.wait(|line| line.strip_prefix(prefix).map(str::to_owned));
+        let line = self
+            .stdout
+            .wait(|line| line.strip_prefix(prefix).map(str::to_owned));
         line.unwrap_or_else(|| {
             let status = self.child.try_wait().expect("a child to ask");
-            panic!("{} printed no `{prefix}…` line; its exit status: {status:?}", self.name)
+            panic!(
+                "{} printed no `{prefix}…` line; its exit status: {status:?}",
+                self.name
+            )
         })
     }
 
     /// Waits for a line of standard error that contains `text`, and returns it.
     pub fn stderr_line(&self, text: &str) -> String {
-        let line = self.stderr.wait(|line| line.contains(text).then(|| line.to_owned()));
+        let line = self
+            .stderr
+            .wait(|line| line.contains(text).then(|| line.to_owned()));
         line.unwrap_or_else(|| panic!("{} logged no line with `{text}`", self.name))
     }
 
@@ -70,7 +83,9 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.pid())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
         rustix::process::kill_process(pid.expect("a process id"), signal)
             .unwrap_or_else(|error| panic!("{} takes no {signal:?}: {error}", self.name));
     }
@@ -82,10 +97,13 @@ impl Process {
 
     pub fn exit_code_within(&mut self, deadline: Duration) -> i32 {
         let what = format!("{} ends", self.name);
-        let (status, _) =
-            wait_for(deadline, what, || self.child.try_wait().expect("a child to wait for"));
+        let (status, _) = wait_for(deadline, what, || {
+            self.child.try_wait().expect("a child to wait for")
+        });
         self.ended(status);
-        status.code().unwrap_or_else(|| panic!("{} died of signal {:?}", self.name, status.signal()))
+        status
+            .code()
+            .unwrap_or_else(|| panic!("{} died of signal {:?}", self.name, status.signal()))
     }
 
     /// `kill -9`, and waits for the end.
@@ -110,11 +128,20 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("/proc");
         let number = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let digits = line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
-            digits.and_then(|digits| digits.parse().ok()).expect("a number in /proc")
+            let digits =
+                line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
+            digits
+                .and_then(|digits| digits.parse().ok())
+                .expect("a number in /proc")
         };
-        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("/proc").count();
-        Held { threads: number("Threads"), descriptors, resident_kib: number("VmRSS") }
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("/proc")
+            .count();
+        Held {
+            threads: number("Threads"),
+            descriptors,
+            resident_kib: number("VmRSS"),
+        }
     }
 
     /// The names of its threads, as Linux cuts them: 15 bytes.
@@ -140,8 +167,15 @@ impl Drop for Process {
         self.kill();
         if thread::panicking() {
             let tail = tail(&self.stderr.text());
-            println!("--- {} wrote to standard output:\n{}", self.name, self.stdout.text());
-            println!("--- {} wrote to standard error (the end of it):\n{tail}", self.name);
+            println!(
+                "--- {} wrote to standard output:\n{}",
+                self.name,
+                self.stdout.text()
+            );
+            println!(
+                "--- {} wrote to standard error (the end of it):\n{tail}",
+                self.name
+            );
         }
     }
 }
@@ -175,7 +209,9 @@ impl Lines {
             let mut pipe = BufReader::new(pipe);
             let mut line = Vec::new();
             while matches!(pipe.read_until(b'\n', &mut line), Ok(1..)) {
-                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+                let text = String::from_utf8_lossy(&line)
+                    .trim_end_matches('\n')
+                    .to_owned();
                 shared.state.lock().unwrap().0.push(text);
                 shared.changed.notify_all();
                 line.clear();
@@ -210,7 +246,11 @@ impl Lines {
     fn wait_end(&self) {
         let state = self.state.lock().unwrap();
         let patience = Duration::from_secs(2);
-        drop(self.changed.wait_timeout_while(state, patience, |state| !state.1).unwrap());
+        drop(
+            self.changed
+                .wait_timeout_while(state, patience, |state| !state.1)
+                .unwrap(),
+        );
     }
 
     fn text(&self) -> String {

@@ -50,8 +50,13 @@ impl Raw {
         let stream = TcpStream::connect_timeout(&addr, DEADLINE)
             .unwrap_or_else(|error| panic!("{addr} is not reached: {error}"));
         stream.set_nodelay(true).expect("a socket option");
-        stream.set_write_timeout(Some(DEADLINE)).expect("a socket option");
-        Self { stream, buffer: Vec::new() }
+        stream
+            .set_write_timeout(Some(DEADLINE))
+            .expect("a socket option");
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -84,7 +89,11 @@ impl Raw {
     pub fn upgrade(&mut self, path: &str, token: &str) -> Value {
         let response = self.try_upgrade(path, token);
         assert_eq!(response.status, 101, "{response:?}");
-        assert_eq!(response.header("sec-websocket-accept"), Some(ACCEPT), "{response:?}");
+        assert_eq!(
+            response.header("sec-websocket-accept"),
+            Some(ACCEPT),
+            "{response:?}"
+        );
         let connected = self.json();
         assert_eq!(connected["type"], "connected", "{connected}");
         connected
@@ -93,10 +102,18 @@ impl Raw {
     /// Reads an HTTP answer; its body is as long as Content-Length says.
     pub fn response(&mut self) -> Response {
         let end = loop {
-            if let Some(place) = self.buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            if let Some(place) = self
+                .buffer
+                .windows(4)
+                .position(|bytes| bytes == b"\r\n\r\n")
+            {
                 break place + 4;
             }
-            assert!(self.fill(), "no whole head: {:?}", String::from_utf8_lossy(&self.buffer));
+            assert!(
+                self.fill(),
+                "no whole head: {:?}",
+                String::from_utf8_lossy(&self.buffer)
+            );
         };
         let head = String::from_utf8(self.take(end)).expect("an ASCII head");
         let mut lines = head.lines();
@@ -109,7 +126,9 @@ impl Raw {
             headers: headers.collect(),
             body: String::new(),
         };
-        let length = response.header("content-length").map_or(0, |text| text.parse().expect("a number"));
+        let length = response
+            .header("content-length")
+            .map_or(0, |text| text.parse().expect("a number"));
         response.body = String::from_utf8(self.exactly(length)).expect("a UTF-8 body");
         response
     }
@@ -133,16 +152,23 @@ impl Raw {
         let start = self.exactly(2);
         assert_eq!(start[1] & 0x80, 0, "a server's frames are not masked");
         let length = match start[1] {
-            126 => usize::from(u16::from_be_bytes(self.exactly(2).try_into().expect("2 bytes"))),
+            126 => usize::from(u16::from_be_bytes(
+                self.exactly(2).try_into().expect("2 bytes"),
+            )),
             127 => u64::from_be_bytes(self.exactly(8).try_into().expect("8 bytes")) as usize,
             short => usize::from(short),
         };
         let payload = self.exactly(length);
-        Some(Frame { fin: start[0] & FIN != 0, opcode: start[0] & 0x0f, payload })
+        Some(Frame {
+            fin: start[0] & FIN != 0,
+            opcode: start[0] & 0x0f,
+            payload,
+        })
     }
 
     pub fn read_frame(&mut self) -> Frame {
-        self.try_read_frame().expect("a frame before the connection ends")
+        self.try_read_frame()
+            .expect("a frame before the connection ends")
     }
 
     /// The next text frame as JSON; pings and pongs are passed over.
@@ -170,9 +196,16 @@ impl Raw {
     /// Reads up to a Close frame and returns its code, 1005 when it has none; `None` when the
     /// connection ends without one.
     pub fn close_code(&mut self) -> Option<u16> {
-        let close = std::iter::from_fn(|| self.try_read_frame()).find(|frame| frame.opcode == CLOSE)?;
-        let code = close.payload.first_chunk().map(|code| u16::from_be_bytes(*code));
-        assert!(str::from_utf8(close.payload.get(2..).unwrap_or_default()).is_ok(), "{close:?}");
+        let close =
+            std::iter::from_fn(|| self.try_read_frame()).find(|frame| frame.opcode == CLOSE)?;
+        let code = close
+            .payload
+            .first_chunk()
+            .map(|code| u16::from_be_bytes(*code));
+        assert!(
+            str::from_utf8(close.payload.get(2..).unwrap_or_default()).is_ok(),
+            "{close:?}"
+        );
         Some(code.unwrap_or(1005))
     }
 
@@ -194,7 +227,8 @@ impl Raw {
 
     /// Cuts the connection with a reset: no Close, no FIN.
     pub fn reset(self) {
-        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).expect("option");
+        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO))
+            .expect("option");
     }
 
     pub fn stream(&self) -> &TcpStream {
@@ -203,7 +237,11 @@ impl Raw {
 
     fn exactly(&mut self, length: usize) -> Vec<u8> {
         while self.buffer.len() < length {
-            assert!(self.fill(), "the connection ends after {} of {length} bytes", self.buffer.len());
+            assert!(
+                self.fill(),
+                "the connection ends after {} of {length} bytes",
+                self.buffer.len()
+            );
         }
         self.take(length)
     }
@@ -217,7 +255,9 @@ impl Raw {
     fn fill(&mut self) -> bool {
         let mut bytes = [0; 16 * 1024];
         let start = Instant::now();
-        self.stream.set_read_timeout(Some(DEADLINE)).expect("a socket option");
+        self.stream
+            .set_read_timeout(Some(DEADLINE))
+            .expect("a socket option");
         match self.stream.read(&mut bytes) {
             Ok(0) => false,
             Ok(length) => {
@@ -263,7 +303,12 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
     let mut bytes = announce(first, payload.len() as u64);
     bytes.extend(MASK);
-    bytes.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    bytes.extend(
+        payload
+            .iter()
+            .zip(MASK.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
     bytes
 }
 

@@ -13,15 +13,24 @@ pub struct Settings {
 impl Settings {
     /// Embedded, port 0, no sample user: what is common to all tests.
     pub fn new() -> Self {
-        Self { table: Table::new() }
-            .set("listen.addr", "127.0.0.1:0")
-            .set("admin.addr", "127.0.0.1:0")
-            .set("shutdown.drain", "5s")
-            .set("presence.offline_grace", "300ms")
-            .set("embedded.database", ":memory:")
-            .set("log.level", "debug")
-            .set("embedded.tokens", Table::new())
-            .set("embedded.groups", Table::new())
+        Self {
+            table: Table::new(),
+        }
+        .set("listen.addr", "127.0.0.1:0")
+        .set("admin.addr", "127.0.0.1:0")
+        .set("shutdown.drain", "5s")
+        .set("presence.offline_grace", "300ms")
+        .set("embedded.database", ":memory:")
+        .set("log.level", "debug")
+        .set("embedded.tokens", Table::new())
+        .set("embedded.groups", Table::new())
+    }
+
+    /// What a file says, and nothing more.
+    pub fn from_text(text: &str) -> Self {
+        Self {
+            table: text.parse().expect("a TOML file"),
+        }
     }
 
     /// Sets the key written `table.key`, or a whole table.
@@ -48,13 +57,22 @@ impl Settings {
 
     /// A token: `"user"`, or a table with `user` and `expires_in`.
     pub fn put_token(&mut self, token: &str, user: impl Into<Value>) {
-        let tokens = self.inner("embedded").get_mut("tokens").and_then(Value::as_table_mut);
+        let tokens = self
+            .inner("embedded")
+            .get_mut("tokens")
+            .and_then(Value::as_table_mut);
         tokens.expect("a table").insert(token.into(), user.into());
     }
 
     pub fn remove_token(&mut self, token: &str) {
-        let tokens = self.inner("embedded").get_mut("tokens").and_then(Value::as_table_mut);
-        tokens.expect("a table").remove(token).expect("a token that is there");
+        let tokens = self
+            .inner("embedded")
+            .get_mut("tokens")
+            .and_then(Value::as_table_mut);
+        tokens
+            .expect("a table")
+            .remove(token)
+            .expect("a token that is there");
     }
 
     pub fn group<'a>(mut self, group: &str, members: impl IntoIterator<Item = &'a str>) -> Self {
@@ -64,8 +82,13 @@ impl Settings {
 
     pub fn put_group<'a>(&mut self, group: &str, members: impl IntoIterator<Item = &'a str>) {
         let members = members.into_iter().map(Value::from).collect::<Vec<_>>();
-        let groups = self.inner("embedded").get_mut("groups").and_then(Value::as_table_mut);
-        groups.expect("a table").insert(group.into(), members.into());
+        let groups = self
+            .inner("embedded")
+            .get_mut("groups")
+            .and_then(Value::as_table_mut);
+        groups
+            .expect("a table")
+            .insert(group.into(), members.into());
     }
 
     /// Writes the file into `directory`.
@@ -76,7 +99,10 @@ impl Settings {
     }
 
     fn inner(&mut self, name: &str) -> &mut Table {
-        let inner = self.table.entry(name).or_insert_with(|| Value::Table(Table::new()));
+        let inner = self
+            .table
+            .entry(name)
+            .or_insert_with(|| Value::Table(Table::new()));
         inner.as_table_mut().expect("a table")
     }
 }

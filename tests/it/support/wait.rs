@@ -35,7 +35,10 @@ pub fn wait_for<T>(
         if let Some(found) = look() {
             return (found, start.elapsed());
         }
-        assert!(start.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
+        assert!(
+            start.elapsed() < deadline,
+            "waited {deadline:?} in vain: {what}"
+        );
         thread::sleep(LOOK);
     }
 }
