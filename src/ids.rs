@@ -14,7 +14,10 @@ pub struct InvalidId;
 
 impl fmt::Display for InvalidId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an id is 1 to {MAX_ID_BYTES} bytes without control characters")
+        write!(
+            f,
+            "an id is 1 to {MAX_ID_BYTES} bytes without control characters"
+        )
     }
 }
 
@@ -22,7 +25,11 @@ impl std::error::Error for InvalidId {}
 
 fn checked(text: &str) -> Result<Arc<str>, InvalidId> {
     let fits = (1..=MAX_ID_BYTES).contains(&text.len());
-    if fits && !text.chars().any(char::is_control) { Ok(text.into()) } else { Err(InvalidId) }
+    if fits && !text.chars().any(char::is_control) {
+        Ok(text.into())
+    } else {
+        Err(InvalidId)
+    }
 }
 
 macro_rules! id {
@@ -66,6 +73,12 @@ pub struct ConnectionId(Uuid);
 impl ConnectionId {
     pub fn random() -> Self {
         Self(Uuid::new_v4())
+    }
+
+    /// A number from 0 up to 1 that is another one for each connection: for jitter.
+    pub fn fraction(&self) -> f64 {
+        let (high, _) = self.0.as_u64_pair();
+        (high >> 32) as f64 / 2f64.powi(32)
     }
 
     /// The first 12 hex digits, for thread names: Linux cuts those at 15 bytes.

@@ -1,1 +1,259 @@
-fn main(){}
+//! `ws-gateway`: arguments, configuration, log, start, signals.
+
+#![no_main]
+
+use std::ffi::c_int;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+
+use clap::{Parser, Subcommand};
+use crossbeam::channel::{Receiver, Sender, select, unbounded};
+use log::{error, info, warn};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM, TERM_SIGNALS};
+use signal_hook::iterator::Signals;
+use ws_gateway::config::{self, Config, ConfigError};
+use ws_gateway::gateway::Gateway;
+use ws_gateway::logging;
+
+/// Wrong usage, or a configuration that cannot be used.
+const EXIT_USAGE: c_int = 2;
+/// Something else that keeps it from running.
+const EXIT_FAILURE: c_int = 1;
+const EXIT_OK: c_int = 0;
+
+const DEFAULT_CONFIG: &str = "gateway.toml";
+
+/// A synchronous WebSocket gateway for instant messaging.
+#[derive(Parser)]
+#[command(name = "ws-gateway", version, about, after_help = AFTER_HELP)]
+struct Arguments {
+    /// The configuration file [default: gateway.toml, if there is one].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const AFTER_HELP: &str = "Without a command, the gateway runs. GATEWAY_TABLE__KEY in the environment \
+overrides a key: GATEWAY_LISTEN__ADDR=127.0.0.1:9000. SIGTERM and SIGINT end it gracefully, a second \
+one at once; SIGHUP makes the reference services read their tokens and groups again.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Validates the configuration and prints it resolved, secrets hidden.
+    Check,
+    /// Runs the reference User, Message and Presence services, publishing to RabbitMQ.
+    #[cfg(feature = "reference")]
+    Services(ServicesArguments),
+}
+
+#[cfg(feature = "reference")]
+#[derive(clap::Args)]
+struct ServicesArguments {
+    /// Where the gRPC services listen.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    listen: std::net::SocketAddr,
+    /// The broker [default: broker.url of the configuration].
+    #[arg(long, value_name = "URL")]
+    broker: Option<String>,
+    /// The SQLite file [default: embedded.database of the configuration].
+    #[arg(long, value_name = "FILE")]
+    database: Option<PathBuf>,
+}
+
+/// The C entry point, instead of std's: std's would set up a stack overflow handler that costs
+/// each thread two more memory mappings, and so half of the connections that the kernel's default
+/// settings allow (see `capacity.rs`). What else std's does here is to ignore SIGPIPE.
+#[unsafe(no_mangle)]
+pub extern "C" fn main(_argc: c_int, _argv: *const *const u8) -> c_int {
+    // A write to a closed pipe or socket is to fail, not to kill the process. That SIGPIPE cannot
+    // be caught does not happen.
+    let _ = signal_hook::flag::register(SIGPIPE, Arc::new(AtomicBool::new(false)));
+    // clap prints help, version and wrong usage itself, and ends with 0 or 2.
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => EXIT_OK,
+        Err(failure) => {
+            eprintln!("ws-gateway: {}", failure.message);
+            failure.exit_code
+        }
+    }
+}
+
+/// Why the process ends with something else than 0.
+struct Failure {
+    exit_code: c_int,
+    message: String,
+}
+
+impl Failure {
+    fn new(error: impl ToString) -> Self {
+        Self { exit_code: EXIT_FAILURE, message: error.to_string() }
+    }
+
+    fn usage(error: impl ToString) -> Self {
+        Self { exit_code: EXIT_USAGE, message: error.to_string() }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::usage(error)
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let file = config_file(arguments.config);
+    let config = config::load(file.as_deref())?;
+    match arguments.command {
+        None => {
+            start_log(&config)?;
+            run_gateway(config, file.as_deref())
+        }
+        Some(Command::Check) => {
+            print!("{}", config::display(&config));
+            Ok(())
+        }
+        #[cfg(feature = "reference")]
+        Some(Command::Services(arguments)) => {
+            start_log(&config)?;
+            run_services(config, &arguments, file.as_deref())
+        }
+    }
+}
+
+/// The file that was asked for, or the default one if it is there.
+fn config_file(asked: Option<PathBuf>) -> Option<PathBuf> {
+    asked.or_else(|| Some(PathBuf::from(DEFAULT_CONFIG)).filter(|file| file.exists()))
+}
+
+fn start_log(config: &Config) -> Result<(), Failure> {
+    logging::start(&config.log).map_err(|error| {
+        Failure::usage(format!("log.file: {}: {error}", config.log.file.display()))
+    })
+}
+
+fn run_gateway(config: Config, file: Option<&Path>) -> Result<(), Failure> {
+    let signals = signals()?;
+    let (fatal, died) = unbounded();
+    info!("Starting: gateway_id={}, mode={:?}", config.gateway.id, config.backend.mode);
+    let gateway = Gateway::start(config, fatal).map_err(Failure::new)?;
+    announce(&format!("listening {}", gateway.url()));
+    let outcome = until_told(&signals, &died, || reload(file, |config| gateway.reload(config)));
+    end_at_once_on(signals);
+    gateway.stop();
+    outcome
+}
+
+#[cfg(feature = "reference")]
+fn run_services(
+    config: Config,
+    arguments: &ServicesArguments,
+    file: Option<&Path>,
+) -> Result<(), Failure> {
+    use std::time::{Duration, Instant};
+    use ws_gateway::broker::endpoint::Endpoint;
+    use ws_gateway::broker::publisher::AmqpPublisher;
+    use ws_gateway::reference::Reference;
+
+    /// How long a publication waits for its confirm.
+    const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+
+    if !arguments.listen.ip().is_loopback() && config::has_sample_token(&config) {
+        return Err(Failure::usage(
+            "--listen: only a loopback address while embedded.tokens holds sample tokens, \
+             which everybody knows",
+        ));
+    }
+    let signals = signals()?;
+    let url = arguments.broker.as_ref().unwrap_or(&config.broker.url);
+    let endpoint = Endpoint::parse(url).map_err(|error| Failure::usage(format!("--broker: {error}")))?;
+    let publisher = AmqpPublisher::new(endpoint, config.broker.heartbeat, CONFIRM_TIMEOUT);
+    let mut embedded = config.embedded.clone();
+    if let Some(database) = &arguments.database {
+        embedded.database.clone_from(database);
+    }
+    let mut reference = Reference::start(arguments.listen, &embedded, Box::new(publisher))
+        .map_err(Failure::new)?;
+    announce(&format!("listening grpc http://{}", reference.addr()));
+    let (_never, died) = unbounded();
+    let outcome = until_told(&signals, &died, || {
+        reload(file, |config| reference.reload(&config.embedded).map_err(|error| error.to_string()));
+    });
+    end_at_once_on(signals);
+    reference.stop(Instant::now() + config.shutdown.drain);
+    outcome
+}
+
+/// One line on standard output for whoever waits for the port.
+fn announce(line: &str) {
+    // Whoever closed standard output does not want to know.
+    let _ = writeln!(io::stdout(), "{line}");
+    info!("Ready: {line}");
+}
+
+/// Signals, as messages.
+fn signals() -> Result<Receiver<c_int>, Failure> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(|error| Failure::new(format!("cannot listen to signals: {error}")))?;
+    let (sender, receiver): (Sender<c_int>, _) = unbounded();
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || signals.forever().try_for_each(|signal| sender.send(signal)))
+        .map_err(|error| Failure::new(format!("cannot start a thread: {error}")))?;
+    Ok(receiver)
+}
+
+/// Serves SIGHUP until SIGTERM or SIGINT, or until something is fatal.
+fn until_told(
+    signals: &Receiver<c_int>,
+    died: &Receiver<String>,
+    on_hangup: impl Fn(),
+) -> Result<(), Failure> {
+    loop {
+        select! {
+            recv(signals) -> signal => match signal {
+                Ok(SIGHUP) => on_hangup(),
+                Ok(signal) => {
+                    let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
+                    info!("Told to end: signal={name}");
+                    return Ok(());
+                }
+                Err(_) => return Err(Failure::new("the signal thread has ended")),
+            },
+            recv(died) -> reason => match reason {
+                Ok(reason) => return Err(Failure::new(reason)),
+                // The embedded feed cannot die, and has dropped its end.
+                Err(_) => return until_told(signals, &crossbeam::channel::never(), on_hangup),
+            },
+        }
+    }
+}
+
+fn reload(file: Option<&Path>, apply: impl Fn(&Config) -> Result<(), String>) {
+    match config::load(file) {
+        Ok(config) => match apply(&config) {
+            Ok(()) => info!("Configuration read again: tokens and groups are in force"),
+            Err(error) => warn!("Configuration read again, and nothing changed: {error}"),
+        },
+        Err(error) => error!("Configuration read again, and the old one stays: {error}"),
+    }
+}
+
+/// While the process ends, a second SIGTERM or SIGINT ends it at once.
+fn end_at_once_on(signals: Receiver<c_int>) {
+    let watch = move || {
+        while let Ok(signal) = signals.recv() {
+            if TERM_SIGNALS.contains(&signal) {
+                eprintln!("ws-gateway: ended at once");
+                process::exit(EXIT_FAILURE);
+            }
+        }
+    };
+    // Without the thread, the first signal's end still comes.
+    let _ = thread::Builder::new().name("second-signal".into()).spawn(watch);
+}

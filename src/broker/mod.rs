@@ -5,7 +5,28 @@
 //! consumer gets it from one of this gateway's three queues. *Acknowledging* a delivery says that
 //! it is in the outboxes of all local recipients; a *dead letter* is one that does not parse.
 
+pub mod amqp;
+mod backoff;
+mod consume;
+pub mod deliver;
+mod endpoint;
+mod groups;
+pub mod local;
+pub mod publisher;
+mod quit;
+pub mod routes;
+mod session;
+pub mod supervisor;
+pub mod topology;
+
 use std::fmt;
+
+pub use deliver::Deliver;
+pub use endpoint::{Endpoint, InvalidUrl};
+pub use local::LocalBus;
+pub use publisher::AmqpPublisher;
+pub use routes::{Route, Routes};
+pub use supervisor::{BrokerEvent, Settings, Supervisor};
 
 /// The direct exchange for what concerns one user, key `user.<user_id>`.
 pub const DIRECT_EXCHANGE: &str = "im.direct";

@@ -14,9 +14,16 @@ pub enum ConfigError {
     /// The file cannot be read.
     Read { file: String, error: io::Error },
     /// The file is no TOML; the error shows the line.
-    Syntax { file: String, error: toml::de::Error },
+    Syntax {
+        file: String,
+        error: toml::de::Error,
+    },
     /// A key is unknown, of the wrong type, or out of range.
-    Key { origin: String, key: String, reason: String },
+    Key {
+        origin: String,
+        key: String,
+        reason: String,
+    },
 }
 
 impl fmt::Display for ConfigError {
@@ -24,7 +31,11 @@ impl fmt::Display for ConfigError {
         match self {
             Self::Read { file, error } => write!(f, "{file}: cannot be read: {error}"),
             Self::Syntax { file, error } => write!(f, "{file}: {error}"),
-            Self::Key { origin, key, reason } => write!(f, "{origin}: {key}: {reason}"),
+            Self::Key {
+                origin,
+                key,
+                reason,
+            } => write!(f, "{origin}: {key}: {reason}"),
         }
     }
 }
@@ -35,8 +46,10 @@ impl std::error::Error for ConfigError {}
 pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
     let name = file.map_or("(defaults)".into(), |file| file.display().to_string());
     let text = match file {
-        Some(file) => fs::read_to_string(file)
-            .map_err(|error| ConfigError::Read { file: name.clone(), error })?,
+        Some(file) => fs::read_to_string(file).map_err(|error| ConfigError::Read {
+            file: name.clone(),
+            error,
+        })?,
         None => String::new(),
     };
     parse(&name, &text, env::vars())
@@ -48,9 +61,10 @@ pub fn parse(
     text: &str,
     variables: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
-    let mut table: Table = text
-        .parse()
-        .map_err(|error| ConfigError::Syntax { file: file.into(), error })?;
+    let mut table: Table = text.parse().map_err(|error| ConfigError::Syntax {
+        file: file.into(),
+        error,
+    })?;
     let overrides = override_keys(&mut table, variables)?;
     let origin = |key: &str| {
         let covers = |path: &str| key == path || key.starts_with(&format!("{path}."));
@@ -60,7 +74,11 @@ pub fn parse(
 
     let mut config: Config = serde_path_to_error::deserialize(table).map_err(|error| {
         let key = error.path().to_string();
-        ConfigError::Key { origin: origin(&key), key, reason: first_line(error.inner()) }
+        ConfigError::Key {
+            origin: origin(&key),
+            key,
+            reason: first_line(error.inner()),
+        }
     })?;
     validate::validate(&mut config).map_err(|invalid| ConfigError::Key {
         origin: origin(invalid.key),
@@ -78,7 +96,10 @@ fn override_keys(
     let defaults = Table::try_from(Config::default()).expect("the defaults are TOML");
     let mut overrides = Vec::new();
     for (variable, text) in variables {
-        let Some(path) = variable.strip_prefix("GATEWAY_").filter(|path| path.contains("__")) else {
+        let Some(path) = variable
+            .strip_prefix("GATEWAY_")
+            .filter(|path| path.contains("__"))
+        else {
             continue;
         };
         let path = path.to_lowercase();
@@ -101,12 +122,15 @@ fn value_of(text: &str, default: Option<&Value>) -> Value {
         return Value::String(text.into());
     }
     let parsed = format!("value = {text}").parse::<Table>().ok();
-    parsed.and_then(|mut table| table.remove("value")).unwrap_or_else(|| Value::String(text.into()))
+    parsed
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(text.into()))
 }
 
 fn default_at<'a>(defaults: &'a Table, keys: &[&str]) -> Option<&'a Value> {
     let (first, rest) = keys.split_first()?;
-    rest.iter().try_fold(defaults.get(*first)?, |value, key| value.get(*key))
+    rest.iter()
+        .try_fold(defaults.get(*first)?, |value, key| value.get(*key))
 }
 
 fn insert(table: &mut Table, keys: &[&str], value: Value) -> Result<(), String> {
@@ -117,13 +141,22 @@ fn insert(table: &mut Table, keys: &[&str], value: Value) -> Result<(), String> 
             Ok(())
         }
         [key, rest @ ..] => {
-            let inner = table.entry(*key).or_insert_with(|| Value::Table(Table::new()));
-            let inner = inner.as_table_mut().ok_or_else(|| format!("`{key}` is not a table"))?;
+            let inner = table
+                .entry(*key)
+                .or_insert_with(|| Value::Table(Table::new()));
+            let inner = inner
+                .as_table_mut()
+                .ok_or_else(|| format!("`{key}` is not a table"))?;
             insert(inner, rest, value)
         }
     }
 }
 
 fn first_line(error: &toml::de::Error) -> String {
-    error.message().lines().next().unwrap_or_default().to_owned()
+    error
+        .message()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }

@@ -1,6 +1,7 @@
 //! The configuration: every key of `gateway.toml`, with its default. [`load`] says where values
 //! come from, [`validate`] what they must be.
 
+mod display;
 pub mod load;
 mod validate;
 mod values;
@@ -12,12 +13,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use display::display;
 pub use load::{ConfigError, load};
+pub use validate::has_sample_token;
 pub use values::{Addresses, Token};
 
 /// The users that the shipped configuration lets in: `(token, user)`. Everybody knows them.
-pub const SAMPLE_TOKENS: [(&str, &str); 3] =
-    [("alice-token", "alice"), ("bob-token", "bob"), ("carol-token", "carol")];
+pub const SAMPLE_TOKENS: [(&str, &str); 3] = [
+    ("alice-token", "alice"),
+    ("bob-token", "bob"),
+    ("carol-token", "carol"),
+];
 
 /// Declares one table of the configuration: its keys, their types and their defaults.
 macro_rules! table {

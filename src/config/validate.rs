@@ -15,7 +15,14 @@ pub(super) struct Invalid {
 type Checked = Result<(), Invalid>;
 
 fn require(holds: bool, key: &'static str, reason: impl Into<String>) -> Checked {
-    if holds { Ok(()) } else { Err(Invalid { key, reason: reason.into() }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(Invalid {
+            key,
+            reason: reason.into(),
+        })
+    }
 }
 
 /// Checks every value, and puts the host's name where `gateway.id` is empty.
@@ -32,7 +39,10 @@ pub(super) fn validate(config: &mut Config) -> Checked {
 fn gateway_id(config: &mut Config) -> Checked {
     let id = &mut config.gateway.id;
     if id.is_empty() {
-        *id = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        *id = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
     }
     require(
         UserId::new(id).is_ok(),
@@ -45,7 +55,11 @@ fn listen(config: &Config) -> Checked {
     let listen = &config.listen;
     let path = &listen.path;
     let plain = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'?');
-    require(plain, "listen.path", "must start with / and hold no space, ? or control character")?;
+    require(
+        plain,
+        "listen.path",
+        "must start with / and hold no space, ? or control character",
+    )?;
     require(
         path != "/" && path != "/healthz" && path != "/readyz",
         "listen.path",
@@ -65,8 +79,14 @@ fn listen(config: &Config) -> Checked {
 fn limits(config: &Config) -> Checked {
     let limits = &config.limits;
     at_least_one(limits.max_connections, "limits.max_connections")?;
-    at_least_one(limits.max_connections_per_user, "limits.max_connections_per_user")?;
-    at_least_one(limits.max_connections_per_ip, "limits.max_connections_per_ip")?;
+    at_least_one(
+        limits.max_connections_per_user,
+        "limits.max_connections_per_user",
+    )?;
+    at_least_one(
+        limits.max_connections_per_ip,
+        "limits.max_connections_per_ip",
+    )?;
     at_least_one(limits.max_handshakes, "limits.max_handshakes")?;
     require(
         (128..=16 << 20).contains(&limits.max_message_size),
@@ -147,12 +167,19 @@ fn addresses(addresses: &Addresses, key: &'static str) -> Checked {
 
 fn embedded(config: &Config) -> Checked {
     let embedded = &config.embedded;
-    require(!embedded.database.as_os_str().is_empty(), "embedded.database", "must not be empty")?;
+    require(
+        !embedded.database.as_os_str().is_empty(),
+        "embedded.database",
+        "must not be empty",
+    )?;
     for token in embedded.tokens.values() {
         require(
             UserId::new(&token.user).is_ok(),
             "embedded.tokens",
-            format!("`{}` cannot be a user: 1 to 200 bytes, no control characters", token.user),
+            format!(
+                "`{}` cannot be a user: 1 to 200 bytes, no control characters",
+                token.user
+            ),
         )?;
     }
     for (group, members) in &embedded.groups {
@@ -172,7 +199,9 @@ fn embedded(config: &Config) -> Checked {
 
 /// Whether one of the shipped tokens lets anybody in.
 pub fn has_sample_token(config: &Config) -> bool {
-    SAMPLE_TOKENS.iter().any(|(token, _)| config.embedded.tokens.contains_key(*token))
+    SAMPLE_TOKENS
+        .iter()
+        .any(|(token, _)| config.embedded.tokens.contains_key(*token))
 }
 
 /// Keys of parts that are not built yet: better an error than a setting without effect.
@@ -183,7 +212,11 @@ fn not_yet(config: &Config) -> Checked {
     require(config.services.ca.is_empty(), "services.ca", unset)?;
     require(config.broker.ca.is_empty(), "broker.ca", unset)?;
     require(config.admin.token.is_empty(), "admin.token", unset)?;
-    require(config.discovery.endpoints.is_empty(), "discovery.endpoints", unset)
+    require(
+        config.discovery.endpoints.is_empty(),
+        "discovery.endpoints",
+        unset,
+    )
 }
 
 fn positive(duration: Duration, key: &'static str) -> Checked {

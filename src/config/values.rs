@@ -81,7 +81,10 @@ pub struct Token {
 
 impl Token {
     pub fn of(user: &str) -> Self {
-        Self { user: user.into(), expires_in: None }
+        Self {
+            user: user.into(),
+            expires_in: None,
+        }
     }
 }
 
@@ -89,7 +92,11 @@ impl Serialize for Token {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self.expires_in {
             None => serializer.serialize_str(&self.user),
-            Some(expires_in) => TokenTable { user: self.user.clone(), expires_in }.serialize(serializer),
+            Some(expires_in) => TokenTable {
+                user: self.user.clone(),
+                expires_in,
+            }
+            .serialize(serializer),
         }
     }
 }
@@ -110,7 +117,9 @@ impl<'de> Deserialize<'de> for Token {
             type Value = Token;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a user such as \"alice\", or { user = \"alice\", expires_in = \"1h\" }")
+                f.write_str(
+                    "a user such as \"alice\", or { user = \"alice\", expires_in = \"1h\" }",
+                )
             }
 
             fn visit_str<E: serde::de::Error>(self, user: &str) -> Result<Token, E> {
@@ -119,7 +128,10 @@ impl<'de> Deserialize<'de> for Token {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Token, A::Error> {
                 let table = TokenTable::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Token { user: table.user, expires_in: Some(table.expires_in) })
+                Ok(Token {
+                    user: table.user,
+                    expires_in: Some(table.expires_in),
+                })
             }
         }
 

@@ -2,6 +2,10 @@
 //! wire contract. [`grpc`] implements it; tests implement it with fakes. Nothing outside this
 //! folder knows gRPC or async.
 
+pub mod grpc;
+pub mod probe;
+mod upstream;
+
 use std::fmt;
 
 /// The types of `proto/*.proto`, package `im.v1`.
@@ -42,27 +46,42 @@ pub trait Services: Send + Sync + 'static {
 /// What a service call came to.
 pub type Result<T> = std::result::Result<T, ServiceError>;
 
-/// A call that did not succeed: what the client is told, and what the log is told.
+/// A call that did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceError {
     pub code: ErrorCode,
+    /// For the client.
     pub message: String,
+    /// For the log alone: what lies behind it, empty where the message says it all.
+    pub cause: String,
 }
 
 impl ServiceError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+            cause: String::new(),
+        }
     }
 
     /// Nobody answered: the call may succeed later, and another call tells nothing new.
     pub fn is_out_of_reach(&self) -> bool {
-        matches!(self.code, ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded)
+        matches!(
+            self.code,
+            ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded
+        )
     }
 }
 
 impl fmt::Display for ServiceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.message)
+        write!(f, "{}: {}", self.code, self.message)?;
+        if self.cause.is_empty() {
+            Ok(())
+        } else {
+            write!(f, " ({})", self.cause)
+        }
     }
 }
 

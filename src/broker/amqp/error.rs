@@ -1,0 +1,72 @@
+//! What went wrong with the broker, told by what the caller does next.
+
+use std::fmt;
+
+pub type Result<T> = std::result::Result<T, AmqpError>;
+
+/// None of the texts holds the broker's URL or password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AmqpError {
+    /// Nobody listens at the address: try again soon, asking costs a broker nothing.
+    NotListening(String),
+    /// The connection or channel is gone, or no answer came in time: start over after a while.
+    Lost(String),
+    /// Another consumer holds the queue: it may be a predecessor about to go, or another gateway
+    /// with the same id, which waiting does not mend.
+    InUse(String),
+    /// The broker refuses the named object or the login: somebody has to change something, there
+    /// or in the configuration.
+    Refused(String),
+}
+
+impl fmt::Display for AmqpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotListening(text) | Self::Lost(text) => f.write_str(text),
+            Self::InUse(text) => write!(f, "in use: {text}"),
+            Self::Refused(text) => write!(f, "refused by the broker: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for AmqpError {}
+
+/// Sorts a close by the broker (AMQP 0-9-1, section 1.1.2, reply codes) that came while `what` was
+/// being done. RabbitMQ names the object in its text, and says "in use" under several codes.
+pub(super) fn closed_by_broker(code: u16, text: &str, what: &str) -> AmqpError {
+    const ACCESS_REFUSED: u16 = 403;
+    const RESOURCE_LOCKED: u16 = 405;
+    const PRECONDITION_FAILED: u16 = 406;
+    const NOT_ALLOWED: u16 = 530;
+
+    let text = format!("{what}: {text}");
+    match code {
+        RESOURCE_LOCKED => AmqpError::InUse(text),
+        ACCESS_REFUSED if text.ends_with("in exclusive use") => AmqpError::InUse(text),
+        PRECONDITION_FAILED if text.ends_with("in use") => AmqpError::InUse(text),
+        ACCESS_REFUSED | PRECONDITION_FAILED | NOT_ALLOWED => AmqpError::Refused(text),
+        _ => AmqpError::Lost(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closes_are_sorted_by_what_to_do_next() {
+        let in_use = |code, text| matches!(closed_by_broker(code, text, ""), AmqpError::InUse(_));
+        assert!(in_use(403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use"));
+        assert!(in_use(405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue"));
+        assert!(in_use(406, "PRECONDITION_FAILED - queue 'q' in vhost '/' in use"));
+
+        let refused =
+            |code, text| matches!(closed_by_broker(code, text, ""), AmqpError::Refused(_));
+        assert!(refused(403, "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused"));
+        assert!(refused(406, "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl'"));
+        assert!(refused(530, "NOT_ALLOWED - vhost im not found"));
+
+        let lost = closed_by_broker(320, "CONNECTION_FORCED - shutdown", "consume");
+        assert_eq!(lost, AmqpError::Lost("consume: CONNECTION_FORCED - shutdown".into()));
+    }
+}

@@ -1,0 +1,204 @@
+//! One queue's consumer thread: takes what RabbitMQ delivers, hands it on, acknowledges it.
+//!
+//! Invariant: a delivery is settled by the thread that received it, on the channel that brought
+//! it. After a reconnect the same tag names another message, and acknowledging the old one would
+//! lose that; here the [`Consumer`] borrows its channel and the deliveries in hand live in
+//! [`Run`], so that all of them end with their connection.
+
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use super::amqp::{AmqpError, Channel, Consumer, Inbound, Received};
+use super::backoff::Backoff;
+use super::deliver::{Hand, Taken};
+use super::quit::Quit;
+use crate::services::ServiceError;
+
+/// How long a delivery may wait for its acknowledgement, which then goes for many.
+const ACK_WITHIN: Duration = Duration::from_millis(50);
+/// How many waiting deliveries are enqueued before the sockets are written to. It stays below the
+/// default `session.send_queue`: a connection that gets all of them still has room.
+const BATCH: usize = 250;
+/// RabbitMQ closes the channel of a consumer that sits on a delivery for 30 minutes.
+const PATIENCE: Duration = Duration::from_secs(20 * 60);
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+
+/// Why a consumer came to its end.
+#[derive(Debug)]
+pub enum Ended {
+    /// It was told to; what it had received is delivered and acknowledged.
+    Quit,
+    /// It waited too long for the User Service: go on with a new channel.
+    StartOver,
+    /// Its queue, channel or connection is gone, or was not to be had.
+    Lost(AmqpError),
+}
+
+/// Consumes until told to quit, or until the channel is lost. Calls `started` once the queue is
+/// ours.
+pub fn run(
+    channel: &Channel,
+    queue: &str,
+    prefetch: u16,
+    hand: Hand,
+    quit: &Quit,
+    started: impl FnOnce(),
+) -> Ended {
+    let consumer = match channel.consume(queue, prefetch) {
+        Ok(consumer) => consumer,
+        Err(error) => return Ended::Lost(error),
+    };
+    started();
+    let unacked = Unacked { consumer: &consumer, last: None, count: 0, since: Instant::now() };
+    // A quarter: the broker sends on while the acknowledgement is under way.
+    let ack_at = usize::from(prefetch / 4).max(1);
+    let mut run = Run { queue, consumer: &consumer, hand, quit, unacked, ack_at };
+    match run.until_quit() {
+        Ok(never) => match never {},
+        Err(ended) => ended,
+    }
+}
+
+/// The deliveries that are done and not yet acknowledged: all up to `last`.
+struct Unacked<'c> {
+    consumer: &'c Consumer<'c>,
+    last: Option<Inbound>,
+    count: usize,
+    /// When the first of them was done.
+    since: Instant,
+}
+
+impl Unacked<'_> {
+    fn push(&mut self, inbound: Inbound) {
+        if self.last.replace(inbound).is_none() {
+            self.since = Instant::now();
+        }
+        self.count += 1;
+    }
+
+    /// How long the next receive may wait.
+    fn due_in(&self) -> Duration {
+        match self.last {
+            Some(_) => ACK_WITHIN.saturating_sub(self.since.elapsed()),
+            None => Duration::MAX,
+        }
+    }
+
+    fn ack(&mut self) -> Result<(), AmqpError> {
+        self.count = 0;
+        self.last.take().map_or(Ok(()), |last| self.consumer.ack_up_to(last))
+    }
+}
+
+struct Run<'c> {
+    queue: &'c str,
+    consumer: &'c Consumer<'c>,
+    hand: Hand,
+    quit: &'c Quit,
+    unacked: Unacked<'c>,
+    ack_at: usize,
+}
+
+/// A step either leads to the next one or ends the consumer.
+type Step<T> = Result<T, Ended>;
+
+impl From<AmqpError> for Ended {
+    fn from(error: AmqpError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+impl Run<'_> {
+    fn until_quit(&mut self) -> Step<std::convert::Infallible> {
+        loop {
+            match self.consumer.receive(self.quit, self.unacked.due_in()) {
+                Received::Delivery(first) => self.batch(first)?,
+                Received::Nothing => {}
+                Received::Quit | Received::End => return Err(self.finish()?),
+                Received::Lost(error) => return Err(Ended::Lost(error)),
+            }
+            if self.unacked.count >= self.ack_at || self.unacked.due_in().is_zero() {
+                self.unacked.ack()?;
+            }
+        }
+    }
+
+    /// Enqueues this delivery and what waits behind it, and then writes once.
+    fn batch(&mut self, first: Inbound) -> Step<()> {
+        self.settle(first)?;
+        for _ in 1..BATCH {
+            match self.consumer.receive_now() {
+                Received::Delivery(next) => self.settle(next)?,
+                Received::Nothing => break,
+                Received::Lost(error) => return Err(Ended::Lost(error)),
+                Received::Quit | Received::End => break,
+            }
+        }
+        self.hand.flush();
+        Ok(())
+    }
+
+    fn settle(&mut self, inbound: Inbound) -> Step<()> {
+        let mut taken = self.hand.take(&inbound.delivery());
+        if let Taken::Later(error) = taken {
+            taken = self.wait_for_service(&inbound, &error)?;
+        }
+        match taken {
+            Taken::DeadLetter(reason) => {
+                warn!("dead letter queue={} reason={reason:?}", self.queue);
+                // First what came before it: acknowledging up to a later one covers only what is
+                // not settled yet, but up to an earlier one must not come to cover this.
+                self.unacked.ack()?;
+                self.consumer.reject(inbound)?;
+            }
+            Taken::Done | Taken::Later(_) => self.unacked.push(inbound),
+        }
+        Ok(())
+    }
+
+    /// Tries the same delivery again and again, and answers what became of it. What is behind it
+    /// waits in the broker.
+    fn wait_for_service(&mut self, inbound: &Inbound, error: &ServiceError) -> Step<Taken> {
+        info!("waiting for the User Service queue={} error={error}", self.queue);
+        let since = Instant::now();
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        self.hand.flush();
+        self.unacked.ack()?;
+        while since.elapsed() < PATIENCE {
+            if self.quit.within(backoff.next()) {
+                // Not acknowledged, so the broker keeps it; and it is unread in any case.
+                return Err(Ended::Quit);
+            }
+            match self.hand.take(&inbound.delivery()) {
+                Taken::Later(_) => {}
+                taken => {
+                    info!(
+                        "the User Service is back queue={} after={:?}",
+                        self.queue,
+                        since.elapsed()
+                    );
+                    return Ok(taken);
+                }
+            }
+        }
+        warn!("starting the channel over queue={}", self.queue);
+        Err(Ended::StartOver)
+    }
+
+    /// Takes no more, and delivers and acknowledges what has been received already.
+    fn finish(&mut self) -> Step<Ended> {
+        self.consumer.cancel()?;
+        loop {
+            match self.consumer.receive_rest() {
+                Received::Delivery(inbound) => self.settle(inbound)?,
+                Received::Lost(error) => return Err(Ended::Lost(error)),
+                Received::End | Received::Nothing | Received::Quit => break,
+            }
+        }
+        self.hand.flush();
+        self.unacked.ack()?;
+        Ok(Ended::Quit)
+    }
+}

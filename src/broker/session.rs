@@ -1,0 +1,234 @@
+//! One broker connection's life: declare, consume, bind, watch, take leave.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded, select};
+
+use super::amqp::{AmqpError, Channel, Link};
+use super::consume::{self, Ended};
+use super::deliver::Deliver;
+use super::quit::{Quit, Quitter};
+use super::routes::{Binder, Routes};
+use super::topology::{Topology, user_key};
+use super::{DIRECT_EXCHANGE, Queue};
+use crate::ids::UserId;
+
+/// How long the threads of a session that failed may take to finish, and its connection to close,
+/// before it is cut.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+/// The three consumers and `routes`.
+const THREADS: usize = Queue::ALL.len() + 1;
+
+/// What a session works with.
+pub struct Parts {
+    pub topology: Topology,
+    pub prefetch: u16,
+    pub deliver: Arc<Deliver>,
+    pub routes: Arc<Routes>,
+}
+
+/// What a thread of the session tells.
+enum Event {
+    /// A consumer has its queue.
+    Started,
+    Ended(Worker, Ended),
+}
+
+#[derive(Clone, Copy)]
+enum Worker {
+    Consumer(Queue),
+    Routes,
+}
+
+/// A session that has declared everything and consumes nothing yet.
+pub struct Session<'p> {
+    parts: &'p Parts,
+    link: Link,
+    control: Channel,
+}
+
+impl<'p> Session<'p> {
+    /// Declares the topology; `afresh` deletes the gateway's own queues first.
+    pub fn declare(parts: &'p Parts, mut link: Link, afresh: bool) -> Result<Self, AmqpError> {
+        let control = link.channel()?;
+        if afresh {
+            parts.topology.delete(&control)?;
+        }
+        parts.topology.declare(&control)?;
+        Ok(Self { parts, link, control })
+    }
+
+    /// Consumes until told to quit, and then deletes the queues; or until something is lost, which
+    /// is the error. `up` is called once all queues are ours.
+    pub fn run(mut self, quit: &Quit, up: impl FnOnce()) -> Result<(), AmqpError> {
+        let outcome = self.work(quit, up);
+        if outcome.is_ok() {
+            // What they hold is unread in the Message Service. If this fails, they expire.
+            self.parts.topology.delete(&self.control)?;
+        }
+        let closed = self.link.close(LEAVE_WITHIN);
+        // A connection that broke knows why; all that its threads saw is its end.
+        outcome.and_then(|()| closed.clone()).map_err(|seen| closed.err().unwrap_or(seen))
+    }
+
+    /// Runs the threads and joins them.
+    fn work(&mut self, quit: &Quit, up: impl FnOnce()) -> Result<(), AmqpError> {
+        let (quitter, workers_quit) = Quit::pair();
+        // Large enough for all that is told while nobody listens: no thread waits at its end.
+        let (events, told) = bounded(4 * THREADS);
+        let cutter = self.link.cutter();
+        thread::scope(|scope| {
+            let mut crew = Crew { parts: self.parts, scope, events, quit: workers_quit, alive: 0 };
+            let outcome = crew.watch(&mut self.link, &told, quit, up);
+            self.parts.routes.end();
+            crew.dismiss(quitter, &told, outcome.is_err(), || cutter.cut());
+            outcome
+        })
+    }
+}
+
+/// The threads of a session.
+struct Crew<'scope, 'env> {
+    parts: &'env Parts,
+    scope: &'scope Scope<'scope, 'env>,
+    events: Sender<Event>,
+    quit: Quit,
+    alive: usize,
+}
+
+impl Crew<'_, '_> {
+    /// Starts everything and waits: told to quit is `Ok`, anything lost an error.
+    fn watch(
+        &mut self,
+        link: &mut Link,
+        told: &Receiver<Event>,
+        quit: &Quit,
+        up: impl FnOnce(),
+    ) -> Result<(), AmqpError> {
+        for queue in Queue::ALL {
+            self.start_consumer(queue, link.channel()?)?;
+        }
+        let binds = link.channel()?;
+        let mut when_all_started = Some((up, binds));
+        let mut started = 0;
+        loop {
+            let event = select! {
+                recv(told) -> event => event,
+                recv(quit.signal()) -> _ => return Ok(()),
+            };
+            match event {
+                Ok(Event::Started) => {
+                    started += 1;
+                    if started >= Queue::ALL.len()
+                        && let Some((up, binds)) = when_all_started.take()
+                    {
+                        self.start_routes(binds)?;
+                        up();
+                    }
+                }
+                Ok(Event::Ended(Worker::Consumer(queue), Ended::StartOver)) => {
+                    self.alive -= 1;
+                    self.start_consumer(queue, link.channel()?)?;
+                }
+                Ok(Event::Ended(_, ended)) => {
+                    self.alive -= 1;
+                    return Err(match ended {
+                        Ended::Lost(error) => error,
+                        _ => AmqpError::Lost("a thread ended too early".into()),
+                    });
+                }
+                // Not while this crew holds a sender.
+                Err(_) => return Err(AmqpError::Lost("no thread left".into())),
+            }
+        }
+    }
+
+    fn start_consumer(&mut self, queue: Queue, channel: Channel) -> Result<(), AmqpError> {
+        let name = self.parts.topology.queue(queue);
+        let (prefetch, quit) = (self.parts.prefetch, self.quit.clone());
+        let hand = self.parts.deliver.hand(queue);
+        let events = self.events.clone();
+        self.spawn(Worker::Consumer(queue), format!("consume-{}", queue.name()), move || {
+            let started = || drop(events.send(Event::Started));
+            consume::run(&channel, &name, prefetch, hand, &quit, started)
+        })
+    }
+
+    fn start_routes(&mut self, channel: Channel) -> Result<(), AmqpError> {
+        let routes = Arc::clone(&self.parts.routes);
+        let mut binder = ChannelBinder { channel, queue: self.parts.topology.queue(Queue::Single) };
+        routes.begin();
+        self.spawn(Worker::Routes, "routes".into(), move || match routes.serve(&mut binder) {
+            Ok(()) => Ended::Quit,
+            Err(error) => Ended::Lost(error),
+        })
+    }
+
+    /// `work` owns its channel, so that it is closed before the thread's end is told.
+    fn spawn(
+        &mut self,
+        worker: Worker,
+        name: String,
+        work: impl FnOnce() -> Ended + Send + 'static,
+    ) -> Result<(), AmqpError> {
+        let events = self.events.clone();
+        let run = move || {
+            let ended = catch_unwind(AssertUnwindSafe(work))
+                .unwrap_or_else(|_| Ended::Lost(AmqpError::Lost("a thread panicked".into())));
+            // It is not told to nobody: the receiver lives until this thread is joined.
+            let _ = events.send(Event::Ended(worker, ended));
+        };
+        let spawned: io::Result<_> =
+            thread::Builder::new().name(name).spawn_scoped(self.scope, run);
+        spawned.map_err(|error| AmqpError::Lost(format!("no thread: {error}")))?;
+        self.alive += 1;
+        Ok(())
+    }
+
+    /// Tells the threads to quit and waits for them. After a failure they are not waited for long:
+    /// then `cut` ends what they wait for. Otherwise whoever gave the signal to quit has a
+    /// deadline of their own, and cuts.
+    fn dismiss(self, quitter: Quitter, told: &Receiver<Event>, failed: bool, cut: impl FnOnce()) {
+        drop(quitter);
+        if !failed {
+            return;
+        }
+        let deadline = Instant::now() + LEAVE_WITHIN;
+        let mut alive = self.alive;
+        while alive > 0 {
+            match told.recv_deadline(deadline) {
+                Ok(Event::Ended(..)) => alive -= 1,
+                Ok(Event::Started) => {}
+                Err(_) => return cut(),
+            }
+        }
+    }
+}
+
+/// Binds users to the `single` queue.
+struct ChannelBinder {
+    channel: Channel,
+    queue: String,
+}
+
+impl Binder for ChannelBinder {
+    type Error = AmqpError;
+
+    /// All but the last bind go without waiting: RabbitMQ takes twice as many in a second so. The
+    /// last one is waited for; the channel's order makes it confirm the others.
+    fn bind(&mut self, users: &[UserId]) -> Result<(), AmqpError> {
+        let Some((last, others)) = users.split_last() else { return Ok(()) };
+        for user in others {
+            self.channel.bind_nowait(&self.queue, DIRECT_EXCHANGE, &user_key(user))?;
+        }
+        self.channel.bind(&self.queue, DIRECT_EXCHANGE, &user_key(last))
+    }
+
+    fn unbind(&mut self, user: &UserId) -> Result<(), AmqpError> {
+        self.channel.unbind(&self.queue, DIRECT_EXCHANGE, &user_key(user))
+    }
+}

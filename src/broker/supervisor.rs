@@ -1,0 +1,241 @@
+//! The `broker` thread: keeps one [`Session`] with RabbitMQ alive, from the first connection to
+//! the last, and says whether it is.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use std::{io, mem};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+use log::{error, info, warn};
+use parking_lot::Mutex;
+
+use super::amqp::{AmqpError, Cutter, Link};
+use super::backoff::Backoff;
+use super::deliver::Deliver;
+use super::endpoint::Endpoint;
+use super::quit::{Quit, Quitter};
+use super::routes::Routes;
+use super::session::{Parts, Session};
+use super::topology::Topology;
+
+/// Waits between two tries are jittered: half of these, up to all.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(20);
+/// Where nobody listens, asking costs the broker nothing, and it is found soon when it returns.
+const RETRY_UNHEARD: Duration = Duration::from_secs(2);
+/// A session that held so long was no failed try.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// What the supervisor needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub endpoint: Endpoint,
+    pub gateway_id: String,
+    /// Whole seconds.
+    pub heartbeat: Duration,
+    pub prefetch: u16,
+}
+
+/// What the composition root is told, on the `broker` thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokerEvent {
+    /// The queues are this gateway's own, for the first time.
+    Owned,
+    /// The gateway cannot work, and trying again would not help: another gateway has its id, or
+    /// the broker refuses its topology. Nothing is tried any more.
+    Fatal(String),
+}
+
+/// Owns the `broker` thread.
+pub struct Supervisor {
+    shared: Arc<Shared>,
+    quitter: Quitter,
+    ended: Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Up,
+    /// With the reason.
+    Down(String),
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Ends the present connection.
+    cutter: Mutex<Option<Arc<Cutter>>>,
+}
+
+impl Supervisor {
+    /// Starts the thread; the broker may come later.
+    pub fn start(
+        settings: Settings,
+        deliver: Arc<Deliver>,
+        routes: Arc<Routes>,
+        on_event: impl Fn(BrokerEvent) + Send + 'static,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State::Down("not connected yet".into())),
+            cutter: Mutex::new(None),
+        });
+        let (quitter, quit) = Quit::pair();
+        let (at_end, ended) = bounded(0);
+        let topology = Topology::new(&settings.gateway_id);
+        let mut watch = Watch {
+            parts: Parts { topology, prefetch: settings.prefetch, deliver, routes },
+            settings,
+            shared: Arc::clone(&shared),
+            quit,
+            on_event: Box::new(on_event),
+            owned: false,
+            in_use_since: None,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
+        };
+        let thread = thread::Builder::new().name("broker".into()).spawn(move || {
+            let _at_end = at_end;
+            watch.run();
+        })?;
+        Ok(Self { shared, quitter, ended, thread })
+    }
+
+    pub fn is_up(&self) -> bool {
+        *self.shared.state.lock() == State::Up
+    }
+
+    /// Why the broker is not in reach, for `/readyz`.
+    pub fn check(&self) -> Result<(), String> {
+        match &*self.shared.state.lock() {
+            State::Up => Ok(()),
+            State::Down(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. At
+    /// `deadline` the connection is cut; what is left then is a call to a service, at most.
+    pub fn stop(self, deadline: Instant) {
+        drop(self.quitter);
+        let mut wait_until = deadline;
+        while let Err(RecvTimeoutError::Timeout) = self.ended.recv_deadline(wait_until) {
+            // Again, should a connection have been opened just now.
+            if let Some(cutter) = &*self.shared.cutter.lock() {
+                cutter.cut();
+            }
+            wait_until = Instant::now() + Duration::from_millis(100);
+        }
+        if self.thread.join().is_err() {
+            error!("the broker thread panicked");
+        }
+    }
+}
+
+/// The thread's own state.
+struct Watch {
+    parts: Parts,
+    settings: Settings,
+    shared: Arc<Shared>,
+    quit: Quit,
+    on_event: Box<dyn Fn(BrokerEvent) + Send>,
+    /// The queues have been ours: from now on they are not deleted, and conflicts are not final.
+    owned: bool,
+    /// Since when somebody else has had the queues.
+    in_use_since: Option<Instant>,
+    backoff: Backoff,
+}
+
+/// What failed: it decides whether trying again may help.
+enum Failure {
+    Opening(AmqpError),
+    Serving(AmqpError),
+}
+
+impl Watch {
+    fn run(&mut self) {
+        while let Err(failure) = self.serve() {
+            if self.quit.is_given() {
+                break;
+            }
+            if let Some(reason) = self.fatal(&failure) {
+                error!("broker unusable reason={reason:?}");
+                self.down(reason.clone());
+                (self.on_event)(BrokerEvent::Fatal(reason));
+                return;
+            }
+            let wait = self.report(failure);
+            if self.quit.within(wait) {
+                break;
+            }
+        }
+        self.down("shutting down".into());
+    }
+
+    /// One connection, from opening to its end; `Ok` when told to quit.
+    fn serve(&mut self) -> Result<(), Failure> {
+        let Settings { endpoint, gateway_id, heartbeat, .. } = &self.settings;
+        let name = format!("ws-gateway {gateway_id}");
+        let link = Link::open(endpoint, &name, *heartbeat, &self.quit).map_err(Failure::Opening)?;
+        *self.shared.cutter.lock() = Some(link.cutter());
+        let session = Session::declare(&self.parts, link, !self.owned).map_err(Failure::Serving)?;
+        let mut up_since = None;
+        let outcome = session.run(&self.quit, || {
+            up_since = Some(Instant::now());
+            *self.shared.state.lock() = State::Up;
+            info!("broker up address={}", self.settings.endpoint.address());
+            if !mem::replace(&mut self.owned, true) {
+                (self.on_event)(BrokerEvent::Owned);
+            }
+        });
+        if up_since.is_some_and(|since| since.elapsed() > STABLE_AFTER) {
+            self.backoff.reset();
+        }
+        outcome.map_err(Failure::Serving)
+    }
+
+    /// The reason to give up, if there is one. Only at the start is there any.
+    fn fatal(&mut self, failure: &Failure) -> Option<String> {
+        let id = &self.settings.gateway_id;
+        match failure {
+            _ if self.owned => None,
+            Failure::Serving(AmqpError::InUse(text)) => {
+                // A predecessor that died a moment ago is found out after two heartbeats.
+                let patience = self.settings.heartbeat * 3 + Duration::from_secs(5);
+                let since = *self.in_use_since.get_or_insert_with(Instant::now);
+                let gone = since.elapsed() > patience;
+                gone.then(|| format!("another gateway runs with gateway.id {id:?}: {text}"))
+            }
+            Failure::Serving(error @ AmqpError::Refused(_)) => Some(error.to_string()),
+            _ => {
+                self.in_use_since = None;
+                None
+            }
+        }
+    }
+
+    /// Says what is wrong, if that is news; answers how long to wait before the next try.
+    fn report(&mut self, failure: Failure) -> Duration {
+        let (Failure::Opening(error) | Failure::Serving(error)) = failure;
+        let wait = match error {
+            AmqpError::NotListening(_) | AmqpError::InUse(_) => {
+                self.backoff.next_up_to(RETRY_UNHEARD)
+            }
+            AmqpError::Lost(_) | AmqpError::Refused(_) => self.backoff.next(),
+        };
+        let reason = error.to_string();
+        if self.down(reason.clone()) {
+            match error {
+                AmqpError::Refused(_) => error!("broker down reason={reason:?} retry_in={wait:?}"),
+                _ => warn!("broker down reason={reason:?} retry_in={wait:?}"),
+            }
+        }
+        wait
+    }
+
+    /// Whether this is news.
+    fn down(&self, reason: String) -> bool {
+        *self.shared.cutter.lock() = None;
+        let state = State::Down(reason);
+        let before = mem::replace(&mut *self.shared.state.lock(), state.clone());
+        before != state
+    }
+}

@@ -1,0 +1,154 @@
+//! Catch-up: the one mechanism for unread messages, run by the connection's writer thread.
+//!
+//! It fetches what is unread page by page and writes each page with a blocking write, at the pace
+//! of the client, past the queue: so it never causes a 4001. Pushes that arrive meanwhile wait in
+//! the [`Hold`](super::hold::Hold). Failures are retried while the connection is served.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::warn;
+
+use super::connection::Connection;
+use super::permits::Permits;
+use super::protocol::{ChatMessage, Outgoing, timestamp};
+use crate::services::Services;
+use crate::services::proto::GetOfflineMessagesRequest;
+
+/// Messages asked for at once.
+const PAGE: i32 = 50;
+/// The first wait after a failure; it doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(200);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// How long ids are remembered after a catch-up: longer than a publication is on its way while
+/// all is well. A message that comes later still is sent again under its same id.
+const SETTLING: Duration = Duration::from_secs(5);
+
+/// One connection's catch-up.
+pub(super) struct CatchUp {
+    services: Arc<dyn Services>,
+    /// How many connections of this gateway fetch a page at a time.
+    pacing: Arc<Permits>,
+    stage: Stage,
+    /// Nothing up to this message is missing; empty: nothing is known.
+    position: String,
+    sent: usize,
+    backoff: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// Runs at this time, or earlier when it is requested.
+    Waiting(Instant),
+    /// The next page is to be fetched, not before this time.
+    Running(Instant),
+    /// Ids are remembered until this time.
+    Settling(Instant),
+    Idle,
+}
+
+impl CatchUp {
+    /// Runs for the first time at `start`, or earlier when it is requested.
+    pub fn new(services: Arc<dyn Services>, pacing: Arc<Permits>, start: Instant) -> Self {
+        Self {
+            services,
+            pacing,
+            stage: Stage::Waiting(start),
+            position: String::new(),
+            sent: 0,
+            backoff: MIN_BACKOFF,
+        }
+    }
+
+    /// Does what is due, at most one page. Answers when it wants to be called again, if at all
+    /// before the next request.
+    pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
+        if connection.take_catch_up_request() {
+            self.begin(connection, now);
+        }
+        match self.stage {
+            Stage::Waiting(start) if now >= start => self.begin(connection, now),
+            Stage::Running(due) if now >= due => self.page(connection),
+            Stage::Settling(end) if now >= end => {
+                connection.hold.settle();
+                self.stage = Stage::Idle;
+            }
+            _ => {}
+        }
+        match self.stage {
+            Stage::Waiting(next) | Stage::Running(next) | Stage::Settling(next) => Some(next),
+            Stage::Idle => None,
+        }
+    }
+
+    fn begin(&mut self, connection: &Connection, now: Instant) {
+        connection.hold.begin();
+        if !matches!(self.stage, Stage::Running(_)) {
+            self.sent = 0;
+            self.backoff = MIN_BACKOFF;
+        }
+        self.stage = Stage::Running(now);
+    }
+
+    fn page(&mut self, connection: &Connection) {
+        let request = GetOfflineMessagesRequest {
+            user_id: connection.user().as_str().into(),
+            after_id: self.position.clone(),
+            limit: PAGE,
+        };
+        let permit = self.pacing.acquire();
+        let answer = self.services.offline_messages(request);
+        drop(permit);
+        let page = match answer {
+            Ok(page) => page,
+            Err(error) => {
+                warn!(
+                    "Catch-up failed, will be retried: user={}, conn_id={}, error={error}",
+                    connection.user(),
+                    connection.id()
+                );
+                self.stage = Stage::Running(Instant::now() + self.backoff);
+                self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+                return;
+            }
+        };
+        self.backoff = MIN_BACKOFF;
+
+        let unsent = page
+            .messages
+            .iter()
+            .filter(|message| connection.hold.claim(&message.id));
+        let frames: Vec<_> = unsent
+            .map(|message| ChatMessage::of(message).frame())
+            .collect();
+        self.sent += frames.len();
+        connection.outbox.write_through(frames);
+        let moved = page.messages.last().is_some_and(|last| {
+            let moved = last.id != self.position;
+            self.position.clone_from(&last.id);
+            moved
+        });
+        // A service that says "more" and moves no further would be asked for ever.
+        if page.has_more && moved || connection.hold.has_missed() {
+            self.stage = Stage::Running(Instant::now());
+        } else {
+            self.complete(connection);
+        }
+    }
+
+    fn complete(&mut self, connection: &Connection) {
+        let complete = Outgoing::OfflineComplete {
+            count: self.sent,
+            timestamp: timestamp(),
+        };
+        connection.outbox.write_through([complete.frame()]);
+        loop {
+            let held = connection.hold.release();
+            if held.is_empty() {
+                break;
+            }
+            connection.outbox.write_through(held);
+        }
+        self.stage = Stage::Settling(Instant::now() + SETTLING);
+    }
+}

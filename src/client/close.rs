@@ -1,0 +1,102 @@
+//! Why a connection ends: the first reason wins, and says what the client and the log are told.
+
+use std::fmt;
+
+/// Why a connection ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client sent a Close frame, with this code if with any.
+    ByClient(Option<u16>),
+    /// The client's end of the TCP connection is gone.
+    Vanished,
+    /// The client broke RFC 6455.
+    Protocol(String),
+    /// A binary frame: this protocol is JSON in text frames.
+    Binary,
+    /// A text frame that is not UTF-8.
+    NotUtf8,
+    /// A message over `limits.max_message_size`.
+    TooLarge,
+    /// A panic or a failure inside the gateway.
+    Internal,
+    /// The gateway is shutting down.
+    ShuttingDown,
+    /// The queue was full and the socket took nothing more.
+    SlowConsumer,
+    /// No frame within `session.idle_timeout`.
+    Idle,
+    /// A write that took nothing for `session.write_timeout`.
+    WriteTimeout,
+    /// The token's time is over.
+    TokenExpired,
+    /// The user has a newer connection, and `limits.over_limit` is `close_oldest`.
+    Replaced,
+    /// The User Service took the session away.
+    SessionRevoked,
+    /// Too many requests were refused by the rate limit.
+    RateExceeded,
+}
+
+impl CloseReason {
+    /// The code and the words of the Close frame; `None` when no one is there to read one.
+    pub fn frame(&self) -> Option<(u16, &'static str)> {
+        Some(match self {
+            Self::ByClient(Some(code)) => (*code, ""),
+            Self::ByClient(None) => (1000, ""),
+            Self::Vanished | Self::WriteTimeout => return None,
+            Self::Protocol(_) => (1002, "protocol error"),
+            Self::Binary => (1003, "binary frames are not supported"),
+            Self::NotUtf8 => (1007, "not UTF-8"),
+            Self::TooLarge => (1009, "message too large"),
+            Self::Internal => (1011, "internal error"),
+            Self::ShuttingDown => (1012, "the gateway is shutting down"),
+            Self::SlowConsumer => (4001, "slow consumer"),
+            Self::Idle => (4002, "idle"),
+            Self::TokenExpired => (4003, "token expired"),
+            Self::Replaced => (4004, "replaced by a newer connection"),
+            Self::SessionRevoked => (4005, "session revoked"),
+            Self::RateExceeded => (4006, "request rate exceeded"),
+        })
+    }
+
+    /// Whether to wait, after the Close frame, for the client's own: cutting at once would reset
+    /// the connection while the client still sends, and it might never read why. Whoever has
+    /// closed already, or is silent, is not waited for.
+    pub fn lingers(&self) -> bool {
+        !matches!(
+            self,
+            Self::ByClient(_) | Self::Vanished | Self::WriteTimeout | Self::Idle
+        )
+    }
+
+    /// The reason in one word, for logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ByClient(_) => "client_closed",
+            Self::Vanished => "vanished",
+            Self::Protocol(_) => "protocol_error",
+            Self::Binary => "binary_frame",
+            Self::NotUtf8 => "not_utf8",
+            Self::TooLarge => "too_large",
+            Self::Internal => "internal_error",
+            Self::ShuttingDown => "shutdown",
+            Self::SlowConsumer => "slow_consumer",
+            Self::Idle => "idle",
+            Self::WriteTimeout => "write_timeout",
+            Self::TokenExpired => "token_expired",
+            Self::Replaced => "replaced",
+            Self::SessionRevoked => "session_revoked",
+            Self::RateExceeded => "rate_exceeded",
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Self::Protocol(what) => write!(f, " ({})", what.escape_default()),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Finished WebSocket frames (RFC 6455, section 5), encoded once and shared by all recipients.
+//!
+//! A server's frames are unmasked: a header of 2 to 10 bytes, then the payload.
+
+use std::sync::Arc;
+
+/// Set in the first byte of a frame that is its whole message.
+const FIN: u8 = 0x80;
+const TEXT: u8 = 0x1;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xA;
+
+/// The longest payload of a control frame (RFC 6455, section 5.5).
+const MAX_CONTROL: usize = 125;
+
+/// Bytes that are ready for the socket. Cloning shares them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame(Arc<[u8]>);
+
+impl Frame {
+    /// A text frame with `payload`, which is UTF-8.
+    pub fn text(payload: &[u8]) -> Self {
+        Self::encode(TEXT, payload)
+    }
+
+    pub fn ping() -> Self {
+        Self::encode(PING, &[])
+    }
+
+    /// The answer to a ping that carried `payload`, at most 125 bytes.
+    pub fn pong(payload: &[u8]) -> Self {
+        Self::encode(PONG, &payload[..payload.len().min(MAX_CONTROL)])
+    }
+
+    /// A Close frame; a reason is cut where a control frame ends.
+    pub fn close(code: u16, reason: &str) -> Self {
+        let end = reason.floor_char_boundary(MAX_CONTROL - 2);
+        Self::encode(
+            CLOSE,
+            &[&code.to_be_bytes(), &reason.as_bytes()[..end]].concat(),
+        )
+    }
+
+    /// Bytes that go before the first frame: the answer to the upgrade request.
+    pub fn raw(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The length on the wire.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// No frame is empty: it has a header.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn encode(opcode: u8, payload: &[u8]) -> Self {
+        let mut frame = Vec::with_capacity(10 + payload.len());
+        frame.push(FIN | opcode);
+        match payload.len() {
+            length @ 0..=125 => frame.push(length as u8),
+            length @ 126..=0xFFFF => {
+                frame.push(126);
+                frame.extend((length as u16).to_be_bytes());
+            }
+            length => {
+                frame.push(127);
+                frame.extend((length as u64).to_be_bytes());
+            }
+        }
+        frame.extend(payload);
+        Self(frame.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_grows_with_its_payload() {
+        let header = |length: usize| {
+            let frame = Frame::text(&vec![b'x'; length]);
+            frame.bytes()[..frame.len() - length].to_vec()
+        };
+        assert_eq!(header(125), [0x81, 125]);
+        assert_eq!(header(126), [0x81, 126, 0, 126]);
+        assert_eq!(header(65_535), [0x81, 126, 0xFF, 0xFF]);
+        assert_eq!(header(65_536), [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_close_reason_is_cut_between_characters() {
+        let frame = Frame::close(4001, &"é".repeat(100));
+        assert_eq!(frame.bytes()[1], 124);
+        assert!(std::str::from_utf8(&frame.bytes()[4..]).is_ok());
+    }
+}

@@ -1,0 +1,283 @@
+//! Pushes that arrive while catch-up is under way wait here, so that unread messages come first, in
+//! order, and a message that is in both is sent once.
+//!
+//! A connection is *holding* from its registration until its catch-up is through, and again
+//! whenever another catch-up runs. Then it is *settling*: what was sent is still remembered, since
+//! the live push of a message that catch-up brought may be on its way. Then it is *live*.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::frame::Frame;
+use super::protocol::{Push, PushKind};
+
+/// How many ids are remembered. Older ones were published long ago.
+const REMEMBERED: usize = 1_024;
+
+/// What is to become of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passage {
+    /// Into the queue.
+    Open,
+    /// Nothing more is to be done: it is held, has been sent, or is left to a later page.
+    Done,
+    /// It must not be lost, and there is no room for it.
+    NoRoom,
+}
+
+/// The gate before one connection's queue.
+pub struct Hold {
+    state: Mutex<State>,
+    max_frames: usize,
+    max_bytes: usize,
+}
+
+enum State {
+    Holding(Box<Held>),
+    Settling(Box<HashSet<Arc<str>>>),
+    Live,
+}
+
+#[derive(Default)]
+struct Held {
+    pushes: VecDeque<Push>,
+    bytes: usize,
+    /// An unread message was let go: catch-up has to look again.
+    missed: bool,
+    /// The ids of messages that have been sent.
+    sent: HashSet<Arc<str>>,
+}
+
+impl Hold {
+    /// Starts out holding, up to the bounds of the queue.
+    pub fn new(max_frames: usize, max_bytes: usize) -> Self {
+        Self {
+            state: Mutex::new(State::Holding(Box::default())),
+            max_frames,
+            max_bytes,
+        }
+    }
+
+    /// Decides on one push.
+    pub fn pass(&self, push: &Push) -> Passage {
+        match &mut *self.state.lock() {
+            State::Live => Passage::Open,
+            State::Settling(sent) => match push.message_id() {
+                Some(id) if sent.contains(id) => Passage::Done,
+                Some(id) => {
+                    remember(sent, id.clone());
+                    Passage::Open
+                }
+                None => Passage::Open,
+            },
+            State::Holding(held) => self.hold(held, push),
+        }
+    }
+
+    fn hold(&self, held: &mut Held, push: &Push) -> Passage {
+        if push.message_id().is_some_and(|id| held.sent.contains(id)) {
+            return Passage::Done;
+        }
+        let bytes = held.bytes + push.frame().len();
+        let full = held.pushes.len() >= self.max_frames
+            || (bytes > self.max_bytes && !held.pushes.is_empty());
+        let half_full = held.pushes.len() * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
+        match push.kind() {
+            PushKind::Presence if half_full => return Passage::Done,
+            PushKind::Unread if full => {
+                held.missed = true;
+                return Passage::Done;
+            }
+            PushKind::OwnCopy if full && !held.let_go() => return Passage::NoRoom,
+            _ => {}
+        }
+        held.bytes += push.frame().len();
+        held.pushes.push_back(push.clone());
+        Passage::Done
+    }
+
+    /// Catch-up begins: from now on pushes wait.
+    pub fn begin(&self) {
+        let mut state = self.state.lock();
+        let sent = match &mut *state {
+            State::Holding(_) => return,
+            State::Settling(sent) => std::mem::take(&mut **sent),
+            State::Live => HashSet::new(),
+        };
+        *state = State::Holding(Box::new(Held {
+            sent,
+            ..Held::default()
+        }));
+    }
+
+    /// Whether catch-up is to send the message `id` now. Answers true once for each id.
+    pub fn claim(&self, id: &str) -> bool {
+        let mut state = self.state.lock();
+        let State::Holding(held) = &mut *state else {
+            return true;
+        };
+        if held.sent.contains(id) {
+            return false;
+        }
+        remember(&mut held.sent, id.into());
+        let Held { pushes, bytes, .. } = &mut **held;
+        pushes.retain(|push| {
+            let same = push.message_id().is_some_and(|held| &**held == id);
+            *bytes -= if same { push.frame().len() } else { 0 };
+            !same
+        });
+        true
+    }
+
+    /// Whether an unread message was let go since the last call.
+    pub fn has_missed(&self) -> bool {
+        match &mut *self.state.lock() {
+            State::Holding(held) => std::mem::take(&mut held.missed),
+            _ => false,
+        }
+    }
+
+    /// What is held and is to be sent now; empty when nothing is, and then the hold is over.
+    /// Call it until it is.
+    pub fn release(&self) -> Vec<Frame> {
+        let mut state = self.state.lock();
+        let State::Holding(held) = &mut *state else {
+            return Vec::new();
+        };
+        if held.pushes.is_empty() {
+            *state = State::Settling(Box::new(std::mem::take(&mut held.sent)));
+            return Vec::new();
+        }
+        held.bytes = 0;
+        let pushes = std::mem::take(&mut held.pushes);
+        for push in &pushes {
+            if let Some(id) = push.message_id() {
+                remember(&mut held.sent, id.clone());
+            }
+        }
+        pushes.iter().map(|push| push.frame().clone()).collect()
+    }
+
+    /// What was sent need not be remembered any longer.
+    pub fn settle(&self) {
+        let mut state = self.state.lock();
+        if matches!(&*state, State::Settling(_)) {
+            *state = State::Live;
+        }
+    }
+}
+
+impl Held {
+    /// Makes room: the newest unread message is left to a later page.
+    fn let_go(&mut self) -> bool {
+        let newest = self
+            .pushes
+            .iter()
+            .rposition(|push| push.kind() == PushKind::Unread);
+        let Some(push) = newest.and_then(|index| self.pushes.remove(index)) else {
+            return false;
+        };
+        self.bytes -= push.frame().len();
+        self.missed = true;
+        true
+    }
+}
+
+fn remember(sent: &mut HashSet<Arc<str>>, id: Arc<str>) {
+    if sent.len() >= REMEMBERED {
+        sent.clear();
+    }
+    sent.insert(id);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::UserId;
+    use crate::services::proto::Message;
+
+    fn unread(id: &str) -> Push {
+        Push::message(
+            &Message {
+                id: id.into(),
+                ..Message::default()
+            },
+            false,
+        )
+    }
+
+    fn presence() -> Push {
+        Push::presence(&UserId::new("bob").unwrap(), true, 0)
+    }
+
+    fn released(hold: &Hold) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        loop {
+            let more = hold.release();
+            if more.is_empty() {
+                return frames;
+            }
+            frames.extend(more);
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_in_both_is_sent_once() {
+        let hold = Hold::new(8, 1 << 20);
+        // The live push comes first, or second, or after catch-up is through.
+        assert_eq!(hold.pass(&unread("m1")), Passage::Done);
+        assert!(hold.claim("m1"));
+        assert!(hold.claim("m2"));
+        assert_eq!(hold.pass(&unread("m2")), Passage::Done);
+        assert!(hold.claim("m3"));
+        assert_eq!(hold.pass(&unread("m4")), Passage::Done);
+        assert_eq!(released(&hold), [unread("m4").frame().clone()]);
+        assert_eq!(hold.pass(&unread("m3")), Passage::Done);
+        assert_eq!(hold.pass(&unread("m5")), Passage::Open);
+        // Another catch-up brings nothing again that was sent since.
+        hold.begin();
+        assert!(!hold.claim("m4"));
+        assert!(!hold.claim("m5"));
+        assert!(released(&hold).is_empty());
+        hold.settle();
+        assert_eq!(hold.pass(&unread("m3")), Passage::Open);
+    }
+
+    #[test]
+    fn beyond_the_bounds_unread_messages_are_left_to_a_later_page() {
+        let hold = Hold::new(4, 1 << 20);
+        for id in ["m1", "m2", "m3", "m4"] {
+            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+        }
+        assert!(!hold.has_missed());
+        assert_eq!(hold.pass(&unread("m5")), Passage::Done);
+        assert!(hold.has_missed());
+        assert!(!hold.has_missed());
+    }
+
+    #[test]
+    fn an_own_copy_takes_the_place_of_an_unread_message() {
+        let hold = Hold::new(2, 1 << 20);
+        let (copy, other) = (unread("c1").as_own_copy(), unread("c2").as_own_copy());
+        assert_eq!(hold.pass(&copy), Passage::Done);
+        assert_eq!(hold.pass(&unread("m1")), Passage::Done);
+        assert_eq!(hold.pass(&other), Passage::Done);
+        assert!(hold.has_missed());
+        assert_eq!(hold.pass(&unread("c3").as_own_copy()), Passage::NoRoom);
+        assert_eq!(
+            released(&hold),
+            [copy.frame().clone(), other.frame().clone()]
+        );
+    }
+
+    #[test]
+    fn presence_is_left_out_once_the_hold_is_half_full() {
+        let hold = Hold::new(4, 1 << 20);
+        for _ in 0..5 {
+            assert_eq!(hold.pass(&presence()), Passage::Done);
+        }
+        assert_eq!(released(&hold).len(), 2);
+    }
+}

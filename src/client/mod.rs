@@ -1,0 +1,70 @@
+//! One client connection, in reading order: it is accepted ([`accept`]) or refused ([`refuser`]),
+//! its request head is read ([`head`]) and judged ([`handshake`]), its session runs ([`session`]),
+//! reading frames from the socket ([`socket`]), parsing them ([`request`]), calling the services
+//! ([`dispatch`]), and answering ([`protocol`]) through the outbox ([`outbox`]), whose writer
+//! thread ([`writer`]) also keeps time and catches up on unread messages ([`catch_up`]).
+
+pub mod close;
+pub mod connection;
+pub mod frame;
+pub mod outbox;
+pub mod protocol;
+
+pub mod accept;
+
+mod catch_up;
+mod dispatch;
+mod handshake;
+mod head;
+mod hold;
+pub mod permits;
+mod rate;
+mod refuser;
+mod request;
+mod session;
+mod socket;
+mod writer;
+
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::ids::UserId;
+use crate::readiness::Readiness;
+use crate::registry::Registry;
+use crate::services::Services;
+use permits::Permits;
+
+/// The stack of a connection thread, in bytes. Only what is touched of it costs memory.
+const STACK: usize = 256 << 10;
+
+/// What every connection uses of the gateway.
+pub struct Context {
+    pub config: Config,
+    pub registry: Arc<Registry>,
+    pub services: Arc<dyn Services>,
+    pub users: Arc<dyn Attendance>,
+    pub readiness: Arc<Readiness>,
+    /// How many connections fetch a page of unread messages at a time.
+    pub pacing: Arc<Permits>,
+    /// The page at `/`, if there is one.
+    pub page: Option<&'static str>,
+}
+
+/// Who wants to know that users come and go: presence and the broker's routes.
+pub trait Attendance: Send + Sync {
+    /// A connection of `user` has been registered. Answers how it stands with the user's route.
+    fn arrived(&self, user: &UserId) -> Route;
+    /// A connection of `user` has left the registry.
+    fn left(&self, user: &UserId);
+}
+
+/// Whether what is published for a user comes here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// It does.
+    Bound,
+    /// It will in a moment, and catch-up is requested then.
+    Pending,
+    /// Not before the broker is back; catch-up is requested then.
+    Away,
+}

@@ -1,0 +1,574 @@
+//! One connection's send queue and the write side of its socket.
+//!
+//! Delivering wakes no thread. Whoever has a frame puts it into the queue and, if nobody holds the
+//! write side, takes it and empties the queue with one write that never blocks. A socket that takes
+//! no more, or has taken a fair share, is handed over to the connection's writer thread, which
+//! blocks as ever ([`Outbox::drain`]).
+//!
+//! No frame is stranded. A pusher queues its frame and then looks for a free write side; a holder
+//! frees the write side and then looks at the queue once more. A fence between the two steps of
+//! either makes sure that at least one of them sees the other.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst, fence};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam::queue::ArrayQueue;
+use parking_lot::{Mutex, MutexGuard};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+
+use super::close::CloseReason;
+use super::frame::Frame;
+
+/// What one system call carries at most, and what one deliverer writes to one connection before it
+/// hands over, so that a busy connection does not keep it from the others. In bytes.
+const WRITE_SHARE: usize = 64 << 10;
+
+/// How long a push into a full queue waits for somebody who is emptying it into a socket that
+/// takes more.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(100);
+
+/// The queue and the write side of one connection.
+pub struct Outbox {
+    socket: Arc<TcpStream>,
+    /// Allocated by the first frame: most connections are idle.
+    queue: OnceLock<ArrayQueue<Frame>>,
+    max_frames: usize,
+    max_bytes: usize,
+    /// The bytes of the frames in `queue`, those included that are about to be pushed.
+    bytes: AtomicUsize,
+    write_side: Mutex<WriteSide>,
+    /// The write side belongs to the writer thread until the queue is empty.
+    handed_over: AtomicBool,
+    writer: OnceLock<thread::Thread>,
+    closing: OnceLock<CloseReason>,
+}
+
+/// What only the holder of the write side touches.
+struct WriteSide {
+    /// Frames that have left the queue and have not left entirely.
+    unsent: VecDeque<Frame>,
+    /// How many bytes of the first of them are written.
+    written: usize,
+    /// The first frame of all, the answer to the upgrade request, is written.
+    opened: bool,
+}
+
+/// What became of a frame that was to be queued.
+#[derive(Debug, PartialEq, Eq)]
+enum Queued {
+    /// It is the first in an empty queue: nobody else is about to write it.
+    First,
+    /// Behind others; whoever writes those writes it too.
+    Behind,
+    Full,
+}
+
+/// How far a write came.
+enum Written {
+    Everything,
+    /// The socket takes no more now, or has taken its share.
+    NotAll,
+    /// The connection is of no more use.
+    Failed(CloseReason),
+}
+
+impl Outbox {
+    /// `opening` is written before anything else, whatever happens. Queues at most `max_frames`
+    /// frames and `max_bytes` bytes; an empty queue takes a frame of any size.
+    pub fn new(
+        socket: Arc<TcpStream>,
+        opening: Frame,
+        max_frames: usize,
+        max_bytes: usize,
+    ) -> Self {
+        Self {
+            socket,
+            queue: OnceLock::new(),
+            max_frames,
+            max_bytes,
+            bytes: AtomicUsize::new(0),
+            write_side: Mutex::new(WriteSide {
+                unsent: [opening].into(),
+                written: 0,
+                opened: false,
+            }),
+            handed_over: AtomicBool::new(false),
+            writer: OnceLock::new(),
+            closing: OnceLock::new(),
+        }
+    }
+
+    /// Names the thread that [`Outbox::drain`]s after a hand-over.
+    pub fn set_writer(&self, writer: thread::Thread) {
+        // A second name would be a bug of the one caller; the first one stands.
+        let _ = self.writer.set(writer);
+    }
+
+    /// Queues `frame` and writes nothing. Answers true when the queue was empty: then the caller
+    /// owes a [`Outbox::flush`], which writes whatever is in the queue by that time. A connection
+    /// whose queue is full and whose socket takes no more is closed (4001).
+    #[must_use]
+    pub fn push(&self, frame: &Frame) -> bool {
+        match self.queue_up(frame) {
+            Queued::First => true,
+            Queued::Behind => false,
+            Queued::Full => {
+                self.push_into_full(frame);
+                false
+            }
+        }
+    }
+
+    fn push_into_full(&self, frame: &Frame) {
+        let give_up = Instant::now() + DRAIN_PATIENCE;
+        while self.closing.get().is_none() {
+            self.flush();
+            if self.queue_up(frame) != Queued::Full {
+                return self.flush();
+            }
+            if !self.socket_takes_more() || Instant::now() > give_up {
+                return self.close(CloseReason::SlowConsumer);
+            }
+            thread::yield_now();
+        }
+    }
+
+    /// Queues and writes `frame` on behalf of the connection's own reader or writer thread, which
+    /// waits while the queue is full: that slows down only the client that does not read.
+    pub fn send(&self, frame: &Frame) {
+        while self.closing.get().is_none() {
+            if self.queue_up(frame) != Queued::Full {
+                return self.flush();
+            }
+            self.drain();
+        }
+    }
+
+    /// Writes `frames` before what is queued, and blocks until the socket has taken them. For the
+    /// opening, and for catch-up, which must not fill the queue.
+    pub fn write_through(&self, frames: impl IntoIterator<Item = Frame>) {
+        let mut side = self.write_side.lock();
+        side.unsent.extend(frames);
+        while self.closing.get().is_none() {
+            match self.write(&mut side, SendFlags::empty()) {
+                Written::Everything => break,
+                Written::NotAll => {}
+                Written::Failed(reason) => self.close(reason),
+            }
+        }
+        self.release(side);
+    }
+
+    fn queue_up(&self, frame: &Frame) -> Queued {
+        if self.closing.get().is_some() {
+            return Queued::Behind;
+        }
+        let queue = self.queue.get_or_init(|| ArrayQueue::new(self.max_frames));
+        let before = self.bytes.fetch_add(frame.len(), SeqCst);
+        let fits = before == 0 || before + frame.len() <= self.max_bytes;
+        if !fits || queue.push(frame.clone()).is_err() {
+            self.bytes.fetch_sub(frame.len(), SeqCst);
+            return Queued::Full;
+        }
+        if before == 0 {
+            Queued::First
+        } else {
+            Queued::Behind
+        }
+    }
+
+    /// Whether the queue holds at least half of what it may.
+    pub fn is_half_full(&self) -> bool {
+        let frames = self.queue.get().map_or(0, ArrayQueue::len);
+        frames * 2 >= self.max_frames || self.bytes.load(SeqCst) * 2 >= self.max_bytes
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queue.get().is_none_or(ArrayQueue::is_empty)
+    }
+
+    /// Writes what is queued, unless somebody else is at it. Never blocks.
+    pub fn flush(&self) {
+        loop {
+            fence(SeqCst);
+            if self.handed_over.load(SeqCst) {
+                return;
+            }
+            let Some(mut side) = self.write_side.try_lock() else {
+                return;
+            };
+            match self.write_queue(&mut side, SendFlags::DONTWAIT) {
+                Written::Everything => {}
+                Written::NotAll => {
+                    self.handed_over.store(true, SeqCst);
+                    drop(side);
+                    return self.wake_writer();
+                }
+                Written::Failed(reason) => return self.close(reason),
+            }
+            drop(side);
+            fence(SeqCst);
+            if self.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Writes what is queued and blocks until the socket has taken it all. A write that takes
+    /// nothing for the socket's write timeout closes the connection.
+    pub fn drain(&self) {
+        let mut side = self.write_side.lock();
+        while self.closing.get().is_none() {
+            match self.write_queue(&mut side, SendFlags::empty()) {
+                Written::Everything => break,
+                Written::NotAll => {}
+                Written::Failed(reason) => self.close(reason),
+            }
+        }
+        self.handed_over.store(false, SeqCst);
+        self.release(side);
+    }
+
+    /// Frees the write side after a blocking write, and writes what was queued meanwhile.
+    fn release(&self, side: MutexGuard<'_, WriteSide>) {
+        drop(side);
+        fence(SeqCst);
+        if !self.is_empty() && self.closing.get().is_none() {
+            self.flush();
+        }
+    }
+
+    /// Whether the writer thread is to [`Outbox::drain`].
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over.load(SeqCst)
+    }
+
+    /// Moves up to a share from the queue to the socket.
+    fn write_queue(&self, side: &mut WriteSide, flags: SendFlags) -> Written {
+        let mut share = 0;
+        loop {
+            while share < WRITE_SHARE
+                && let Some(frame) = self.queue.get().and_then(ArrayQueue::pop)
+            {
+                self.bytes.fetch_sub(frame.len(), SeqCst);
+                share += frame.len();
+                side.unsent.push_back(frame);
+            }
+            match self.write(side, flags) {
+                Written::Everything if self.is_empty() => return Written::Everything,
+                Written::Everything if share < WRITE_SHARE => {}
+                Written::Everything => return Written::NotAll,
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes all that is unsent, several frames with one call.
+    fn write(&self, side: &mut WriteSide, flags: SendFlags) -> Written {
+        let may_block = !flags.contains(SendFlags::DONTWAIT);
+        while let Some(first) = side.unsent.front() {
+            let bytes = match side.unsent.len() {
+                1 => Cow::Borrowed(&first.bytes()[side.written..]),
+                _ => Cow::Owned(side.gather()),
+            };
+            let asked = bytes.len();
+            match send(&self.socket, &bytes, flags | SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    drop(bytes);
+                    side.advance(sent);
+                    if sent < asked && !may_block {
+                        return Written::NotAll;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if may_block => {
+                    return Written::Failed(CloseReason::WriteTimeout);
+                }
+                Err(Errno::AGAIN) => return Written::NotAll,
+                Err(_) => return Written::Failed(CloseReason::Vanished),
+            }
+        }
+        Written::Everything
+    }
+
+    /// Whether the kernel has room for more of this connection's bytes.
+    fn socket_takes_more(&self) -> bool {
+        let mut sockets = [PollFd::new(&self.socket, PollFlags::OUT)];
+        matches!(poll(&mut sockets, Some(&Timespec::default())), Ok(1))
+    }
+
+    /// Ends the connection, from any thread; the first reason wins. The writer thread says goodbye.
+    pub fn close(&self, reason: CloseReason) {
+        if self.closing.set(reason).is_ok() {
+            self.wake_writer();
+        }
+    }
+
+    /// Why the connection is ending, if it is.
+    pub fn closing(&self) -> Option<&CloseReason> {
+        self.closing.get()
+    }
+
+    pub fn wake_writer(&self) {
+        if let Some(writer) = self.writer.get() {
+            writer.unpark();
+        }
+    }
+
+    /// The last act of the write side, within `patience`: what is queued is dropped, a frame that
+    /// is half written is finished, `close` follows. Afterwards nothing more can be written.
+    pub fn say_goodbye(&self, close: Option<Frame>, patience: Duration) {
+        let mut side = self.write_side.lock();
+        while self.queue.get().and_then(ArrayQueue::pop).is_some() {}
+        // Without the answer to its upgrade request a client understands no Close frame.
+        let begun = side.written > 0 || !side.opened;
+        side.unsent.truncate(usize::from(begun));
+        if let Some(close) = close {
+            side.unsent.push_back(close);
+            // The timeout is never zero, so setting it cannot fail on a socket of ours.
+            let _ = self
+                .socket
+                .set_write_timeout(Some(patience.max(Duration::from_millis(1))));
+            // A failure says that nobody is there to be told.
+            let _ = self.write(&mut side, SendFlags::empty());
+        }
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Cuts the connection: whoever blocks on the socket returns at once.
+    pub fn cut(&self) {
+        // It fails when the connection is gone already, which is what is wanted.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl WriteSide {
+    /// A share of the unsent bytes, side by side: one plain write of them is cheaper than a
+    /// vectored one of many small frames.
+    fn gather(&self) -> Vec<u8> {
+        let mut frames = 0;
+        let mut total = 0;
+        for frame in &self.unsent {
+            if total >= WRITE_SHARE {
+                break;
+            }
+            frames += 1;
+            total += frame.len();
+        }
+        let mut bytes = Vec::with_capacity(total - self.written);
+        let mut skip = self.written;
+        for frame in self.unsent.iter().take(frames) {
+            bytes.extend(&frame.bytes()[skip..]);
+            skip = 0;
+        }
+        bytes
+    }
+
+    /// Drops what the socket has taken.
+    fn advance(&mut self, sent: usize) {
+        self.written += sent;
+        while let Some(first) = self.unsent.front()
+            && self.written >= first.len()
+        {
+            self.written -= first.len();
+            self.unsent.pop_front();
+            self.opened = true;
+        }
+        if self.unsent.is_empty() && self.unsent.capacity() > 16 {
+            self.unsent = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    /// An outbox whose opening is `[0]`, and the client's end of its socket.
+    fn outbox(max_frames: usize, max_bytes: usize) -> (Arc<Outbox>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        socket
+            .set_write_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
+        let outbox = Outbox::new(Arc::new(socket), Frame::raw(&[0]), max_frames, max_bytes);
+        (Arc::new(outbox), client)
+    }
+
+    fn read(client: &mut TcpStream, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        client.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn number(n: u32) -> Frame {
+        Frame::raw(&n.to_be_bytes())
+    }
+
+    /// A pusher's part: push, then flush if the queue was empty.
+    fn deliver(outbox: &Outbox, frame: &Frame) {
+        if outbox.push(frame) {
+            outbox.flush();
+        }
+    }
+
+    /// Fills the queue and the socket, until the connection is closed.
+    fn flood(outbox: &Outbox, frame: &Frame) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while outbox.closing().is_none() {
+            assert!(Instant::now() < deadline, "never full");
+            deliver(outbox, frame);
+        }
+    }
+
+    #[test]
+    fn the_opening_comes_first_and_only_the_first_push_owes_a_flush() {
+        let (outbox, mut client) = outbox(8, 1024);
+        assert!(outbox.push(&number(1)));
+        assert!(!outbox.push(&number(2)));
+        outbox.flush();
+        assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
+        assert!(outbox.push(&number(3)), "the queue is empty again");
+    }
+
+    #[test]
+    fn a_full_queue_is_emptied_to_a_socket_that_takes_more() {
+        let (outbox, mut client) = outbox(4, 1024);
+        let owes = (0..100).filter(|n| outbox.push(&number(*n))).count();
+        assert!(owes < 100);
+        outbox.flush();
+        assert_eq!(outbox.closing(), None);
+        let bytes = read(&mut client, 1 + 400);
+        let expected: Vec<u8> = (0..100).flat_map(u32::to_be_bytes).collect();
+        assert_eq!(bytes[1..], expected);
+    }
+
+    #[test]
+    fn an_empty_queue_takes_a_frame_over_the_byte_bound() {
+        let (outbox, mut client) = outbox(4, 16);
+        deliver(&outbox, &Frame::raw(&[7; 1000]));
+        assert_eq!(read(&mut client, 1001)[1..], [7; 1000]);
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_is_a_slow_consumer() {
+        let (outbox, _client) = outbox(4, 1 << 20);
+        flood(&outbox, &Frame::raw(&[7; 60_000]));
+        assert_eq!(outbox.closing(), Some(&CloseReason::SlowConsumer));
+    }
+
+    #[test]
+    fn a_blocking_write_that_takes_nothing_is_a_write_timeout() {
+        let (outbox, _client) = outbox(4, 1 << 20);
+        while !outbox.is_handed_over() {
+            deliver(&outbox, &Frame::raw(&[7; 60_000]));
+        }
+        outbox.drain();
+        assert_eq!(outbox.closing(), Some(&CloseReason::WriteTimeout));
+    }
+
+    #[test]
+    fn a_handed_over_socket_is_left_to_its_writer() {
+        let (outbox, mut client) = outbox(1_000, 1 << 30);
+        let frame = Frame::raw(&[7; 60_000]);
+        let mut sent = 0;
+        while !outbox.is_handed_over() {
+            deliver(&outbox, &frame);
+            sent += 1;
+        }
+        // The queue has room, and nobody but the writer tries the full socket.
+        deliver(&outbox, &frame);
+        let reader = thread::spawn(move || read(&mut client, 1 + (sent + 1) * 60_000).len());
+        outbox.drain();
+        assert!(!outbox.is_handed_over());
+        assert_eq!(reader.join().unwrap(), 1 + (sent + 1) * 60_000);
+        assert_eq!(outbox.closing(), None);
+    }
+
+    #[test]
+    fn goodbye_finishes_a_half_written_frame_and_drops_the_queue() {
+        let (outbox, mut client) = outbox(8, 1 << 30);
+        let frame = Frame::raw(&[7; 60_000]);
+        while !outbox.is_handed_over() {
+            deliver(&outbox, &frame);
+        }
+        assert!(!outbox.push(&number(1)) || outbox.is_handed_over());
+        let reader = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            client.read_to_end(&mut bytes).map(|_| bytes).unwrap()
+        });
+        outbox.close(CloseReason::ShuttingDown);
+        outbox.say_goodbye(Some(Frame::close(1012, "")), Duration::from_secs(10));
+        let bytes = reader.join().unwrap();
+        assert!(bytes.ends_with(Frame::close(1012, "").bytes()));
+        assert_eq!((bytes.len() - 1 - 4) % 60_000, 0, "only whole frames");
+    }
+
+    #[test]
+    fn goodbye_comes_after_the_opening_even_if_nothing_was_written() {
+        let (outbox, mut client) = outbox(8, 1024);
+        assert!(outbox.push(&number(1)));
+        outbox.close(CloseReason::Replaced);
+        outbox.say_goodbye(Some(Frame::close(4004, "")), Duration::from_secs(1));
+        let mut bytes = Vec::new();
+        client.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, [&[0], Frame::close(4004, "").bytes()].concat());
+    }
+
+    /// Several deliverers and a writer thread at once: nothing is stranded, and what one deliverer
+    /// sends stays in its order.
+    #[test]
+    fn no_frame_is_stranded() {
+        const DELIVERERS: u32 = 3;
+        const EACH: u32 = 30_000;
+        let (outbox, mut client) = outbox(64, 1 << 20);
+        let writer = thread::spawn({
+            let outbox = Arc::clone(&outbox);
+            move || {
+                outbox.set_writer(thread::current());
+                while outbox.closing().is_none() {
+                    if outbox.is_handed_over() {
+                        outbox.drain();
+                    } else {
+                        thread::park();
+                    }
+                }
+            }
+        });
+        let deliverers: Vec<_> = (0..DELIVERERS)
+            .map(|deliverer| {
+                let outbox = Arc::clone(&outbox);
+                thread::spawn(move || {
+                    (0..EACH).for_each(|n| deliver(&outbox, &number(deliverer << 24 | n)));
+                })
+            })
+            .collect();
+        read(&mut client, 1);
+        let mut next = [0; DELIVERERS as usize];
+        for _ in 0..DELIVERERS * EACH {
+            let bytes = read(&mut client, 4);
+            let n = u32::from_be_bytes([0, bytes[1], bytes[2], bytes[3]]);
+            let expected = &mut next[usize::from(bytes[0])];
+            assert_eq!(n, *expected);
+            *expected += 1;
+        }
+        for deliverer in deliverers {
+            deliverer.join().unwrap();
+        }
+        outbox.close(CloseReason::Internal);
+        writer.join().unwrap();
+    }
+}

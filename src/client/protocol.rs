@@ -1,0 +1,304 @@
+//! What the gateway says to clients: JSON in text frames, the *pushes* that come unasked and the
+//! *answers* to requests. [`request`](super::request) is the other direction.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Serialize, Serializer};
+
+use super::frame::Frame;
+use crate::ids::{ConnectionId, UserId};
+use crate::services::{ErrorCode, proto};
+
+/// Unix time in seconds, as it stands in every frame.
+pub fn timestamp() -> i64 {
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Something that a connection is sent unasked, encoded once for all of its recipients.
+#[derive(Debug, Clone)]
+pub struct Push {
+    frame: Frame,
+    kind: PushKind,
+    message_id: Option<Arc<str>>,
+}
+
+/// What may become of a push that finds no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushKind {
+    /// A chat message that is unread until the user acknowledges it.
+    Unread,
+    /// A message that the user sent themselves: never unread, so never pushed again.
+    OwnCopy,
+    /// Stale a moment later.
+    Presence,
+}
+
+impl Push {
+    /// A single message. `own_copy`: for the devices of its sender.
+    pub fn message(message: &proto::Message, own_copy: bool) -> Self {
+        let push = Self::chat(message, &ChatMessage::single(message));
+        if own_copy { push.as_own_copy() } else { push }
+    }
+
+    /// A group message, for its recipients.
+    pub fn group_message(message: &proto::Message) -> Self {
+        Self::chat(message, &ChatMessage::group(message))
+    }
+
+    /// The same frame, for the devices of the message's sender.
+    pub fn as_own_copy(&self) -> Self {
+        Self {
+            kind: PushKind::OwnCopy,
+            ..self.clone()
+        }
+    }
+
+    /// `user` came online or went offline at `timestamp`, in Unix seconds.
+    pub fn presence(user: &UserId, online: bool, timestamp: i64) -> Self {
+        let status = if online { "online" } else { "offline" };
+        let outgoing = Outgoing::Presence {
+            user_id: user.as_str(),
+            status,
+            timestamp,
+        };
+        Self {
+            frame: outgoing.frame(),
+            kind: PushKind::Presence,
+            message_id: None,
+        }
+    }
+
+    fn chat(message: &proto::Message, json: &ChatMessage<'_>) -> Self {
+        Self {
+            frame: frame(json),
+            kind: PushKind::Unread,
+            message_id: Some(message.id.as_str().into()),
+        }
+    }
+
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    pub fn kind(&self) -> PushKind {
+        self.kind
+    }
+
+    pub fn message_id(&self) -> Option<&Arc<str>> {
+        self.message_id.as_ref()
+    }
+}
+
+/// A chat message as a push and as an entry of a history.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum ChatMessage<'a> {
+    Message {
+        id: &'a str,
+        from_user_id: &'a str,
+        to_user_id: &'a str,
+        content: &'a str,
+        message_type: &'a str,
+        timestamp: i64,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        client_message_id: &'a str,
+    },
+    GroupMessage {
+        id: &'a str,
+        group_id: &'a str,
+        from_user_id: &'a str,
+        content: &'a str,
+        message_type: &'a str,
+        timestamp: i64,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        client_message_id: &'a str,
+    },
+}
+
+impl<'a> ChatMessage<'a> {
+    /// As a single or a group message, whichever it is.
+    pub fn of(message: &'a proto::Message) -> Self {
+        if message.group_id.is_empty() {
+            Self::single(message)
+        } else {
+            Self::group(message)
+        }
+    }
+
+    fn single(message: &'a proto::Message) -> Self {
+        Self::Message {
+            id: &message.id,
+            from_user_id: &message.from_user_id,
+            to_user_id: &message.to_user_id,
+            content: &message.content,
+            message_type: &message.message_type,
+            timestamp: message.timestamp,
+            client_message_id: &message.client_message_id,
+        }
+    }
+
+    fn group(message: &'a proto::Message) -> Self {
+        Self::GroupMessage {
+            id: &message.id,
+            group_id: &message.group_id,
+            from_user_id: &message.from_user_id,
+            content: &message.content,
+            message_type: &message.message_type,
+            timestamp: message.timestamp,
+            client_message_id: &message.client_message_id,
+        }
+    }
+
+    pub fn frame(&self) -> Frame {
+        frame(self)
+    }
+}
+
+/// Everything that is no chat message. `request_id` is left out where there was none.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum Outgoing<'a> {
+    Connected {
+        #[serde(serialize_with = "display")]
+        connection_id: ConnectionId,
+        user_id: &'a str,
+        gateway_id: &'a str,
+        /// In seconds.
+        ping_interval: u64,
+        max_message_size: usize,
+        timestamp: i64,
+    },
+    Presence {
+        user_id: &'a str,
+        status: &'a str,
+        timestamp: i64,
+    },
+    MessageSent {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<&'a str>,
+        id: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        client_message_id: &'a str,
+        timestamp: i64,
+    },
+    History {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<&'a str>,
+        user_id: &'a str,
+        messages: Vec<ChatMessage<'a>>,
+        has_more: bool,
+    },
+    GroupHistory {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<&'a str>,
+        group_id: &'a str,
+        messages: Vec<ChatMessage<'a>>,
+        has_more: bool,
+    },
+    Acked {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<&'a str>,
+        timestamp: i64,
+    },
+    TokenRefreshed {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<&'a str>,
+        /// In Unix seconds; 0 means never.
+        expires_at: i64,
+        timestamp: i64,
+    },
+    OfflineComplete {
+        count: usize,
+        timestamp: i64,
+    },
+    Pong {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<&'a str>,
+        timestamp: i64,
+    },
+    Error {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        request_id: Option<&'a str>,
+        code: &'a str,
+        message: &'a str,
+        timestamp: i64,
+    },
+}
+
+impl Outgoing<'_> {
+    pub fn frame(&self) -> Frame {
+        frame(self)
+    }
+}
+
+/// An `error` object: the payload of an error frame, and the body of an HTTP error.
+pub(super) fn error_json(request_id: Option<&str>, code: ErrorCode, message: &str) -> Vec<u8> {
+    json(&Outgoing::Error {
+        request_id,
+        code: code.as_str(),
+        message,
+        timestamp: timestamp(),
+    })
+}
+
+fn frame(value: &impl Serialize) -> Frame {
+    Frame::text(&json(value))
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
+    serde_json::to_vec(value).expect("strings and numbers are JSON")
+}
+
+fn display<S: Serializer>(id: &ConnectionId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(frame: &Frame) -> &str {
+        std::str::from_utf8(&frame.bytes()[2..]).unwrap_or_default()
+    }
+
+    #[test]
+    fn an_error_is_the_seeds_field_for_field() {
+        let outgoing = Outgoing::Error {
+            request_id: None,
+            code: ErrorCode::InvalidMessage.as_str(),
+            message: "Invalid",
+            timestamp: 7,
+        };
+        assert_eq!(
+            text(&outgoing.frame()),
+            r#"{"type":"error","code":"INVALID_MESSAGE","message":"Invalid","timestamp":7}"#
+        );
+    }
+
+    #[test]
+    fn a_copy_for_the_sender_is_the_same_frame() {
+        let message = proto::Message {
+            id: "m1".into(),
+            group_id: "g".into(),
+            ..Default::default()
+        };
+        let push = Push::group_message(&message);
+        let copy = push.as_own_copy();
+        assert_eq!(copy.kind(), PushKind::OwnCopy);
+        assert!(std::ptr::eq(copy.frame().bytes(), push.frame().bytes()));
+    }
+
+    #[test]
+    fn presence_names_user_and_status() {
+        let user = UserId::new("bob").unwrap();
+        assert_eq!(
+            text(Push::presence(&user, true, 7).frame()),
+            r#"{"type":"presence","user_id":"bob","status":"online","timestamp":7}"#
+        );
+    }
+}

@@ -1,0 +1,252 @@
+//! A connection's whole life on its reader thread, from the first byte to the last.
+
+use std::net::TcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use super::accept::Admission;
+use super::close::CloseReason;
+use super::connection::Connection;
+use super::dispatch::{Dispatch, error};
+use super::frame::Frame;
+use super::handshake::{Accepted, client_address, judge};
+use super::head::{Answer, Head, HeadError, read_head};
+use super::hold::Hold;
+use super::outbox::Outbox;
+use super::protocol::{Outgoing, timestamp};
+use super::rate::{RateLimit, Verdict};
+use super::request::Request;
+use super::socket::{FrameReader, Incoming};
+use super::{Context, Route, STACK};
+use crate::ids::ConnectionId;
+use crate::services::ErrorCode;
+
+/// How long the first catch-up waits for the user's route.
+const ROUTE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Serves one accepted socket until its end. `admission` is what it occupies of the limits.
+pub(super) fn run(
+    id: ConnectionId,
+    socket: TcpStream,
+    mut admission: Admission,
+    context: &Arc<Context>,
+) {
+    let deadline = Instant::now() + context.config.listen.handshake_timeout;
+    let head = match read_head(&socket, deadline) {
+        Ok(head) => head,
+        Err(HeadError::Gone) => return,
+        Err(HeadError::Answer(answer)) => return refuse(&socket, &answer, &admission),
+    };
+    let client = client_address(
+        &head,
+        admission.peer(),
+        &context.config.listen.trusted_proxies,
+    );
+    let accepted = match admission
+        .count_for(client)
+        .and_then(|()| judge(&head, context))
+    {
+        Ok(accepted) => accepted,
+        Err(answer) => return refuse(&socket, &answer, &admission),
+    };
+    let socket = Arc::new(socket);
+    let opened = Session::open(id, &socket, &accepted, &admission, context);
+    admission.handshake_is_over();
+    match opened {
+        Ok(session) => session.serve(socket, head),
+        Err(answer) => refuse(&socket, &answer, &admission),
+    }
+}
+
+fn refuse(socket: &TcpStream, answer: &Answer, admission: &Admission) {
+    if answer.status() >= 300 {
+        info!(
+            "Connection refused: peer={}, status={}",
+            admission.peer(),
+            answer.status()
+        );
+    }
+    answer.send(socket);
+}
+
+/// A registered connection. Whatever happens, its end gives back what it holds of the gateway.
+struct Session {
+    connection: Arc<Connection>,
+    context: Arc<Context>,
+    writer: Option<thread::JoinHandle<()>>,
+}
+
+impl Session {
+    /// Registers the connection, asks for the user's route and starts the writer thread.
+    fn open(
+        id: ConnectionId,
+        socket: &Arc<TcpStream>,
+        accepted: &Accepted,
+        admission: &Admission,
+        context: &Arc<Context>,
+    ) -> Result<Self, Answer> {
+        let config = &context.config;
+        let connected = Outgoing::Connected {
+            connection_id: id,
+            user_id: accepted.user.as_str(),
+            gateway_id: &config.gateway.id,
+            ping_interval: config.session.ping_interval.as_secs(),
+            max_message_size: config.limits.max_message_size,
+            timestamp: timestamp(),
+        };
+        let opening = [accepted.switching.as_bytes(), connected.frame().bytes()].concat();
+        let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
+        let connection = Arc::new(Connection::new(
+            id,
+            accepted.user.clone(),
+            admission.peer(),
+            accepted.expires_at,
+            Outbox::new(Arc::clone(socket), Frame::raw(&opening), frames, bytes),
+            Hold::new(frames, bytes),
+        ));
+        let limits = &config.limits;
+        context
+            .registry
+            .admit(
+                &connection,
+                limits.max_connections_per_user,
+                limits.over_limit,
+            )
+            .map_err(|_| Answer::too_many("The user has too many connections"))?;
+        let mut session = Self {
+            connection,
+            context: Arc::clone(context),
+            writer: None,
+        };
+        session.start_writer()?;
+        Ok(session)
+    }
+
+    fn start_writer(&mut self) -> Result<(), Answer> {
+        let route = self.context.users.arrived(self.connection.user());
+        let now = Instant::now();
+        let catch_up_at = match route {
+            Route::Bound => {
+                self.connection.request_catch_up();
+                now
+            }
+            Route::Pending => now + ROUTE_PATIENCE,
+            Route::Away => now,
+        };
+        let (connection, context) = (Arc::clone(&self.connection), Arc::clone(&self.context));
+        let writer = thread::Builder::new()
+            .name(format!("w-{}", connection.id().short()))
+            .stack_size(STACK)
+            .spawn(move || super::writer::run(&connection, &context, catch_up_at));
+        match writer {
+            Ok(writer) => {
+                self.writer = Some(writer);
+                Ok(())
+            }
+            Err(error) => {
+                warn!(
+                    "No writer thread: user={}, error={error}",
+                    self.connection.user()
+                );
+                Err(Answer::unavailable(
+                    "The gateway has no room for another connection",
+                ))
+            }
+        }
+    }
+
+    /// Upgrades, then reads until the connection ends.
+    fn serve(self, socket: Arc<TcpStream>, head: Head) {
+        let connection = &*self.connection;
+        let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer());
+        info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
+        let session = &self.context.config.session;
+        // Neither timeout is zero, so setting them cannot fail on a socket of ours.
+        let _ = socket.set_read_timeout(None);
+        let _ = socket.set_write_timeout(Some(session.write_timeout));
+        connection.outbox.write_through([]);
+
+        let max_message_size = self.context.config.limits.max_message_size;
+        let mut reader = FrameReader::new(socket, head.early, max_message_size);
+        let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
+        let reason = read.unwrap_or(CloseReason::Internal);
+        let client_is_done = matches!(reason, CloseReason::ByClient(_) | CloseReason::Vanished);
+        connection.close(reason);
+        if !client_is_done
+            && connection
+                .outbox
+                .closing()
+                .is_some_and(CloseReason::lingers)
+        {
+            reader.discard();
+        }
+        connection.set_reader_done();
+    }
+
+    /// One request at a time; answers why it ended.
+    fn read(&self, reader: &mut FrameReader) -> CloseReason {
+        let Self {
+            connection,
+            context,
+            ..
+        } = self;
+        let limits = &context.config.limits;
+        let mut rate = RateLimit::new(limits.rate, limits.burst, Instant::now());
+        let dispatch = Dispatch {
+            context,
+            connection,
+        };
+        loop {
+            let incoming = match reader.read() {
+                Ok(incoming) => incoming,
+                Err(reason) => return reason,
+            };
+            connection.heard();
+            if let Some(reason) = connection.outbox.closing() {
+                return reason.clone();
+            }
+            match incoming {
+                Incoming::Text(text) => {
+                    let request = Request::parse(&text);
+                    let answer = match rate.judge(Instant::now()) {
+                        Verdict::Pass => dispatch.answer(request),
+                        Verdict::Refuse => {
+                            let message = "Too many requests";
+                            error(request.id.as_deref(), ErrorCode::RateLimited, message)
+                        }
+                        Verdict::Close => return CloseReason::RateExceeded,
+                    };
+                    connection.outbox.send(&answer);
+                }
+                Incoming::Ping(payload) => connection.outbox.send(&Frame::pong(&payload)),
+                Incoming::Pong => {}
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let connection = &*self.connection;
+        connection.close(CloseReason::Internal);
+        connection.set_reader_done();
+        if let Some(writer) = self.writer.take() {
+            // The writer catches its panics itself.
+            let _ = writer.join();
+        }
+        self.context.registry.remove(connection);
+        self.context.users.left(connection.user());
+        if let Some(reason) = connection.outbox.closing() {
+            let (user, conn_id) = (connection.user(), connection.id());
+            let code = reason.frame().map_or(1006, |(code, _)| code);
+            let lasted = connection.since().elapsed().as_secs();
+            info!(
+                "Connection closed: user={user}, conn_id={conn_id}, reason={reason}, code={code}, seconds={lasted}"
+            );
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The read side of a connection: the one place that knows tungstenite.
+//!
+//! tungstenite answers pings and closes by writing from inside `read()`. Here writes belong to the
+//! outbox, so the stream below it discards them, and the session sends Pong and Close itself. Every
+//! error is final: tungstenite sends no Close frame for one and would stay usable.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use tungstenite::error::{CapacityError, Error, ProtocolError};
+use tungstenite::protocol::{Role, WebSocketConfig};
+use tungstenite::{Message, Utf8Bytes, WebSocket};
+
+use super::close::CloseReason;
+
+/// tungstenite's default is 128 KiB for each connection.
+const READ_BUFFER: usize = 4 << 10;
+
+/// A frame from the client that concerns the session.
+pub(super) enum Incoming {
+    Text(Utf8Bytes),
+    /// To be answered by a Pong with the same payload.
+    Ping(Vec<u8>),
+    Pong,
+}
+
+/// Reads frames; blocks as long as none comes.
+pub(super) struct FrameReader {
+    websocket: WebSocket<ReadSide>,
+}
+
+/// The socket for reading only.
+struct ReadSide {
+    socket: Arc<TcpStream>,
+    /// Bytes read since the last message. tungstenite gathers fragments without a limit on their
+    /// number, so that empty ones would keep it in `read()` for ever.
+    since_message: usize,
+    limit: usize,
+}
+
+impl FrameReader {
+    /// `early` came in the same packets as the request head.
+    pub fn new(socket: Arc<TcpStream>, early: Vec<u8>, max_message_size: usize) -> Self {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER)
+            .max_message_size(Some(max_message_size))
+            .max_frame_size(Some(max_message_size));
+        let limit = max_message_size * 2 + READ_BUFFER;
+        let stream = ReadSide {
+            socket,
+            since_message: 0,
+            limit,
+        };
+        Self {
+            websocket: WebSocket::from_partially_read(stream, early, Role::Server, Some(config)),
+        }
+    }
+
+    /// The next frame, or why there will be none.
+    pub fn read(&mut self) -> Result<Incoming, CloseReason> {
+        loop {
+            let message = self.websocket.read().map_err(reason)?;
+            self.websocket.get_mut().since_message = 0;
+            return Ok(match message {
+                Message::Text(text) => Incoming::Text(text),
+                Message::Ping(payload) => Incoming::Ping(payload.into()),
+                Message::Pong(_) => Incoming::Pong,
+                Message::Binary(_) => return Err(CloseReason::Binary),
+                Message::Close(frame) => {
+                    return Err(CloseReason::ByClient(frame.map(|frame| frame.code.into())));
+                }
+                // Only ever written, never read.
+                Message::Frame(_) => continue,
+            });
+        }
+    }
+
+    /// Reads and drops what still comes, until the client's Close frame or its end of the socket,
+    /// or until the socket is cut.
+    pub fn discard(&mut self) {
+        loop {
+            match self.read() {
+                Ok(_) => {}
+                Err(CloseReason::ByClient(_) | CloseReason::Vanished) => return,
+                Err(_) => break,
+            }
+        }
+        // What follows a broken frame is no frame.
+        let mut socket = &*self.websocket.get_ref().socket;
+        let mut bytes = [0; 1024];
+        while matches!(socket.read(&mut bytes), Ok(1..)) {}
+    }
+}
+
+fn reason(error: Error) -> CloseReason {
+    match error {
+        Error::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => CloseReason::TooLarge,
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)
+        | Error::Io(_)
+        | Error::ConnectionClosed
+        | Error::AlreadyClosed => CloseReason::Vanished,
+        Error::Utf8(_) => CloseReason::NotUtf8,
+        Error::Capacity(CapacityError::MessageTooLong { .. }) => CloseReason::TooLarge,
+        Error::Protocol(error) => CloseReason::Protocol(error.to_string()),
+        error => CloseReason::Protocol(error.to_string()),
+    }
+}
+
+impl Read for ReadSide {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.since_message > self.limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let read = (&*self.socket).read(buffer)?;
+        self.since_message += read;
+        Ok(read)
+    }
+}
+
+impl Write for ReadSide {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The value of `Sec-WebSocket-Accept` for a client's key (RFC 6455, section 4.2.2).
+pub(super) fn accept_key(key: &str) -> String {
+    tungstenite::handshake::derive_accept_key(key.as_bytes())
+}

@@ -1,0 +1,352 @@
+//! The composition root: builds the parts of a gateway, starts them, and stops them in order.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
+use log::{info, warn};
+
+use crate::broker::deliver::Deliver;
+use crate::broker::endpoint::Endpoint;
+use crate::broker::local::LocalBus;
+use crate::broker::routes::{self, Routes};
+use crate::broker::supervisor::{BrokerEvent, Settings, Supervisor};
+use crate::capacity;
+use crate::client::accept::Listener;
+use crate::client::close::CloseReason;
+use crate::client::permits::Permits;
+use crate::client::{Attendance, Context, Route};
+use crate::config::{Config, Mode};
+use crate::ids::UserId;
+use crate::presence::Presence;
+use crate::readiness::Readiness;
+#[cfg(feature = "reference")]
+use crate::reference::{Reference, ReferenceError};
+use crate::registry::Registry;
+use crate::services::Services;
+use crate::services::grpc::Grpc;
+use crate::services::probe::Probe;
+
+/// Connections that fetch a page of unread messages at the same time: the most calls that catch-up
+/// has under way at the Message Service.
+const CATCH_UPS: usize = 32;
+/// Connections closed per second at shutdown, or more where half of the drain needs it.
+const CLOSES_PER_SECOND: usize = 1_000;
+/// How often the shutdown looks how far it has come.
+const SHUTDOWN_TICK: Duration = Duration::from_millis(20);
+
+/// A running gateway.
+pub struct Gateway {
+    context: Arc<Context>,
+    listener: Listener,
+    presence: Arc<Presence>,
+    probe: Probe,
+    feed: Feed,
+    draining: Arc<AtomicBool>,
+}
+
+/// Where deliveries come from.
+enum Feed {
+    Broker(Supervisor),
+    #[cfg(feature = "reference")]
+    Embedded { bus: LocalBus, reference: Reference },
+}
+
+/// Why a gateway does not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The client listener's address cannot be bound: in use, or not this host's.
+    Listen { addr: SocketAddr, error: io::Error },
+    /// The configuration names an address that is none.
+    Services(String),
+    /// `broker.url` is not to be understood.
+    Broker(String),
+    /// The system has no room for a thread.
+    Thread(io::Error),
+    #[cfg(feature = "reference")]
+    Reference(ReferenceError),
+    /// Built without the reference services, and asked to embed them.
+    #[cfg(not(feature = "reference"))]
+    NoReference,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen { addr, error } => {
+                write!(f, "listen.addr: cannot listen on {addr}: {error}")
+            }
+            Self::Services(reason) => write!(f, "services: {reason}"),
+            Self::Broker(reason) => write!(f, "broker.url: {reason}"),
+            Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
+            #[cfg(feature = "reference")]
+            Self::Reference(error) => error.fmt(f),
+            #[cfg(not(feature = "reference"))]
+            Self::NoReference => {
+                f.write_str("backend.mode: this binary was built without the embedded services")
+            }
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// What an embedding or remote backend gives the gateway.
+struct Backend {
+    services: Arc<dyn Services>,
+    registry: Arc<Registry>,
+    deliver: Arc<Deliver>,
+}
+
+impl Backend {
+    fn new(services: impl Services, config: &Config) -> Self {
+        let registry = Arc::new(Registry::default());
+        let services: Arc<dyn Services> = Arc::new(services);
+        let deliver = Deliver::new(
+            Arc::clone(&registry),
+            Arc::clone(&services),
+            config.groups.cache_ttl,
+        );
+        Self { services, registry, deliver: Arc::new(deliver) }
+    }
+}
+
+impl Gateway {
+    /// Starts everything; the services and the broker may come later. A reason to end that shows
+    /// only then, such as another gateway with the same id, is sent to `fatal`.
+    pub fn start(config: Config, fatal: Sender<String>) -> Result<Self, StartError> {
+        match config.backend.mode {
+            Mode::Remote => Self::remote(config, fatal),
+            #[cfg(feature = "reference")]
+            Mode::Embedded => Self::embedded(config),
+            #[cfg(not(feature = "reference"))]
+            Mode::Embedded => Err(StartError::NoReference),
+        }
+    }
+
+    fn remote(config: Config, fatal: Sender<String>) -> Result<Self, StartError> {
+        let endpoint = Endpoint::parse(&config.broker.url)
+            .map_err(|error| StartError::Broker(error.to_string()))?;
+        let services = Grpc::start(&config.services).map_err(StartError::Services)?;
+        let backend = Backend::new(services, &config);
+        let routes = Arc::new(Routes::new(Arc::clone(&backend.registry)));
+        let deliver = Arc::clone(&backend.deliver);
+        let settings = Settings {
+            endpoint,
+            gateway_id: config.gateway.id.clone(),
+            heartbeat: config.broker.heartbeat,
+            prefetch: config.broker.prefetch,
+        };
+        Self::assemble(config, backend, Arc::clone(&routes), |presence| {
+            let supervisor = Supervisor::start(settings, deliver, routes, move |event| match event {
+                BrokerEvent::Owned => presence.take_over(),
+                // Nobody listens any more when the gateway is ending anyway.
+                BrokerEvent::Fatal(reason) => drop(fatal.send(reason)),
+            });
+            supervisor.map(Feed::Broker).map_err(StartError::Thread)
+        })
+    }
+
+    #[cfg(feature = "reference")]
+    fn embedded(mut config: Config) -> Result<Self, StartError> {
+        let bus = LocalBus::new();
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let publisher = Box::new(bus.publisher());
+        let reference = Reference::start(loopback, &config.embedded, publisher)
+            .map_err(StartError::Reference)?;
+        let address = crate::config::Addresses::one(format!("http://{}", reference.addr()));
+        config.services.user = address.clone();
+        config.services.message = address.clone();
+        config.services.presence = address;
+        let services = Grpc::start(&config.services).map_err(StartError::Services)?;
+        let backend = Backend::new(services, &config);
+        let routes = Arc::new(Routes::local(Arc::clone(&backend.registry)));
+        let bus = bus.start(&backend.deliver).map_err(StartError::Thread)?;
+        Self::assemble(config, backend, routes, |_| Ok(Feed::Embedded { bus, reference }))
+    }
+
+    fn assemble(
+        mut config: Config,
+        backend: Backend,
+        routes: Arc<Routes>,
+        feed: impl FnOnce(Arc<Presence>) -> Result<Feed, StartError>,
+    ) -> Result<Self, StartError> {
+        lower_to_capacity(&mut config);
+        let Backend { services, registry, .. } = backend;
+        let presence = Presence::start(
+            Arc::clone(&registry),
+            Arc::clone(&services),
+            &config.gateway.id,
+            &config.presence,
+            {
+                let routes = Arc::clone(&routes);
+                move |user| routes.release(user)
+            },
+        );
+        let presence = Arc::new(presence.map_err(StartError::Thread)?);
+        let readiness = Arc::new(Readiness::default());
+        let page = page(&config);
+        let addr = config.listen.addr;
+        let context = Arc::new(Context {
+            config,
+            registry,
+            services,
+            users: Arc::new(Users { presence: Arc::clone(&presence), routes }),
+            readiness: Arc::clone(&readiness),
+            pacing: Permits::new(CATCH_UPS),
+            page,
+        });
+        let listener = Listener::start(Arc::clone(&context))
+            .map_err(|error| StartError::Listen { addr, error })?;
+        let feed = feed(Arc::clone(&presence))?;
+        feed.add_check(&readiness);
+        let probe = Probe::start(Arc::clone(&context.services), &readiness)
+            .map_err(StartError::Thread)?;
+        let presence_state = Arc::clone(&presence);
+        readiness.add("presence_service", false, move || presence_state.state());
+        let has_room = listener.has_room();
+        readiness.add("capacity", true, move || {
+            if has_room() { Ok(()) } else { Err("limits.max_connections is reached".into()) }
+        });
+        let draining = Arc::new(AtomicBool::new(false));
+        let is_draining = Arc::clone(&draining);
+        readiness.add("draining", true, move || {
+            let draining = is_draining.load(Ordering::SeqCst);
+            if draining { Err("the gateway is shutting down".into()) } else { Ok(()) }
+        });
+        Ok(Self { context, listener, presence, probe, feed, draining })
+    }
+
+    /// Where clients connect.
+    pub fn url(&self) -> String {
+        format!("ws://{}{}", self.listener.addr(), self.context.config.listen.path)
+    }
+
+    /// Puts the tokens and groups of `config` in force, in embedded mode.
+    pub fn reload(&self, config: &Config) -> Result<(), String> {
+        match &self.feed {
+            Feed::Broker(_) => Err("only the embedded services have something to read again".into()),
+            #[cfg(feature = "reference")]
+            Feed::Embedded { reference, .. } => {
+                reference.reload(&config.embedded).map_err(|error| error.to_string())
+            }
+        }
+    }
+
+    /// Ends within `shutdown.drain`: clients are told to go (1012) while what comes for them is
+    /// still delivered; then users go offline, the feed ends, and the threads are joined.
+    pub fn stop(self) {
+        let drain = self.context.config.shutdown.drain;
+        let start = Instant::now();
+        let deadline = start + drain;
+        info!("Shutting down: connections={}", self.context.registry.connections().len());
+        self.draining.store(true, Ordering::SeqCst);
+        self.listener.drain();
+        self.close_connections(start, drain);
+        self.presence.stop();
+        self.feed.stop(deadline);
+        self.probe.stop();
+        let left = self.listener.stop(deadline);
+        if left > 0 {
+            warn!("Threads left behind: threads={left}");
+        }
+        info!("Shut down: seconds={:.1}", start.elapsed().as_secs_f64());
+    }
+
+    /// Closes connections at an even pace, and cuts those that are left when three quarters of
+    /// the drain are over.
+    fn close_connections(&self, start: Instant, drain: Duration) {
+        let registry = &self.context.registry;
+        let per_tick = |rate: f64| (rate * SHUTDOWN_TICK.as_secs_f64()).ceil() as usize;
+        let needed = registry.connections().len() as f64 / (drain / 2).as_secs_f64();
+        let batch = per_tick(needed.max(CLOSES_PER_SECOND as f64));
+        loop {
+            let connections = registry.connections();
+            if connections.is_empty() {
+                return;
+            }
+            if start.elapsed() > drain * 3 / 4 {
+                warn!("Connections cut: connections={}", connections.len());
+                connections.iter().for_each(|connection| connection.cut(CloseReason::ShuttingDown));
+                return;
+            }
+            let open = connections.iter().filter(|connection| !connection.is_closing());
+            open.take(batch).for_each(|connection| connection.close(CloseReason::ShuttingDown));
+            thread::sleep(SHUTDOWN_TICK);
+        }
+    }
+}
+
+impl Feed {
+    fn add_check(&self, readiness: &Readiness) {
+        match self {
+            Self::Broker(supervisor) => {
+                let status = supervisor.status();
+                readiness.add("broker", true, move || status.check());
+            }
+            #[cfg(feature = "reference")]
+            Self::Embedded { .. } => readiness.add("broker", true, || Ok(())),
+        }
+    }
+
+    fn stop(self, deadline: Instant) {
+        match self {
+            Self::Broker(supervisor) => supervisor.stop(deadline),
+            #[cfg(feature = "reference")]
+            Self::Embedded { bus, mut reference } => {
+                reference.stop(deadline);
+                bus.stop();
+            }
+        }
+    }
+}
+
+/// Tells presence and routes of arrivals and departures.
+struct Users {
+    presence: Arc<Presence>,
+    routes: Arc<Routes>,
+}
+
+impl Attendance for Users {
+    fn arrived(&self, user: &UserId) -> Route {
+        self.presence.arrived(user);
+        match self.routes.want(user) {
+            routes::Route::Bound => Route::Bound,
+            routes::Route::Pending => Route::Pending,
+            routes::Route::Away => Route::Away,
+        }
+    }
+
+    fn left(&self, user: &UserId) {
+        self.presence.left(user);
+    }
+}
+
+fn lower_to_capacity(config: &mut Config) {
+    let capacity = capacity::measure();
+    let wanted = config.limits.max_connections;
+    if wanted > capacity.connections {
+        config.limits.max_connections = capacity.connections;
+        warn!(
+            "limits.max_connections lowered: from={wanted}, to={}, because={}",
+            capacity.connections, capacity.bound
+        );
+    }
+}
+
+/// The chat page, in embedded mode.
+#[cfg(feature = "reference")]
+fn page(config: &Config) -> Option<&'static str> {
+    let shown = config.backend.mode == Mode::Embedded && config.embedded.page;
+    shown.then_some(crate::reference::PAGE)
+}
+
+#[cfg(not(feature = "reference"))]
+fn page(_: &Config) -> Option<&'static str> {
+    None
+}

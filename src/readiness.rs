@@ -1,0 +1,97 @@
+//! Whether this gateway can do its work, and if not, why: the answer to `GET /readyz`.
+
+use parking_lot::RwLock;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The checks of a gateway. Parts add theirs when they are built.
+#[derive(Default)]
+pub struct Readiness {
+    checks: RwLock<Vec<Check>>,
+}
+
+struct Check {
+    name: &'static str,
+    /// Whether the gateway is not ready while this check fails.
+    decisive: bool,
+    probe: Probe,
+}
+
+/// What the checks say at one moment.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    ready: bool,
+    checks: Map<String, Value>,
+}
+
+impl Readiness {
+    /// Adds a check. `probe` answers at once, and says in its error what is wrong.
+    pub fn add(
+        &self,
+        name: &'static str,
+        decisive: bool,
+        probe: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) {
+        self.checks.write().push(Check {
+            name,
+            decisive,
+            probe: Box::new(probe),
+        });
+    }
+
+    /// Asks every check.
+    pub fn check(&self) -> Report {
+        let mut report = Report {
+            ready: true,
+            checks: Map::new(),
+        };
+        for check in self.checks.read().iter() {
+            let state = match (check.probe)() {
+                Ok(()) => json!({ "ok": true }),
+                Err(reason) => {
+                    report.ready &= !check.decisive;
+                    json!({ "ok": false, "reason": reason })
+                }
+            };
+            report.checks.insert(check.name.into(), state);
+        }
+        report
+    }
+}
+
+impl Report {
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    pub fn to_json(&self) -> String {
+        json!(self).to_string() + "\n"
+    }
+
+    /// The names of the checks that fail, with their reasons.
+    pub fn failures(&self) -> Vec<String> {
+        let failed = self.checks.iter().filter_map(|(name, state)| {
+            state["reason"]
+                .as_str()
+                .map(|reason| format!("{name}: {reason}"))
+        });
+        failed.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_decisive_check_makes_it_unready() {
+        let readiness = Readiness::default();
+        readiness.add("presence_service", false, || Err("away".into()));
+        assert!(readiness.check().is_ready());
+        assert_eq!(readiness.check().failures(), ["presence_service: away"]);
+        readiness.add("broker", true, || Err("away".into()));
+        assert!(!readiness.check().is_ready());
+    }
+}

@@ -1,0 +1,95 @@
+//! Who is connected here: user ► connections. It does no I/O; its lock is held for look-ups only.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::client::close::CloseReason;
+use crate::client::connection::Connection;
+use crate::config::OverLimit;
+use crate::ids::UserId;
+
+/// The authenticated connections of this gateway, by user.
+#[derive(Default)]
+pub struct Registry {
+    users: RwLock<HashMap<UserId, Vec<Arc<Connection>>>>,
+}
+
+/// The user has as many connections as `limits.max_connections_per_user` allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverUserLimit;
+
+impl Registry {
+    /// Admits and registers in one step under one lock. Connections that are about to end do not
+    /// count. Over the limit the newcomer is refused, or takes the place of the oldest, which is
+    /// closed (4004).
+    pub fn admit(
+        &self,
+        connection: &Arc<Connection>,
+        max_per_user: usize,
+        over_limit: OverLimit,
+    ) -> Result<(), OverUserLimit> {
+        let mut users = self.users.write();
+        let connections = users.entry(connection.user().clone()).or_default();
+        let staying = || {
+            connections
+                .iter()
+                .filter(|connection| !connection.is_closing())
+        };
+        let surplus = (staying().count() + 1).saturating_sub(max_per_user);
+        if surplus > 0 && over_limit == OverLimit::Reject {
+            return Err(OverUserLimit);
+        }
+        let replaced: Vec<_> = staying().take(surplus).cloned().collect();
+        connections.push(Arc::clone(connection));
+        drop(users);
+        for oldest in replaced {
+            oldest.close(CloseReason::Replaced);
+        }
+        Ok(())
+    }
+
+    /// Takes the connection out; one that is not in is none of our business.
+    pub fn remove(&self, connection: &Connection) {
+        let mut users = self.users.write();
+        if let Some(connections) = users.get_mut(connection.user()) {
+            connections.retain(|other| other.id() != connection.id());
+            if connections.is_empty() {
+                users.remove(connection.user());
+            }
+        }
+    }
+
+    /// Whether the user has a connection here.
+    pub fn holds(&self, user: &UserId) -> bool {
+        self.users.read().contains_key(user)
+    }
+
+    /// The user's connections here, the oldest first.
+    pub fn connections_of(&self, user: &UserId) -> Vec<Arc<Connection>> {
+        self.users.read().get(user).cloned().unwrap_or_default()
+    }
+
+    /// Adds the connections of `users` to `into`, all looked up under one lock.
+    pub fn recipients<'a>(
+        &self,
+        users: impl IntoIterator<Item = &'a UserId>,
+        into: &mut Vec<Arc<Connection>>,
+    ) {
+        let map = self.users.read();
+        for user in users {
+            into.extend(map.get(user).into_iter().flatten().cloned());
+        }
+    }
+
+    /// Everybody who is connected here.
+    pub fn users(&self) -> Vec<UserId> {
+        self.users.read().keys().cloned().collect()
+    }
+
+    /// Every connection, in no order.
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        self.users.read().values().flatten().cloned().collect()
+    }
+}

@@ -1,0 +1,333 @@
+//! The services over gRPC: async inside, blocking outside.
+//!
+//! A small tokio runtime carries the calls. A caller's thread hands its call over and waits for
+//! the answer; it never polls a future itself, so that connection threads touch little stack.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+use super::proto::message_service_client::MessageServiceClient;
+use super::proto::presence_service_client::PresenceServiceClient;
+use super::proto::user_service_client::UserServiceClient;
+use super::proto::*;
+use super::upstream::{Upstream, cause};
+use super::{ErrorCode, Result, ServiceError, Services};
+use crate::config;
+
+/// The largest answer taken, in bytes: a page of 100 long messages. tonic's default is 4 MiB.
+const MAX_ANSWER: usize = 16 << 20;
+/// How long the runtime may take to end.
+const SHUTDOWN: Duration = Duration::from_secs(1);
+
+/// The User, Message and Presence services at the configured addresses.
+pub struct Grpc {
+    /// Taken out when this is dropped.
+    runtime: Option<Runtime>,
+    user: Service,
+    message: Service,
+    presence: Service,
+    timeout: Duration,
+}
+
+#[derive(Clone)]
+struct Service {
+    name: &'static str,
+    upstream: Arc<Upstream>,
+}
+
+fn user(channel: Channel) -> UserServiceClient<Channel> {
+    UserServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
+}
+
+fn message(channel: Channel) -> MessageServiceClient<Channel> {
+    MessageServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
+}
+
+fn presence(channel: Channel) -> PresenceServiceClient<Channel> {
+    PresenceServiceClient::new(channel)
+}
+
+impl Grpc {
+    /// Starts the runtime; connects to a service when it is first called. An error is an address
+    /// that is none, or a system without room for a thread.
+    pub fn start(config: &config::Services) -> std::result::Result<Self, String> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(config.worker_threads)
+            .thread_name("grpc")
+            .enable_all()
+            .build()
+            .map_err(|error| format!("the gRPC runtime does not start: {error}"))?;
+        let _within = runtime.enter();
+        let service = |name, addresses: &config::Addresses, ping| {
+            Upstream::new(&addresses.0, config.timeout, ping)
+                .map(|upstream| Service {
+                    name,
+                    upstream: Arc::new(upstream),
+                })
+                .map_err(|error| format!("{name} at {:?}: {error}", addresses.0))
+        };
+        let user = service("User Service", &config.user, |channel| {
+            Box::pin(async move {
+                user(channel)
+                    .validate_token(ValidateTokenRequest::default())
+                    .await
+                    .map(drop)
+            })
+        })?;
+        let message = service("Message Service", &config.message, |channel| {
+            Box::pin(async move {
+                message(channel)
+                    .ack_messages(AckMessagesRequest::default())
+                    .await
+                    .map(drop)
+            })
+        })?;
+        let presence = service("Presence Service", &config.presence, |channel| {
+            Box::pin(async move {
+                presence(channel)
+                    .user_offline(UserOfflineRequest::default())
+                    .await
+                    .map(drop)
+            })
+        })?;
+        drop(_within);
+        Ok(Self {
+            runtime: Some(runtime),
+            user,
+            message,
+            presence,
+            timeout: config.timeout,
+        })
+    }
+
+    /// Carries one call to `service` and waits for its answer, at most the timeout.
+    fn call<Q, A, F>(
+        &self,
+        service: &Service,
+        idempotent: bool,
+        request: Q,
+        attempt: impl Fn(Channel, Request<Q>) -> F + Send + Sync + 'static,
+    ) -> Result<A>
+    where
+        Q: Clone + Send + Sync + 'static,
+        A: Send + 'static,
+        F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
+    {
+        let stopped =
+            || ServiceError::new(ErrorCode::ServiceUnavailable, "The gateway is stopping");
+        let runtime = self.runtime.as_ref().ok_or_else(stopped)?;
+        let (answer, answered) = oneshot::channel();
+        let upstream = Arc::clone(&service.upstream);
+        let deadline = Instant::now() + self.timeout;
+        runtime.spawn(async move {
+            let result = upstream.call(deadline, idempotent, request, attempt).await;
+            // The caller waits for nothing else, so it is still there.
+            let _ = answer.send(result);
+        });
+        let result = answered.blocking_recv().map_err(|_| stopped())?;
+        result.map_err(|status| error(service.name, &status))
+    }
+}
+
+impl Drop for Grpc {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(SHUTDOWN);
+        }
+    }
+}
+
+impl Services for Grpc {
+    fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
+        self.call(&self.user, true, request, |channel, request| async move {
+            user(channel).validate_token(request).await
+        })
+    }
+
+    fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>> {
+        let answer = self.call(&self.user, true, request, |channel, request| async move {
+            user(channel).get_group_members(request).await
+        })?;
+        Ok(answer.user_ids)
+    }
+
+    fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse> {
+        let repeatable = !request.client_message_id.is_empty();
+        self.call(
+            &self.message,
+            repeatable,
+            request,
+            |channel, request| async move { message(channel).send_message(request).await },
+        )
+    }
+
+    fn send_group_message(&self, request: SendGroupMessageRequest) -> Result<SendMessageResponse> {
+        let repeatable = !request.client_message_id.is_empty();
+        self.call(
+            &self.message,
+            repeatable,
+            request,
+            |channel, request| async move { message(channel).send_group_message(request).await },
+        )
+    }
+
+    fn history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse> {
+        self.call(
+            &self.message,
+            true,
+            request,
+            |channel, request| async move { message(channel).get_history(request).await },
+        )
+    }
+
+    fn group_history(&self, request: GetGroupHistoryRequest) -> Result<GetHistoryResponse> {
+        self.call(
+            &self.message,
+            true,
+            request,
+            |channel, request| async move { message(channel).get_group_history(request).await },
+        )
+    }
+
+    fn offline_messages(
+        &self,
+        request: GetOfflineMessagesRequest,
+    ) -> Result<GetOfflineMessagesResponse> {
+        self.call(
+            &self.message,
+            true,
+            request,
+            |channel, request| async move { message(channel).get_offline_messages(request).await },
+        )
+    }
+
+    fn ack_messages(&self, request: AckMessagesRequest) -> Result<()> {
+        self.call(
+            &self.message,
+            true,
+            request,
+            |channel, request| async move { message(channel).ack_messages(request).await },
+        )
+        .map(drop)
+    }
+
+    fn user_online(&self, request: UserOnlineRequest) -> Result<()> {
+        self.call(
+            &self.presence,
+            true,
+            request,
+            |channel, request| async move { presence(channel).user_online(request).await },
+        )
+        .map(drop)
+    }
+
+    fn user_offline(&self, request: UserOfflineRequest) -> Result<()> {
+        self.call(
+            &self.presence,
+            true,
+            request,
+            |channel, request| async move { presence(channel).user_offline(request).await },
+        )
+        .map(drop)
+    }
+
+    fn renew_lease(&self, request: RenewLeaseRequest) -> Result<bool> {
+        let answer = self.call(
+            &self.presence,
+            true,
+            request,
+            |channel, request| async move { presence(channel).renew_lease(request).await },
+        )?;
+        Ok(answer.known)
+    }
+}
+
+/// What a client is told of a status. A service's own words are passed on where they concern the
+/// request; what went wrong inside stays inside.
+fn error(service: &str, status: &Status) -> ServiceError {
+    let told = status.message();
+    let (code, message) = match status.code() {
+        Code::InvalidArgument | Code::OutOfRange => (ErrorCode::InvalidMessage, told.to_owned()),
+        Code::Unauthenticated => (ErrorCode::Unauthenticated, told.to_owned()),
+        Code::PermissionDenied => (ErrorCode::PermissionDenied, told.to_owned()),
+        Code::NotFound => (ErrorCode::NotFound, told.to_owned()),
+        Code::ResourceExhausted => (ErrorCode::RateLimited, told.to_owned()),
+        Code::Unavailable => (
+            ErrorCode::ServiceUnavailable,
+            format!("The {service} is not available"),
+        ),
+        Code::DeadlineExceeded => (
+            ErrorCode::DeadlineExceeded,
+            format!("The {service} did not answer in time"),
+        ),
+        _ => (ErrorCode::Internal, format!("The {service} failed")),
+    };
+    let cause = if message == told {
+        String::new()
+    } else {
+        cause(status)
+    };
+    ServiceError {
+        code,
+        message,
+        cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_become_error_codes() {
+        for (status, code) in [
+            (Code::Unauthenticated, ErrorCode::Unauthenticated),
+            (Code::PermissionDenied, ErrorCode::PermissionDenied),
+            (Code::NotFound, ErrorCode::NotFound),
+            (Code::InvalidArgument, ErrorCode::InvalidMessage),
+            (Code::OutOfRange, ErrorCode::InvalidMessage),
+            (Code::ResourceExhausted, ErrorCode::RateLimited),
+            (Code::Unavailable, ErrorCode::ServiceUnavailable),
+            (Code::DeadlineExceeded, ErrorCode::DeadlineExceeded),
+            (Code::DataLoss, ErrorCode::Internal),
+            (Code::Unknown, ErrorCode::Internal),
+        ] {
+            assert_eq!(error("User Service", &Status::new(status, "x")).code, code);
+        }
+    }
+
+    #[test]
+    fn what_went_wrong_inside_is_for_the_log_alone() {
+        let failed = error("User Service", &Status::internal("table users is locked"));
+        assert_eq!(failed.message, "The User Service failed");
+        assert_eq!(failed.cause, "table users is locked");
+    }
+
+    #[test]
+    fn a_service_that_is_not_there_is_unavailable_at_once() {
+        // Bound and dropped again: nobody listens there.
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|l| l.local_addr())
+            .unwrap();
+        let there = config::Addresses::one(format!("http://{free}"));
+        let config = config::Services {
+            user: there.clone(),
+            message: there.clone(),
+            presence: there,
+            ..config::Services::default()
+        };
+        let failed = Grpc::start(&config)
+            .unwrap()
+            .validate_token(ValidateTokenRequest::default());
+        let failed = failed.unwrap_err();
+        assert_eq!(failed.code, ErrorCode::ServiceUnavailable);
+        assert!(failed.cause.to_lowercase().contains("refused"), "{failed}");
+    }
+}
