@@ -27,6 +27,9 @@ mod start;
 mod architecture;
 /// Ten thousand connects leave nothing behind.
 mod churn;
+/// Configuration keys that no other test shows to act.
+mod keys;
+
 /// 5,000 messages among 50 users: none lost, none out of order.
 mod ledger;
 
