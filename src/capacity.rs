@@ -30,12 +30,46 @@ pub struct Capacity {
 /// Raises the soft limit on descriptors to the hard one, and computes.
 pub fn measure() -> Capacity {
     let bounds = [
-        ("RLIMIT_NOFILE", descriptors().saturating_sub(SPARE_DESCRIPTORS)),
-        ("vm.max_map_count", share("/proc/sys/vm/max_map_count", SPARE_MAPPINGS, MAPPINGS_PER_CONNECTION)),
-        ("kernel.pid_max", share("/proc/sys/kernel/pid_max", SPARE_THREADS, THREADS_PER_CONNECTION)),
-        ("kernel.threads-max", share("/proc/sys/kernel/threads-max", SPARE_THREADS, THREADS_PER_CONNECTION)),
-        ("the cgroup's pids.max", share("/sys/fs/cgroup/pids.max", SPARE_THREADS, THREADS_PER_CONNECTION)),
-        ("RLIMIT_NPROC", limit(Resource::Nproc).saturating_sub(SPARE_THREADS) / THREADS_PER_CONNECTION),
+        (
+            "RLIMIT_NOFILE",
+            descriptors().saturating_sub(SPARE_DESCRIPTORS),
+        ),
+        (
+            "vm.max_map_count",
+            share(
+                "/proc/sys/vm/max_map_count",
+                SPARE_MAPPINGS,
+                MAPPINGS_PER_CONNECTION,
+            ),
+        ),
+        (
+            "kernel.pid_max",
+            share(
+                "/proc/sys/kernel/pid_max",
+                SPARE_THREADS,
+                THREADS_PER_CONNECTION,
+            ),
+        ),
+        (
+            "kernel.threads-max",
+            share(
+                "/proc/sys/kernel/threads-max",
+                SPARE_THREADS,
+                THREADS_PER_CONNECTION,
+            ),
+        ),
+        (
+            "the cgroup's pids.max",
+            share(
+                "/sys/fs/cgroup/pids.max",
+                SPARE_THREADS,
+                THREADS_PER_CONNECTION,
+            ),
+        ),
+        (
+            "RLIMIT_NPROC",
+            limit(Resource::Nproc).saturating_sub(SPARE_THREADS) / THREADS_PER_CONNECTION,
+        ),
     ];
     let [mut least, others @ ..] = bounds;
     for bound in others {
@@ -43,24 +77,37 @@ pub fn measure() -> Capacity {
             least = bound;
         }
     }
-    Capacity { connections: least.1.max(1), bound: least.0 }
+    Capacity {
+        connections: least.1.max(1),
+        bound: least.0,
+    }
 }
 
 fn descriptors() -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // Refused only where the hard limit changed this very moment; the soft one holds then.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    );
     limit(Resource::Nofile)
 }
 
 fn limit(resource: Resource) -> usize {
-    getrlimit(resource).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    getrlimit(resource).current.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    })
 }
 
 /// What a kernel setting leaves for connections that take `each` of it; one that is not there, or
 /// says "max", leaves any number.
 fn share(setting: &str, spare: usize, each: usize) -> usize {
-    let value = fs::read_to_string(setting).ok().and_then(|text| text.trim().parse::<usize>().ok());
+    let value = fs::read_to_string(setting)
+        .ok()
+        .and_then(|text| text.trim().parse::<usize>().ok());
     value.map_or(usize::MAX, |value| value.saturating_sub(spare) / each)
 }
 

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Sender;
 use log::{info, warn};
 
+use crate::broker::Endpoint;
 use crate::broker::deliver::Deliver;
-use crate::broker::endpoint::Endpoint;
 use crate::broker::local::LocalBus;
 use crate::broker::routes::{self, Routes};
 use crate::broker::supervisor::{BrokerEvent, Settings, Supervisor};
@@ -54,7 +54,10 @@ pub struct Gateway {
 enum Feed {
     Broker(Supervisor),
     #[cfg(feature = "reference")]
-    Embedded { bus: LocalBus, reference: Reference },
+    Embedded {
+        bus: LocalBus,
+        reference: Reference,
+    },
 }
 
 /// Why a gateway does not start.
@@ -112,7 +115,11 @@ impl Backend {
             Arc::clone(&services),
             config.groups.cache_ttl,
         );
-        Self { services, registry, deliver: Arc::new(deliver) }
+        Self {
+            services,
+            registry,
+            deliver: Arc::new(deliver),
+        }
     }
 }
 
@@ -143,11 +150,12 @@ impl Gateway {
             prefetch: config.broker.prefetch,
         };
         Self::assemble(config, backend, Arc::clone(&routes), |presence| {
-            let supervisor = Supervisor::start(settings, deliver, routes, move |event| match event {
-                BrokerEvent::Owned => presence.take_over(),
-                // Nobody listens any more when the gateway is ending anyway.
-                BrokerEvent::Fatal(reason) => drop(fatal.send(reason)),
-            });
+            let supervisor =
+                Supervisor::start(settings, deliver, routes, move |event| match event {
+                    BrokerEvent::Owned => presence.take_over(),
+                    // Nobody listens any more when the gateway is ending anyway.
+                    BrokerEvent::Fatal(reason) => drop(fatal.send(reason)),
+                });
             supervisor.map(Feed::Broker).map_err(StartError::Thread)
         })
     }
@@ -167,7 +175,9 @@ impl Gateway {
         let backend = Backend::new(services, &config);
         let routes = Arc::new(Routes::local(Arc::clone(&backend.registry)));
         let bus = bus.start(&backend.deliver).map_err(StartError::Thread)?;
-        Self::assemble(config, backend, routes, |_| Ok(Feed::Embedded { bus, reference }))
+        Self::assemble(config, backend, routes, |_| {
+            Ok(Feed::Embedded { bus, reference })
+        })
     }
 
     fn assemble(
@@ -177,7 +187,9 @@ impl Gateway {
         feed: impl FnOnce(Arc<Presence>) -> Result<Feed, StartError>,
     ) -> Result<Self, StartError> {
         lower_to_capacity(&mut config);
-        let Backend { services, registry, .. } = backend;
+        let Backend {
+            services, registry, ..
+        } = backend;
         let presence = Presence::start(
             Arc::clone(&registry),
             Arc::clone(&services),
@@ -196,7 +208,10 @@ impl Gateway {
             config,
             registry,
             services,
-            users: Arc::new(Users { presence: Arc::clone(&presence), routes }),
+            users: Arc::new(Users {
+                presence: Arc::clone(&presence),
+                routes,
+            }),
             readiness: Arc::clone(&readiness),
             pacing: Permits::new(CATCH_UPS),
             page,
@@ -205,36 +220,57 @@ impl Gateway {
             .map_err(|error| StartError::Listen { addr, error })?;
         let feed = feed(Arc::clone(&presence))?;
         feed.add_check(&readiness);
-        let probe = Probe::start(Arc::clone(&context.services), &readiness)
-            .map_err(StartError::Thread)?;
+        let probe =
+            Probe::start(Arc::clone(&context.services), &readiness).map_err(StartError::Thread)?;
         let presence_state = Arc::clone(&presence);
         readiness.add("presence_service", false, move || presence_state.state());
         let has_room = listener.has_room();
         readiness.add("capacity", true, move || {
-            if has_room() { Ok(()) } else { Err("limits.max_connections is reached".into()) }
+            if has_room() {
+                Ok(())
+            } else {
+                Err("limits.max_connections is reached".into())
+            }
         });
         let draining = Arc::new(AtomicBool::new(false));
         let is_draining = Arc::clone(&draining);
         readiness.add("draining", true, move || {
             let draining = is_draining.load(Ordering::SeqCst);
-            if draining { Err("the gateway is shutting down".into()) } else { Ok(()) }
+            if draining {
+                Err("the gateway is shutting down".into())
+            } else {
+                Ok(())
+            }
         });
-        Ok(Self { context, listener, presence, probe, feed, draining })
+        Ok(Self {
+            context,
+            listener,
+            presence,
+            probe,
+            feed,
+            draining,
+        })
     }
 
     /// Where clients connect.
     pub fn url(&self) -> String {
-        format!("ws://{}{}", self.listener.addr(), self.context.config.listen.path)
+        format!(
+            "ws://{}{}",
+            self.listener.addr(),
+            self.context.config.listen.path
+        )
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.
     pub fn reload(&self, config: &Config) -> Result<(), String> {
         match &self.feed {
-            Feed::Broker(_) => Err("only the embedded services have something to read again".into()),
-            #[cfg(feature = "reference")]
-            Feed::Embedded { reference, .. } => {
-                reference.reload(&config.embedded).map_err(|error| error.to_string())
+            Feed::Broker(_) => {
+                Err("only the embedded services have something to read again".into())
             }
+            #[cfg(feature = "reference")]
+            Feed::Embedded { reference, .. } => reference
+                .reload(&config.embedded)
+                .map_err(|error| error.to_string()),
         }
     }
 
@@ -244,7 +280,10 @@ impl Gateway {
         let drain = self.context.config.shutdown.drain;
         let start = Instant::now();
         let deadline = start + drain;
-        info!("Shutting down: connections={}", self.context.registry.connections().len());
+        info!(
+            "Shutting down: connections={}",
+            self.context.registry.connections().len()
+        );
         self.draining.store(true, Ordering::SeqCst);
         self.listener.drain();
         self.close_connections(start, drain);
@@ -272,11 +311,16 @@ impl Gateway {
             }
             if start.elapsed() > drain * 3 / 4 {
                 warn!("Connections cut: connections={}", connections.len());
-                connections.iter().for_each(|connection| connection.cut(CloseReason::ShuttingDown));
+                connections
+                    .iter()
+                    .for_each(|connection| connection.cut(CloseReason::ShuttingDown));
                 return;
             }
-            let open = connections.iter().filter(|connection| !connection.is_closing());
-            open.take(batch).for_each(|connection| connection.close(CloseReason::ShuttingDown));
+            let open = connections
+                .iter()
+                .filter(|connection| !connection.is_closing());
+            open.take(batch)
+                .for_each(|connection| connection.close(CloseReason::ShuttingDown));
             thread::sleep(SHUTDOWN_TICK);
         }
     }
@@ -285,10 +329,7 @@ impl Gateway {
 impl Feed {
     fn add_check(&self, readiness: &Readiness) {
         match self {
-            Self::Broker(supervisor) => {
-                let status = supervisor.status();
-                readiness.add("broker", true, move || status.check());
-            }
+            Self::Broker(supervisor) => readiness.add("broker", true, supervisor.check()),
             #[cfg(feature = "reference")]
             Self::Embedded { .. } => readiness.add("broker", true, || Ok(())),
         }

@@ -6,7 +6,9 @@ use std::panic;
 use std::thread;
 
 use log::{LevelFilter, error};
-use simplelog::{CombinedLogger, ConfigBuilder, LevelPadding, SharedLogger, ThreadLogMode, WriteLogger};
+use simplelog::{
+    CombinedLogger, ConfigBuilder, LevelPadding, SharedLogger, ThreadLogMode, WriteLogger,
+};
 
 use crate::config::Log;
 
@@ -16,9 +18,13 @@ const SECRETIVE: &str = "amiquip";
 
 /// Starts logging. An error means that the file cannot be opened.
 pub fn start(config: &Log) -> io::Result<()> {
-    let own = logger(config, config.level, |builder| builder.add_filter_allow_str(OWN))?;
+    let own = logger(config, config.level, |builder| {
+        builder.add_filter_allow_str(OWN)
+    })?;
     let others = logger(config, config.level.min(LevelFilter::Warn), |builder| {
-        builder.add_filter_ignore_str(OWN).add_filter_ignore_str(SECRETIVE)
+        builder
+            .add_filter_ignore_str(OWN)
+            .add_filter_ignore_str(SECRETIVE)
     })?;
     // A second start, in tests, keeps the first one's loggers.
     let _ = CombinedLogger::init(vec![own, others]);
@@ -51,6 +57,9 @@ fn output(config: &Log) -> io::Result<Box<dyn Write + Send>> {
     if config.file.as_os_str().is_empty() {
         return Ok(Box::new(io::stderr()));
     }
-    let file = OpenOptions::new().create(true).append(true).open(&config.file)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&config.file)?;
     Ok(Box::new(file))
 }

@@ -92,11 +92,17 @@ struct Failure {
 
 impl Failure {
     fn new(error: impl ToString) -> Self {
-        Self { exit_code: EXIT_FAILURE, message: error.to_string() }
+        Self {
+            exit_code: EXIT_FAILURE,
+            message: error.to_string(),
+        }
     }
 
     fn usage(error: impl ToString) -> Self {
-        Self { exit_code: EXIT_USAGE, message: error.to_string() }
+        Self {
+            exit_code: EXIT_USAGE,
+            message: error.to_string(),
+        }
     }
 }
 
@@ -140,10 +146,15 @@ fn start_log(config: &Config) -> Result<(), Failure> {
 fn run_gateway(config: Config, file: Option<&Path>) -> Result<(), Failure> {
     let signals = signals()?;
     let (fatal, died) = unbounded();
-    info!("Starting: gateway_id={}, mode={:?}", config.gateway.id, config.backend.mode);
+    info!(
+        "Starting: gateway_id={}, mode={:?}",
+        config.gateway.id, config.backend.mode
+    );
     let gateway = Gateway::start(config, fatal).map_err(Failure::new)?;
     announce(&format!("listening {}", gateway.url()));
-    let outcome = until_told(&signals, &died, || reload(file, |config| gateway.reload(config)));
+    let outcome = until_told(&signals, &died, || {
+        reload(file, |config| gateway.reload(config))
+    });
     end_at_once_on(signals);
     gateway.stop();
     outcome
@@ -156,7 +167,7 @@ fn run_services(
     file: Option<&Path>,
 ) -> Result<(), Failure> {
     use std::time::{Duration, Instant};
-    use ws_gateway::broker::endpoint::Endpoint;
+    use ws_gateway::broker::Endpoint;
     use ws_gateway::broker::publisher::AmqpPublisher;
     use ws_gateway::reference::Reference;
 
@@ -171,18 +182,23 @@ fn run_services(
     }
     let signals = signals()?;
     let url = arguments.broker.as_ref().unwrap_or(&config.broker.url);
-    let endpoint = Endpoint::parse(url).map_err(|error| Failure::usage(format!("--broker: {error}")))?;
+    let endpoint =
+        Endpoint::parse(url).map_err(|error| Failure::usage(format!("--broker: {error}")))?;
     let publisher = AmqpPublisher::new(endpoint, config.broker.heartbeat, CONFIRM_TIMEOUT);
     let mut embedded = config.embedded.clone();
     if let Some(database) = &arguments.database {
         embedded.database.clone_from(database);
     }
-    let mut reference = Reference::start(arguments.listen, &embedded, Box::new(publisher))
-        .map_err(Failure::new)?;
+    let mut reference =
+        Reference::start(arguments.listen, &embedded, Box::new(publisher)).map_err(Failure::new)?;
     announce(&format!("listening grpc http://{}", reference.addr()));
     let (_never, died) = unbounded();
     let outcome = until_told(&signals, &died, || {
-        reload(file, |config| reference.reload(&config.embedded).map_err(|error| error.to_string()));
+        reload(file, |config| {
+            reference
+                .reload(&config.embedded)
+                .map_err(|error| error.to_string())
+        });
     });
     end_at_once_on(signals);
     reference.stop(Instant::now() + config.shutdown.drain);
@@ -255,5 +271,7 @@ fn end_at_once_on(signals: Receiver<c_int>) {
         }
     };
     // Without the thread, the first signal's end still comes.
-    let _ = thread::Builder::new().name("second-signal".into()).spawn(watch);
+    let _ = thread::Builder::new()
+        .name("second-signal".into())
+        .spawn(watch);
 }

@@ -13,7 +13,11 @@ pub struct Backoff {
 
 impl Backoff {
     pub fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, next: first }
+        Self {
+            first,
+            longest,
+            next: first,
+        }
     }
 
     /// The next wait, and never longer than `at_most`.
@@ -50,7 +54,10 @@ mod tests {
         let mut backoff = Backoff::new(second, 4 * second);
         for full in [1, 2, 4, 4] {
             let wait = backoff.next();
-            assert!(wait >= second * full / 2 && wait <= second * full, "{wait:?} of {full} s");
+            assert!(
+                wait >= second * full / 2 && wait <= second * full,
+                "{wait:?} of {full} s"
+            );
         }
         assert!(backoff.next_up_to(second) <= second);
         backoff.reset();

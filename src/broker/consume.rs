@@ -51,10 +51,22 @@ pub fn run(
         Err(error) => return Ended::Lost(error),
     };
     started();
-    let unacked = Unacked { consumer: &consumer, last: None, count: 0, since: Instant::now() };
+    let unacked = Unacked {
+        consumer: &consumer,
+        last: None,
+        count: 0,
+        since: Instant::now(),
+    };
     // A quarter: the broker sends on while the acknowledgement is under way.
     let ack_at = usize::from(prefetch / 4).max(1);
-    let mut run = Run { queue, consumer: &consumer, hand, quit, unacked, ack_at };
+    let mut run = Run {
+        queue,
+        consumer: &consumer,
+        hand,
+        quit,
+        unacked,
+        ack_at,
+    };
     match run.until_quit() {
         Ok(never) => match never {},
         Err(ended) => ended,
@@ -88,7 +100,9 @@ impl Unacked<'_> {
 
     fn ack(&mut self) -> Result<(), AmqpError> {
         self.count = 0;
-        self.last.take().map_or(Ok(()), |last| self.consumer.ack_up_to(last))
+        self.last
+            .take()
+            .map_or(Ok(()), |last| self.consumer.ack_up_to(last))
     }
 }
 
@@ -161,7 +175,10 @@ impl Run<'_> {
     /// Tries the same delivery again and again, and answers what became of it. What is behind it
     /// waits in the broker.
     fn wait_for_service(&mut self, inbound: &Inbound, error: &ServiceError) -> Step<Taken> {
-        info!("waiting for the User Service queue={} error={error}", self.queue);
+        info!(
+            "waiting for the User Service queue={} error={error}",
+            self.queue
+        );
         let since = Instant::now();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         self.hand.flush();

@@ -46,7 +46,12 @@ impl Deliver {
 
     /// The delivering hand of `queue`'s consumer thread.
     pub fn hand(self: &Arc<Self>, queue: Queue) -> Hand {
-        Hand { deliver: Arc::clone(self), queue, touched: Vec::new(), recipients: Vec::new() }
+        Hand {
+            deliver: Arc::clone(self),
+            queue,
+            touched: Vec::new(),
+            recipients: Vec::new(),
+        }
     }
 }
 
@@ -143,7 +148,10 @@ impl Hand {
     }
 
     fn group(&mut self, delivery: &Delivery<'_>) -> Result<(), Undone> {
-        let id = delivery.routing_key.strip_prefix("group.").unwrap_or_default();
+        let id = delivery
+            .routing_key
+            .strip_prefix("group.")
+            .unwrap_or_default();
         let group = GroupId::new(id).map_err(|_| "not a group's routing key")?;
         match delivery.kind {
             "" | KIND_MESSAGE => {
@@ -188,8 +196,11 @@ impl Hand {
             PresenceStatus::Unspecified => return Err("unknown status".into()),
         };
         // Nobody can be connected under an impossible id, so those are left out.
-        let watchers: Vec<_> =
-            event.watcher_ids.iter().filter_map(|id| UserId::new(id).ok()).collect();
+        let watchers: Vec<_> = event
+            .watcher_ids
+            .iter()
+            .filter_map(|id| UserId::new(id).ok())
+            .collect();
         self.find(watchers.iter());
         self.enqueue_with(|| Push::presence(&user, online, event.timestamp));
         Ok(())
@@ -204,7 +215,9 @@ impl Hand {
     /// Looks up the connections here of `users`.
     fn find<'a>(&mut self, users: impl Iterator<Item = &'a UserId>) {
         self.recipients.clear();
-        self.deliver.registry.recipients(users, &mut self.recipients);
+        self.deliver
+            .registry
+            .recipients(users, &mut self.recipients);
     }
 
     /// Enqueues one push, encoded once, for all recipients, if there are any.
@@ -226,7 +239,11 @@ impl Hand {
         let push = Push::group_message(message);
         let own_copy = push.as_own_copy();
         for connection in self.recipients.drain(..) {
-            let push = if connection.user() == sender { &own_copy } else { &push };
+            let push = if connection.user() == sender {
+                &own_copy
+            } else {
+                &push
+            };
             enqueue(&mut self.touched, connection, push);
         }
     }
@@ -241,7 +258,10 @@ fn enqueue(touched: &mut Vec<Arc<Connection>>, connection: Arc<Connection>, push
 }
 
 fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, Undone> {
-    let id = delivery.routing_key.strip_prefix(prefix).unwrap_or_default();
+    let id = delivery
+        .routing_key
+        .strip_prefix(prefix)
+        .unwrap_or_default();
     UserId::new(id).map_err(|_| "not a user's routing key".into())
 }
 

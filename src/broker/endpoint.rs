@@ -24,7 +24,11 @@ pub struct InvalidUrl(pub String);
 
 impl fmt::Display for InvalidUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: must be of the form amqp://user:password@host:port/vhost", self.0)
+        write!(
+            f,
+            "{}: must be of the form amqp://user:password@host:port/vhost",
+            self.0
+        )
     }
 }
 
@@ -51,7 +55,11 @@ impl Endpoint {
         Ok(Self {
             host: host.ok_or_else(|| invalid("no host"))?.into(),
             port: url.port().unwrap_or(DEFAULT_PORT),
-            user: if url.username().is_empty() { "guest".into() } else { decode(url.username())? },
+            user: if url.username().is_empty() {
+                "guest".into()
+            } else {
+                decode(url.username())?
+            },
             password: url.password().map_or(Ok("guest".into()), decode)?,
             vhost,
         })
@@ -84,25 +92,47 @@ mod tests {
     fn all_parts_are_read_and_decoded() {
         let endpoint = Endpoint::parse("amqp://al%40ice:p%2fw+1@mq.example:5673/im%2fa").unwrap();
         assert_eq!(endpoint.address(), "mq.example:5673");
-        assert_eq!((endpoint.user.as_str(), endpoint.password.as_str()), ("al@ice", "p/w+1"));
+        assert_eq!(
+            (endpoint.user.as_str(), endpoint.password.as_str()),
+            ("al@ice", "p/w+1")
+        );
         assert_eq!(endpoint.vhost, "im/a");
     }
 
     #[test]
     fn what_is_left_out_has_a_default() {
-        for text in ["amqp://localhost", "amqp://localhost/", "amqp://localhost/%2f"] {
+        for text in [
+            "amqp://localhost",
+            "amqp://localhost/",
+            "amqp://localhost/%2f",
+        ] {
             let endpoint = Endpoint::parse(text).unwrap();
             assert_eq!(endpoint.address(), "localhost:5672");
-            assert_eq!((endpoint.user.as_str(), endpoint.password.as_str()), ("guest", "guest"));
+            assert_eq!(
+                (endpoint.user.as_str(), endpoint.password.as_str()),
+                ("guest", "guest")
+            );
             assert_eq!(endpoint.vhost, "/", "{text}");
         }
-        assert_eq!(Endpoint::parse("amqp://[::1]:1/").unwrap().address(), "[::1]:1");
+        assert_eq!(
+            Endpoint::parse("amqp://[::1]:1/").unwrap().address(),
+            "[::1]:1"
+        );
     }
 
     #[test]
     fn a_bad_url_is_refused_without_repeating_it() {
-        let bad = ["", "amqp://", "http://u:hush@h", "amqp://u:hush@h/a/b", "amqp://u:hush@h:x/"];
-        for text in bad.into_iter().chain(["amqps://u:hush@h", "amqp://u:hush@h/?heartbeat=0"]) {
+        let bad = [
+            "",
+            "amqp://",
+            "http://u:hush@h",
+            "amqp://u:hush@h/a/b",
+            "amqp://u:hush@h:x/",
+        ];
+        for text in bad
+            .into_iter()
+            .chain(["amqps://u:hush@h", "amqp://u:hush@h/?heartbeat=0"])
+        {
             let error = Endpoint::parse(text).unwrap_err().to_string();
             assert!(!error.contains("hush"), "{error}");
         }

@@ -53,8 +53,16 @@ struct List {
 
 impl Groups {
     pub fn new(services: Arc<dyn Services>, registry: Arc<Registry>, ttl: Duration) -> Self {
-        let held = Mutex::new(Held { lists: HashMap::new(), swept: Instant::now() });
-        Self { services, registry, ttl, held }
+        let held = Mutex::new(Held {
+            lists: HashMap::new(),
+            swept: Instant::now(),
+        });
+        Self {
+            services,
+            registry,
+            ttl,
+            held,
+        }
     }
 
     /// The members, if a fresh list is held. Never blocks.
@@ -63,7 +71,9 @@ impl Groups {
         let mut held = self.held.lock();
         let list = held.lists.get_mut(group)?;
         list.used = now;
-        list.fresh_until.filter(|until| now < *until).and(list.members.clone())
+        list.fresh_until
+            .filter(|until| now < *until)
+            .and(list.members.clone())
     }
 
     /// Marks the list as outdated; whether there is one.
@@ -75,7 +85,9 @@ impl Groups {
 
     /// Asks the User Service and starts catch-up for new members. An error means: try again later.
     pub fn fetch(&self, group: &GroupId) -> Result<Members, ServiceError> {
-        let request = GetGroupMembersRequest { group_id: group.to_string() };
+        let request = GetGroupMembersRequest {
+            group_id: group.to_string(),
+        };
         match self.services.group_members(request) {
             Ok(ids) => Ok(self.hold(group, valid(group, &ids))),
             // As a group without members: if it appears yet, all of them are new.
@@ -105,7 +117,8 @@ impl Groups {
         };
         if let Some(before) = before.and_then(|list| list.members) {
             let mut newcomers = Vec::new();
-            self.registry.recipients(members.difference(&before), &mut newcomers);
+            self.registry
+                .recipients(members.difference(&before), &mut newcomers);
             for connection in newcomers {
                 connection.request_catch_up();
             }
@@ -128,7 +141,10 @@ impl Groups {
             return Err(error);
         }
         list.fresh_until = Some(now + self.ttl);
-        error!("going on without group members group_id={:?} error={error}", group.as_str());
+        error!(
+            "going on without group members group_id={:?} error={error}",
+            group.as_str()
+        );
         Ok(Arc::clone(list.members.get_or_insert_default()))
     }
 }
@@ -154,7 +170,10 @@ fn valid(group: &GroupId, ids: &[String]) -> BTreeSet<UserId> {
     let members: BTreeSet<_> = ids.iter().filter_map(|id| UserId::new(id).ok()).collect();
     let impossible = ids.iter().filter(|id| UserId::new(id).is_err()).count();
     if impossible > 0 {
-        warn!("impossible members left out group_id={:?} count={impossible}", group.as_str());
+        warn!(
+            "impossible members left out group_id={:?} count={impossible}",
+            group.as_str()
+        );
     }
     members
 }

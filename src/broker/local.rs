@@ -28,32 +28,58 @@ const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
-/// Owns the consumer threads.
+/// The queues and their consumer threads.
 pub struct LocalBus {
     queues: [Sender<Publication>; 3],
+    ends: [Receiver<Publication>; 3],
     quit: Quit,
     quitter: Quitter,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl LocalBus {
-    pub fn start(deliver: &Arc<Deliver>) -> io::Result<Self> {
+    /// Queues that nobody consumes from yet: the services that publish come first.
+    pub fn new() -> Self {
         let (quitter, quit) = Quit::pair();
-        let (queues, ends): (Vec<_>, Vec<_>) = Queue::ALL.iter().map(|_| bounded(CAPACITY)).unzip();
-        let mut threads = Vec::new();
-        for (queue, publications) in Queue::ALL.into_iter().zip(ends) {
-            let consumer =
-                Consumer { queue, publications, hand: deliver.hand(queue), quit: quit.clone() };
-            let name = format!("consume-{}", queue.name());
-            threads.push(thread::Builder::new().name(name).spawn(move || consumer.run())?);
+        let [
+            (single, from_single),
+            (group, from_group),
+            (presence, from_presence),
+        ] = Queue::ALL.map(|_| bounded(CAPACITY));
+        Self {
+            queues: [single, group, presence],
+            ends: [from_single, from_group, from_presence],
+            quit,
+            quitter,
+            threads: Vec::new(),
         }
-        let [single, group, presence] = <[_; 3]>::try_from(queues)
-            .unwrap_or_else(|_| unreachable!("one sender for each of three queues"));
-        Ok(Self { queues: [single, group, presence], quit, quitter, threads })
+    }
+
+    /// Starts the consumer threads.
+    pub fn start(mut self, deliver: &Arc<Deliver>) -> io::Result<Self> {
+        for (queue, publications) in Queue::ALL.into_iter().zip(&self.ends) {
+            let publications = publications.clone();
+            let consumer = Consumer {
+                queue,
+                publications,
+                hand: deliver.hand(queue),
+                quit: self.quit.clone(),
+            };
+            let name = format!("consume-{}", queue.name());
+            self.threads.push(
+                thread::Builder::new()
+                    .name(name)
+                    .spawn(move || consumer.run())?,
+            );
+        }
+        Ok(self)
     }
 
     pub fn publisher(&self) -> LocalPublisher {
-        LocalPublisher { queues: self.queues.clone(), quit: self.quit.clone() }
+        LocalPublisher {
+            queues: self.queues.clone(),
+            quit: self.quit.clone(),
+        }
     }
 
     /// Takes no more publications, delivers those that wait, and joins the threads.

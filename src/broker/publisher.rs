@@ -23,7 +23,12 @@ pub struct AmqpPublisher {
 impl AmqpPublisher {
     /// `timeout`: how long a batch may take to be confirmed; opening a connection comes on top.
     pub fn new(endpoint: Endpoint, heartbeat: Duration, timeout: Duration) -> Self {
-        Self { endpoint, heartbeat, timeout, line: None }
+        Self {
+            endpoint,
+            heartbeat,
+            timeout,
+            line: None,
+        }
     }
 
     fn open(&self) -> Result<Line, AmqpError> {
@@ -34,7 +39,13 @@ impl AmqpPublisher {
         topology::declare_shared(&channel)?;
         let confirms = channel.confirms()?;
         info!("publisher connected address={}", self.endpoint.address());
-        Ok(Line { alarm, confirms, unconfirmed: 0, link: Some(link), channel })
+        Ok(Line {
+            alarm,
+            confirms,
+            unconfirmed: 0,
+            link: Some(link),
+            channel,
+        })
     }
 }
 
@@ -81,7 +92,9 @@ impl Line {
             match self.confirms.next(deadline)? {
                 Some(confirmed) => self.unconfirmed = self.unconfirmed.saturating_sub(confirmed),
                 None if self.alarm.is_active() => {
-                    return Err(AmqpError::Lost("the broker is in alarm and takes nothing".into()));
+                    return Err(AmqpError::Lost(
+                        "the broker is in alarm and takes nothing".into(),
+                    ));
                 }
                 None => return Err(AmqpError::Lost("not confirmed in time".into())),
             }

@@ -28,7 +28,10 @@ impl Quit {
 
     /// Waits, and answers early with `true` once the signal is given.
     pub fn within(&self, wait: Duration) -> bool {
-        matches!(self.0.recv_timeout(wait), Err(RecvTimeoutError::Disconnected))
+        matches!(
+            self.0.recv_timeout(wait),
+            Err(RecvTimeoutError::Disconnected)
+        )
     }
 
     pub fn is_given(&self) -> bool {

@@ -76,17 +76,27 @@ enum Work {
 
 impl Routes {
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, table: Some(Mutex::default()), work: Condvar::new() }
+        Self {
+            registry,
+            table: Some(Mutex::default()),
+            work: Condvar::new(),
+        }
     }
 
     /// For the in-process bus, which reaches every user.
     pub fn local(registry: Arc<Registry>) -> Self {
-        Self { registry, table: None, work: Condvar::new() }
+        Self {
+            registry,
+            table: None,
+            work: Condvar::new(),
+        }
     }
 
     /// Asks for the user's route. The connection that asks has registered before.
     pub fn want(&self, user: &UserId) -> Route {
-        let Some(table) = &self.table else { return Route::Bound };
+        let Some(table) = &self.table else {
+            return Route::Bound;
+        };
         let mut table = table.lock();
         if !table.up {
             return Route::Away;
@@ -159,7 +169,9 @@ impl Routes {
 
     /// Waits for work: a burst of binds, or else one unbind.
     fn next(&self) -> Work {
-        let Some(table) = &self.table else { return Work::Nothing };
+        let Some(table) = &self.table else {
+            return Work::Nothing;
+        };
         let mut table = table.lock();
         loop {
             if !table.up {

@@ -59,7 +59,11 @@ impl<'p> Session<'p> {
             parts.topology.delete(&control)?;
         }
         parts.topology.declare(&control)?;
-        Ok(Self { parts, link, control })
+        Ok(Self {
+            parts,
+            link,
+            control,
+        })
     }
 
     /// Consumes until told to quit, and then deletes the queues; or until something is lost, which
@@ -72,7 +76,9 @@ impl<'p> Session<'p> {
         }
         let closed = self.link.close(LEAVE_WITHIN);
         // A connection that broke knows why; all that its threads saw is its end.
-        outcome.and_then(|()| closed.clone()).map_err(|seen| closed.err().unwrap_or(seen))
+        outcome
+            .and_then(|()| closed.clone())
+            .map_err(|seen| closed.err().unwrap_or(seen))
     }
 
     /// Runs the threads and joins them.
@@ -82,7 +88,13 @@ impl<'p> Session<'p> {
         let (events, told) = bounded(4 * THREADS);
         let cutter = self.link.cutter();
         thread::scope(|scope| {
-            let mut crew = Crew { parts: self.parts, scope, events, quit: workers_quit, alive: 0 };
+            let mut crew = Crew {
+                parts: self.parts,
+                scope,
+                events,
+                quit: workers_quit,
+                alive: 0,
+            };
             let outcome = crew.watch(&mut self.link, &told, quit, up);
             self.parts.routes.end();
             crew.dismiss(quitter, &told, outcome.is_err(), || cutter.cut());
@@ -152,19 +164,28 @@ impl Crew<'_, '_> {
         let (prefetch, quit) = (self.parts.prefetch, self.quit.clone());
         let hand = self.parts.deliver.hand(queue);
         let events = self.events.clone();
-        self.spawn(Worker::Consumer(queue), format!("consume-{}", queue.name()), move || {
-            let started = || drop(events.send(Event::Started));
-            consume::run(&channel, &name, prefetch, hand, &quit, started)
-        })
+        self.spawn(
+            Worker::Consumer(queue),
+            format!("consume-{}", queue.name()),
+            move || {
+                let started = || drop(events.send(Event::Started));
+                consume::run(&channel, &name, prefetch, hand, &quit, started)
+            },
+        )
     }
 
     fn start_routes(&mut self, channel: Channel) -> Result<(), AmqpError> {
         let routes = Arc::clone(&self.parts.routes);
-        let mut binder = ChannelBinder { channel, queue: self.parts.topology.queue(Queue::Single) };
+        let mut binder = ChannelBinder {
+            channel,
+            queue: self.parts.topology.queue(Queue::Single),
+        };
         routes.begin();
-        self.spawn(Worker::Routes, "routes".into(), move || match routes.serve(&mut binder) {
-            Ok(()) => Ended::Quit,
-            Err(error) => Ended::Lost(error),
+        self.spawn(Worker::Routes, "routes".into(), move || {
+            match routes.serve(&mut binder) {
+                Ok(()) => Ended::Quit,
+                Err(error) => Ended::Lost(error),
+            }
         })
     }
 
@@ -182,8 +203,9 @@ impl Crew<'_, '_> {
             // It is not told to nobody: the receiver lives until this thread is joined.
             let _ = events.send(Event::Ended(worker, ended));
         };
-        let spawned: io::Result<_> =
-            thread::Builder::new().name(name).spawn_scoped(self.scope, run);
+        let spawned: io::Result<_> = thread::Builder::new()
+            .name(name)
+            .spawn_scoped(self.scope, run);
         spawned.map_err(|error| AmqpError::Lost(format!("no thread: {error}")))?;
         self.alive += 1;
         Ok(())
@@ -221,14 +243,19 @@ impl Binder for ChannelBinder {
     /// All but the last bind go without waiting: RabbitMQ takes twice as many in a second so. The
     /// last one is waited for; the channel's order makes it confirm the others.
     fn bind(&mut self, users: &[UserId]) -> Result<(), AmqpError> {
-        let Some((last, others)) = users.split_last() else { return Ok(()) };
+        let Some((last, others)) = users.split_last() else {
+            return Ok(());
+        };
         for user in others {
-            self.channel.bind_nowait(&self.queue, DIRECT_EXCHANGE, &user_key(user))?;
+            self.channel
+                .bind_nowait(&self.queue, DIRECT_EXCHANGE, &user_key(user))?;
         }
-        self.channel.bind(&self.queue, DIRECT_EXCHANGE, &user_key(last))
+        self.channel
+            .bind(&self.queue, DIRECT_EXCHANGE, &user_key(last))
     }
 
     fn unbind(&mut self, user: &UserId) -> Result<(), AmqpError> {
-        self.channel.unbind(&self.queue, DIRECT_EXCHANGE, &user_key(user))
+        self.channel
+            .unbind(&self.queue, DIRECT_EXCHANGE, &user_key(user))
     }
 }

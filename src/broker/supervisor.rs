@@ -84,7 +84,12 @@ impl Supervisor {
         let (at_end, ended) = bounded(0);
         let topology = Topology::new(&settings.gateway_id);
         let mut watch = Watch {
-            parts: Parts { topology, prefetch: settings.prefetch, deliver, routes },
+            parts: Parts {
+                topology,
+                prefetch: settings.prefetch,
+                deliver,
+                routes,
+            },
             settings,
             shared: Arc::clone(&shared),
             quit,
@@ -93,20 +98,24 @@ impl Supervisor {
             in_use_since: None,
             backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
         };
-        let thread = thread::Builder::new().name("broker".into()).spawn(move || {
-            let _at_end = at_end;
-            watch.run();
-        })?;
-        Ok(Self { shared, quitter, ended, thread })
+        let thread = thread::Builder::new()
+            .name("broker".into())
+            .spawn(move || {
+                let _at_end = at_end;
+                watch.run();
+            })?;
+        Ok(Self {
+            shared,
+            quitter,
+            ended,
+            thread,
+        })
     }
 
-    pub fn is_up(&self) -> bool {
-        *self.shared.state.lock() == State::Up
-    }
-
-    /// Why the broker is not in reach, for `/readyz`.
-    pub fn check(&self) -> Result<(), String> {
-        match &*self.shared.state.lock() {
+    /// Answers, whenever it is asked, why the broker is not in reach, for `/readyz`.
+    pub fn check(&self) -> impl Fn() -> Result<(), String> + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || match &*shared.state.lock() {
             State::Up => Ok(()),
             State::Down(reason) => Err(reason.clone()),
         }
@@ -172,7 +181,12 @@ impl Watch {
 
     /// One connection, from opening to its end; `Ok` when told to quit.
     fn serve(&mut self) -> Result<(), Failure> {
-        let Settings { endpoint, gateway_id, heartbeat, .. } = &self.settings;
+        let Settings {
+            endpoint,
+            gateway_id,
+            heartbeat,
+            ..
+        } = &self.settings;
         let name = format!("ws-gateway {gateway_id}");
         let link = Link::open(endpoint, &name, *heartbeat, &self.quit).map_err(Failure::Opening)?;
         *self.shared.cutter.lock() = Some(link.cutter());

@@ -23,7 +23,9 @@ pub struct Topology {
 
 impl Topology {
     pub fn new(gateway_id: impl Into<String>) -> Self {
-        Self { gateway_id: gateway_id.into() }
+        Self {
+            gateway_id: gateway_id.into(),
+        }
     }
 
     pub fn queue(&self, queue: Queue) -> String {
@@ -47,7 +49,9 @@ impl Topology {
     /// Deletes the three queues, with the bindings that a crash may have left; `InUse` when
     /// somebody consumes from one.
     pub fn delete(&self, channel: &Channel) -> Result<()> {
-        Queue::ALL.into_iter().try_for_each(|queue| channel.delete_unused_queue(&self.queue(queue)))
+        Queue::ALL
+            .into_iter()
+            .try_for_each(|queue| channel.delete_unused_queue(&self.queue(queue)))
     }
 }
 
@@ -76,12 +80,21 @@ fn fixed_key(queue: Queue) -> Option<&'static str> {
 }
 
 fn arguments(queue: Queue) -> Vec<(&'static str, Argument)> {
-    let ttl = if queue == Queue::Presence { PRESENCE_TTL_MS } else { DAY_MS };
-    let mut arguments =
-        vec![("x-message-ttl", Argument::Number(ttl)), ("x-expires", Argument::Number(DAY_MS))];
+    let ttl = if queue == Queue::Presence {
+        PRESENCE_TTL_MS
+    } else {
+        DAY_MS
+    };
+    let mut arguments = vec![
+        ("x-message-ttl", Argument::Number(ttl)),
+        ("x-expires", Argument::Number(DAY_MS)),
+    ];
     // RabbitMQ dead-letters what expires as well, so presence must have no dead letters.
     if queue != Queue::Presence {
-        arguments.push(("x-dead-letter-exchange", Argument::Text(DEAD_LETTER_EXCHANGE)));
+        arguments.push((
+            "x-dead-letter-exchange",
+            Argument::Text(DEAD_LETTER_EXCHANGE),
+        ));
     }
     arguments
 }
@@ -95,7 +108,11 @@ mod tests {
         let names = Queue::ALL.map(|queue| Topology::new("g1").queue(queue));
         assert_eq!(
             names,
-            ["queue.gateway.g1.single", "queue.gateway.g1.group", "queue.gateway.g1.presence"]
+            [
+                "queue.gateway.g1.single",
+                "queue.gateway.g1.group",
+                "queue.gateway.g1.presence"
+            ]
         );
     }
 
@@ -103,10 +120,16 @@ mod tests {
     fn presence_alone_has_no_dead_letters_and_a_short_life() {
         for queue in Queue::ALL {
             let arguments = arguments(queue);
-            let ttl = if queue == Queue::Presence { 60_000 } else { 86_400_000 };
+            let ttl = if queue == Queue::Presence {
+                60_000
+            } else {
+                86_400_000
+            };
             assert!(arguments.contains(&("x-message-ttl", Argument::Number(ttl))));
             assert!(arguments.contains(&("x-expires", Argument::Number(86_400_000))));
-            let dead_letters = arguments.iter().any(|(key, _)| *key == "x-dead-letter-exchange");
+            let dead_letters = arguments
+                .iter()
+                .any(|(key, _)| *key == "x-dead-letter-exchange");
             assert_eq!(dead_letters, queue != Queue::Presence);
         }
     }

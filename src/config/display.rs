@@ -22,7 +22,9 @@ pub fn display(config: &Config) -> String {
 
 /// `amqp://user:***@host`.
 fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return HIDDEN.into() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return HIDDEN.into();
+    };
     match rest.rsplit_once('@') {
         Some((login, host)) => {
             let user = login.split_once(':').map_or(login, |(user, _)| user);
@@ -39,7 +41,8 @@ mod tests {
 
     #[test]
     fn what_is_shown_reads_back_and_has_no_secrets() {
-        let text = "[broker]\nurl = \"amqp://u:s3cr3t@h:1/%2f\"\n[embedded.tokens]\ns3cr3t = \"al\"\n";
+        let text =
+            "[broker]\nurl = \"amqp://u:s3cr3t@h:1/%2f\"\n[embedded.tokens]\ns3cr3t = \"al\"\n";
         let config = parse("gateway.toml", text, []).expect("valid");
         let shown = display(&config);
         assert!(!shown.contains("s3cr3t"), "{shown}");

@@ -56,17 +56,35 @@ mod tests {
     #[test]
     fn closes_are_sorted_by_what_to_do_next() {
         let in_use = |code, text| matches!(closed_by_broker(code, text, ""), AmqpError::InUse(_));
-        assert!(in_use(403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use"));
-        assert!(in_use(405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue"));
-        assert!(in_use(406, "PRECONDITION_FAILED - queue 'q' in vhost '/' in use"));
+        assert!(in_use(
+            403,
+            "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use"
+        ));
+        assert!(in_use(
+            405,
+            "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue"
+        ));
+        assert!(in_use(
+            406,
+            "PRECONDITION_FAILED - queue 'q' in vhost '/' in use"
+        ));
 
         let refused =
             |code, text| matches!(closed_by_broker(code, text, ""), AmqpError::Refused(_));
-        assert!(refused(403, "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused"));
-        assert!(refused(406, "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl'"));
+        assert!(refused(
+            403,
+            "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused"
+        ));
+        assert!(refused(
+            406,
+            "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl'"
+        ));
         assert!(refused(530, "NOT_ALLOWED - vhost im not found"));
 
         let lost = closed_by_broker(320, "CONNECTION_FORCED - shutdown", "consume");
-        assert_eq!(lost, AmqpError::Lost("consume: CONNECTION_FORCED - shutdown".into()));
+        assert_eq!(
+            lost,
+            AmqpError::Lost("consume: CONNECTION_FORCED - shutdown".into())
+        );
     }
 }

@@ -66,8 +66,10 @@ impl Link {
                 std::io::ErrorKind::ConnectionRefused => AmqpError::NotListening(error.to_string()),
                 _ => AmqpError::Lost(format!("connecting: {error}")),
             })?;
-        let login =
-            Auth::Plain { username: endpoint.user.clone(), password: endpoint.password.clone() };
+        let login = Auth::Plain {
+            username: endpoint.user.clone(),
+            password: endpoint.password.clone(),
+        };
         let options = ConnectionOptions::default()
             .auth(login)
             .virtual_host(&endpoint.vhost)
@@ -80,22 +82,36 @@ impl Link {
         let tuning = ConnectionTuning::default().buffered_writes_high_water(usize::MAX);
         let connection = Connection::insecure_open_stream(socket, options, tuning)
             .map_err(|error| told(error, "opening the connection"))?;
-        Ok(Self { connection: Some(connection), cutter: Arc::new(cutter) })
+        Ok(Self {
+            connection: Some(connection),
+            cutter: Arc::new(cutter),
+        })
     }
 
     pub fn channel(&mut self) -> Result<Channel> {
-        let connection = self.connection.as_mut().ok_or_else(|| lost("the link is closed"))?;
-        let channel = connection.open_channel(None).map_err(|e| told(e, "opening a channel"))?;
+        let connection = self
+            .connection
+            .as_mut()
+            .ok_or_else(|| lost("the link is closed"))?;
+        let channel = connection
+            .open_channel(None)
+            .map_err(|e| told(e, "opening a channel"))?;
         Ok(Channel(channel))
     }
 
     /// Tells, from now on, whether the broker takes no publications (a memory or disk alarm).
     pub fn alarm(&mut self) -> Result<Alarm> {
-        let connection = self.connection.as_mut().ok_or_else(|| lost("the link is closed"))?;
+        let connection = self
+            .connection
+            .as_mut()
+            .ok_or_else(|| lost("the link is closed"))?;
         let news = connection
             .listen_for_connection_blocked()
             .map_err(|e| told(e, "listening for alarms"))?;
-        Ok(Alarm { news, active: false })
+        Ok(Alarm {
+            news,
+            active: false,
+        })
     }
 
     /// What ends the link at once, from any thread.
@@ -106,13 +122,19 @@ impl Link {
     /// Takes leave of the broker within `wait`, or else cuts the link. An error is the reason why
     /// the connection had ended before, if it had: amiquip tells it nowhere else.
     pub fn close(mut self, wait: Duration) -> Result<()> {
-        let Some(connection) = self.connection.take() else { return Ok(()) };
+        let Some(connection) = self.connection.take() else {
+            return Ok(());
+        };
         let (result, closed) = bounded(1);
-        let closer = thread::Builder::new().name("amqp-close".into()).spawn(move || {
-            // The receiver waits until this thread has ended.
-            let _ = result.send(connection.close().map_err(|e| told(e, "connection")));
-        });
-        let Ok(closer) = closer else { return Err(lost("no thread for closing")) };
+        let closer = thread::Builder::new()
+            .name("amqp-close".into())
+            .spawn(move || {
+                // The receiver waits until this thread has ended.
+                let _ = result.send(connection.close().map_err(|e| told(e, "connection")));
+            });
+        let Ok(closer) = closer else {
+            return Err(lost("no thread for closing"));
+        };
         let outcome = match closed.recv_timeout(wait) {
             Err(RecvTimeoutError::Timeout) => {
                 self.cutter.cut();
@@ -160,9 +182,14 @@ impl Channel {
             ExchangeKind::Topic => ExchangeType::Topic,
             ExchangeKind::Fanout => ExchangeType::Fanout,
         };
-        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
         let declared = self.0.exchange_declare(kind, name, options);
-        declared.map(drop).map_err(|e| told(e, &format!("declaring exchange {name}")))
+        declared
+            .map(drop)
+            .map_err(|e| told(e, &format!("declaring exchange {name}")))
     }
 
     /// Declares a durable queue.
@@ -180,14 +207,21 @@ impl Channel {
             ..Default::default()
         };
         let declared = self.0.queue_declare(name, options);
-        declared.map(drop).map_err(|e| told(e, &format!("declaring queue {name}")))
+        declared
+            .map(drop)
+            .map_err(|e| told(e, &format!("declaring queue {name}")))
     }
 
     /// Deletes the queue, if there is one; `InUse` when somebody consumes from it.
     pub fn delete_unused_queue(&self, name: &str) -> Result<()> {
-        let options = QueueDeleteOptions { if_unused: true, if_empty: false };
+        let options = QueueDeleteOptions {
+            if_unused: true,
+            if_empty: false,
+        };
         let deleted = self.0.queue_delete(name, options);
-        deleted.map(drop).map_err(|e| told(e, &format!("deleting queue {name}")))
+        deleted
+            .map(drop)
+            .map_err(|e| told(e, &format!("deleting queue {name}")))
     }
 
     pub fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
@@ -198,7 +232,9 @@ impl Channel {
     /// Binds without waiting. A refusal closes the channel, so that the next call that waits
     /// fails: one that succeeds confirms every bind before it.
     pub fn bind_nowait(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
-        let sent = self.0.queue_bind_nowait(queue, exchange, key, FieldTable::new());
+        let sent = self
+            .0
+            .queue_bind_nowait(queue, exchange, key, FieldTable::new());
         sent.map_err(|e| told(e, &format!("binding queue {queue}")))
     }
 
@@ -211,18 +247,37 @@ impl Channel {
     /// keeps what comes in a queue without a bound of its own.
     pub fn consume(&self, queue: &str, prefetch: u16) -> Result<Consumer<'_>> {
         let what = format!("consuming from queue {queue}");
-        self.0.qos(0, prefetch.max(1), false).map_err(|e| told(e, &what))?;
-        let options = ConsumerOptions { exclusive: true, ..Default::default() };
-        let consumer = self.0.basic_consume(queue, options).map_err(|e| told(e, &what))?;
-        Ok(Consumer { channel: self, consumer })
+        self.0
+            .qos(0, prefetch.max(1), false)
+            .map_err(|e| told(e, &what))?;
+        let options = ConsumerOptions {
+            exclusive: true,
+            ..Default::default()
+        };
+        let consumer = self
+            .0
+            .basic_consume(queue, options)
+            .map_err(|e| told(e, &what))?;
+        Ok(Consumer {
+            channel: self,
+            consumer,
+        })
     }
 
     /// Asks the broker to confirm what this channel publishes from now on.
     pub fn confirms(&self) -> Result<Confirms> {
         let what = "asking for confirms";
-        let news = self.0.listen_for_publisher_confirms().map_err(|e| told(e, what))?;
-        self.0.enable_publisher_confirms().map_err(|e| told(e, what))?;
-        Ok(Confirms { news, in_order: ConfirmSmoother::new() })
+        let news = self
+            .0
+            .listen_for_publisher_confirms()
+            .map_err(|e| told(e, what))?;
+        self.0
+            .enable_publisher_confirms()
+            .map_err(|e| told(e, what))?;
+        Ok(Confirms {
+            news,
+            in_order: ConfirmSmoother::new(),
+        })
     }
 
     /// Publishes a persistent message without waiting.
@@ -234,7 +289,12 @@ impl Channel {
         let message =
             Publish::with_properties(&publication.body, &publication.routing_key, properties);
         let sent = self.0.basic_publish(&publication.exchange, message);
-        sent.map_err(|e| told(e, &format!("publishing to exchange {}", publication.exchange)))
+        sent.map_err(|e| {
+            told(
+                e,
+                &format!("publishing to exchange {}", publication.exchange),
+            )
+        })
     }
 }
 
@@ -246,7 +306,10 @@ pub struct Consumer<'channel> {
 }
 
 /// What a consumer received.
-#[expect(clippy::large_enum_variant, reason = "almost all that is received are deliveries")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "almost all that is received are deliveries"
+)]
 pub enum Received {
     Delivery(Inbound),
     /// Nothing, and the wait is over.
@@ -283,17 +346,24 @@ impl Consumer<'_> {
 
     /// Acknowledges this delivery and all before it that are not settled, without waiting.
     pub fn ack_up_to(&self, last: Inbound) -> Result<()> {
-        last.0.ack_multiple(&self.channel.0).map_err(|e| told(e, "acknowledging"))
+        last.0
+            .ack_multiple(&self.channel.0)
+            .map_err(|e| told(e, "acknowledging"))
     }
 
     /// Hands the delivery to the queue's dead letters, without waiting.
     pub fn reject(&self, delivery: Inbound) -> Result<()> {
-        delivery.0.reject(&self.channel.0, false).map_err(|e| told(e, "rejecting"))
+        delivery
+            .0
+            .reject(&self.channel.0, false)
+            .map_err(|e| told(e, "rejecting"))
     }
 
     /// Asks the broker for no more deliveries.
     pub fn cancel(&self) -> Result<()> {
-        self.consumer.cancel().map_err(|e| told(e, "cancelling the consumer"))
+        self.consumer
+            .cancel()
+            .map_err(|e| told(e, "cancelling the consumer"))
     }
 }
 

@@ -38,7 +38,13 @@ pub fn connect(address: &str, deadline: Instant) -> io::Result<(Socket, Cutter)>
                 stream.set_nodelay(true)?;
                 let cutter = Cutter(stream.try_clone()?);
                 let stream = mio::net::TcpStream::from_stream(stream)?;
-                return Ok((Socket { stream, tuned: false }, cutter));
+                return Ok((
+                    Socket {
+                        stream,
+                        tuned: false,
+                    },
+                    cutter,
+                ));
             }
             Err(error) => last = error,
         }
@@ -52,9 +58,28 @@ fn agreed_heartbeat(frame: &[u8]) -> Option<u16> {
     match frame {
         // A method frame on channel 0, its size; class connection, method tune-ok; the largest
         // channel and frame, and then the heartbeat.
-        &[1, 0, 0, _, _, _, _, 0, 10, 0, 31, _, _, _, _, _, _, high, low, ..] => {
-            Some(u16::from_be_bytes([high, low]))
-        }
+        &[
+            1,
+            0,
+            0,
+            _,
+            _,
+            _,
+            _,
+            0,
+            10,
+            0,
+            31,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            high,
+            low,
+            ..,
+        ] => Some(u16::from_be_bytes([high, low])),
         _ => None,
     }
 }
@@ -106,7 +131,9 @@ mod tests {
 
     #[test]
     fn the_heartbeat_is_read_from_a_tune_ok_alone() {
-        let mut frame = vec![1, 0, 0, 0, 0, 0, 12, 0, 10, 0, 31, 7, 255, 0, 2, 0, 0, 0, 10, 0xCE];
+        let mut frame = vec![
+            1, 0, 0, 0, 0, 0, 12, 0, 10, 0, 31, 7, 255, 0, 2, 0, 0, 0, 10, 0xCE,
+        ];
         assert_eq!(agreed_heartbeat(&frame), Some(10));
         frame[18] = 0;
         assert_eq!(agreed_heartbeat(&frame), Some(0));

@@ -1,0 +1,49 @@
+//! A named thread that can be joined with a deadline.
+
+use std::convert::Infallible;
+use std::io;
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+
+/// A running thread. Std joins without a deadline only, so the thread also holds the sending end
+/// of a channel: that it is gone says that the thread has ended, also by a panic.
+pub(super) struct Worker {
+    name: &'static str,
+    handle: JoinHandle<()>,
+    ended: Receiver<Infallible>,
+}
+
+impl Worker {
+    pub fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let (running, ended) = bounded(0);
+        let handle = Builder::new().name(name.into()).spawn(move || {
+            let _running = running;
+            run();
+        })?;
+        Ok(Self {
+            name,
+            handle,
+            ended,
+        })
+    }
+
+    /// Joins the thread if it ends before `deadline`; else it is left behind, and logged.
+    pub fn join_by(self, deadline: Instant) {
+        match self.ended.recv_deadline(deadline) {
+            Err(RecvTimeoutError::Disconnected) => {
+                if self.handle.join().is_err() {
+                    log::error!("event=thread_panicked thread={}", self.name);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                log::error!(
+                    "event=thread_left_behind thread={} reason=deadline",
+                    self.name
+                );
+            }
+            Ok(never) => match never {},
+        }
+    }
+}
