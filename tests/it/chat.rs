@@ -303,11 +303,11 @@ pub fn idempotence(at: &impl Deployment) {
 /// Whoever shares a group is told who comes and goes; the newcomer is told who is there.
 pub fn presence(at: &impl Deployment) {
     let mut alice = at.connect(0, "alice");
-    let bob = at.connect(1, "bob");
+    let mut bob = at.connect(1, "bob");
+    bob.expect_presence("alice", "online");
     let push = alice.expect_presence("bob", "online");
     assert_eq!(keys(&push), ["status", "timestamp", "type", "user_id"]);
-    let mut bob_again = at.connect(0, "bob");
-    bob_again.expect_presence("alice", "online");
+    let bob_again = at.connect(0, "bob");
 
     bob.close();
     let mut carol = at.connect(1, "carol");

@@ -6,6 +6,7 @@ use ws_gateway::services::proto::{Message, SessionRevoked};
 
 use crate::chat;
 use crate::support::amqp::Amqp;
+use crate::support::broker::Broker;
 use crate::support::client::ids;
 use crate::support::{Cluster, wait_until};
 
@@ -38,11 +39,7 @@ fn the_dead_letter(amqp: &Amqp) -> Vec<u8> {
 
 #[test]
 fn a_single_body_that_does_not_parse_is_a_dead_letter_once() {
-    let cluster = Cluster::on(
-        crate::support::broker::Broker::shared(),
-        &chat::settings(),
-        1,
-    );
+    let cluster = Cluster::on(Broker::shared(), &chat::settings(), 1);
     let amqp = cluster.amqp();
     let mut bob = cluster.connect(0, "bob");
     for (kind, body) in [
@@ -52,19 +49,16 @@ fn a_single_body_that_does_not_parse_is_a_dead_letter_once() {
         ("unheard_of", b"?"),
     ] {
         amqp.publish("im.direct", "user.bob", kind, body);
-        amqp.publish("im.direct", "user.bob", "", message("next", "bob", ""));
-        bob.expect_message("next");
+        let next = format!("after {kind}");
+        amqp.publish("im.direct", "user.bob", "", message(&next, "bob", ""));
+        bob.expect_message(&next);
         assert_eq!(the_dead_letter(&amqp), body, "type {kind:?}");
     }
 }
 
 #[test]
 fn a_group_body_that_does_not_parse_is_a_dead_letter_once() {
-    let cluster = Cluster::on(
-        crate::support::broker::Broker::shared(),
-        &chat::settings(),
-        1,
-    );
+    let cluster = Cluster::on(Broker::shared(), &chat::settings(), 1);
     let amqp = cluster.amqp();
     let mut bob = cluster.connect(0, "bob");
     for (kind, body) in [
@@ -73,8 +67,9 @@ fn a_group_body_that_does_not_parse_is_a_dead_letter_once() {
         ("unheard_of", b"?"),
     ] {
         amqp.publish("im.topic", "group.team", kind, body);
-        amqp.publish("im.topic", "group.team", "", message("next", "", "team"));
-        bob.expect_message("next");
+        let next = format!("after {kind}");
+        amqp.publish("im.topic", "group.team", "", message(&next, "", "team"));
+        bob.expect_message(&next);
         assert_eq!(the_dead_letter(&amqp), body, "type {kind:?}");
     }
 }
@@ -82,11 +77,7 @@ fn a_group_body_that_does_not_parse_is_a_dead_letter_once() {
 /// Ids that no client may have, and a message that is nobody's, are garbage from a service.
 #[test]
 fn a_message_with_impossible_ids_is_a_dead_letter() {
-    let cluster = Cluster::on(
-        crate::support::broker::Broker::shared(),
-        &chat::settings(),
-        1,
-    );
+    let cluster = Cluster::on(Broker::shared(), &chat::settings(), 1);
     let amqp = cluster.amqp();
     let mut bob = cluster.connect(0, "bob");
     let impossible = Message {
@@ -111,25 +102,16 @@ fn a_presence_body_that_does_not_parse_leaves_no_dead_letter() {
     assert_eq!(amqp.ready(DEAD), 0);
 }
 
-/// The recipient of a single message is the user in its routing key, whatever the body says.
+/// The recipient of a single message is the user in its routing key: the sender's copy, published
+/// under the sender's key, is no business of the recipient's.
 #[test]
 fn the_routing_key_says_whose_a_single_message_is() {
     let cluster = Cluster::start(&chat::settings());
     let amqp = cluster.amqp();
-    let (mut alice, mut bob) = (cluster.connect(0, "alice"), cluster.connect(1, "bob"));
-    amqp.publish(
-        "im.direct",
-        "user.alice",
-        "message",
-        message("a copy", "bob", ""),
-    );
-    assert_eq!(alice.expect_message("a copy")["to_user_id"], "bob");
-    amqp.publish(
-        "im.direct",
-        "user.bob",
-        "message",
-        message("fence", "bob", ""),
-    );
+    let (mut carol, mut bob) = (cluster.connect(0, "carol"), cluster.connect(0, "bob"));
+    amqp.publish("im.direct", "user.carol", "message", message("a copy", "bob", ""));
+    assert_eq!(carol.expect_message("a copy")["to_user_id"], "bob");
+    amqp.publish("im.direct", "user.bob", "message", message("fence", "bob", ""));
     assert_eq!(ids(&bob.messages_until("fence")), ["fence"]);
 }
 

@@ -55,7 +55,8 @@ fn messages_outlive_a_restart() {
     let first = Gateway::start(&settings);
     let unread = first.connect("alice").send_message("bob", "kept");
     assert_eq!(first.stop(), 0);
-    let mut bob = Gateway::start(&settings).connect_cold("bob");
+    let second = Gateway::start(&settings);
+    let mut bob = second.connect_cold("bob");
     assert_eq!(bob.next()["id"], unread.as_str());
 }
 

@@ -324,7 +324,7 @@ fn tokens_groups_and_rates_have_codes_of_their_own() {
     dave.expect_error(
         "get_group_history",
         json!({"group_id": "none"}),
-        "NOT_FOUND",
+        "PERMISSION_DENIED",
     );
 
     let ids: Vec<String> = (0..30)

@@ -152,7 +152,7 @@ fn broker_prefetch_and_heartbeat_reach_the_broker() {
         Gateway::start(&settings.set("broker.prefetch", 77).set("broker.heartbeat", "7s"));
     gateway.wait_ready();
     let consumers = broker.rabbitmqctl(&["list_consumers", "-p", "v0", "prefetch_count", "ack_required", "--no-table-headers"]);
-    assert_eq!(consumers.lines().collect::<Vec<_>>(), ["77\ttrue"; 3]);
+    assert_eq!(consumers.lines().collect::<Vec<_>>(), ["true\t77"; 3]);
     let connections = broker.rabbitmqctl(&["list_connections", "timeout", "--no-table-headers"]);
     assert_eq!(connections.trim(), "7");
 }

@@ -23,6 +23,5 @@ pub mod watchdog;
 pub use client::{Client, Event};
 pub use cluster::Cluster;
 pub use gateway::{Gateway, Services};
-pub use raw::Raw;
 pub use settings::Settings;
 pub use wait::{DEADLINE, wait_until};
