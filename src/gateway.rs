@@ -382,12 +382,12 @@ fn lower_to_capacity(config: &mut Config) {
 
 /// The chat page, in embedded mode.
 #[cfg(feature = "reference")]
-fn page(config: &Config) -> Option<&'static str> {
+fn page(config: &Config) -> Option<String> {
     let shown = config.backend.mode == Mode::Embedded && config.embedded.page;
-    shown.then_some(crate::reference::PAGE)
+    shown.then(|| crate::reference::page(&config.listen.path))
 }
 
 #[cfg(not(feature = "reference"))]
-fn page(_: &Config) -> Option<&'static str> {
+fn page(_: &Config) -> Option<String> {
     None
 }

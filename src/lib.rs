@@ -1,4 +1,66 @@
-//! A synchronous WebSocket gateway for instant messaging.
+//! A synchronous WebSocket gateway for instant messaging: the map of the code.
+//!
+//! # What happens to a message
+//!
+//! ```text
+//!  client ──► client/accept ► handshake ► session ─► dispatch ─► services (blocking trait ► gRPC)
+//!               ▲                        (reader)
+//!               │                           │ answer
+//!               └────── outbox ◄────────────┴──────────── deliver ◄── broker (amqp | local bus)
+//!                      (queue + writer)       registry: user ► connections
+//! ```
+//!
+//! A client's `send_message` is read by its connection's reader thread ([`client`]: `session`,
+//! `socket`), parsed (`request`) and carried to the Message Service (`dispatch`, [`services`]),
+//! which commits it; the answer goes through the connection's own [outbox](client::outbox). The
+//! Message Service publishes it; each gateway that holds a device of the sender or the recipient
+//! gets it from its queue ([`broker`]: `consume`), and [`broker::deliver`] encodes it once and puts
+//! it into the outboxes of the connections that the [`registry`] names.
+//!
+//! # Where to change what
+//!
+//! | to change | look at |
+//! | --- | --- |
+//! | a request or a push of the client protocol | `client/request.rs`, `client/protocol.rs`, `client/dispatch.rs` |
+//! | who is let in | `client/handshake.rs`, `client/accept.rs` |
+//! | a close code | `client/close.rs` |
+//! | when unread messages are pushed | `client/catch_up.rs`, `client/hold.rs` |
+//! | how bytes leave | `client/outbox.rs` |
+//! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
+//! | a call to a service | `services/mod.rs`, `services/grpc.rs` |
+//! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
+//! | what starts and stops, in which order | [`gateway`] |
+//! | the reference services | `reference/` (an edge: the gateway builds without it) |
+//!
+//! # The threads
+//!
+//! | thread | does |
+//! | --- | --- |
+//! | `r-<connection>` | a connection's life from its first byte: head, token, frames, requests |
+//! | `w-<connection>` | writes when the socket is full; pings, timeouts, catch-up, goodbye |
+//! | `accept`, `refuser` | takes connections; answers those for which there is no room |
+//! | `consume-single`, `-group`, `-presence` | one for each queue: deliver, acknowledge |
+//! | `broker`, `routes` | keeps the broker connection; binds and unbinds users |
+//! | `presence` | tells the Presence Service who is here, renews the lease |
+//! | `probe` | asks the services whether they are in reach, for `/readyz` |
+//! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
+//! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
+//! | `signals` | signals as messages to the main thread |
+//!
+//! # Invariants
+//!
+//! - Only the holder of a connection's write side writes to its socket.
+//! - No lock is held across I/O or a service call, the write side's own apart.
+//! - Delivering never blocks on a client, and wakes no thread unless a socket is full.
+//! - Every queue is bounded. A chat message that finds no room closes the connection, which gets
+//!   it on its return; it is never dropped silently.
+//! - A delivery is acknowledged after it is in the queues of all local recipients, by the thread
+//!   that received it.
+//! - Every thread has a name and is joined; one closer of a stalled broker connection apart.
+//! - A panic ends one connection, and no more.
+//! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
+//!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
+//!   and tokio in `services` and `reference`. `tests/it/architecture.rs` holds the code to this.
 
 pub mod broker;
 mod capacity;

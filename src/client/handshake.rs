@@ -59,9 +59,9 @@ pub(super) fn page(head: &Head, context: &Context) -> Result<Option<Answer>, Ans
                 readiness.to_json(),
             )))
         }
-        "/" if context.page.is_some() => Ok(context
-            .page
-            .map(|page| Answer::page(200, "text/html; charset=utf-8", page))),
+        "/" if let Some(page) = &context.page => {
+            Ok(Some(Answer::page(200, "text/html; charset=utf-8", page.as_str())))
+        }
         _ => {
             let message = format!(
                 "Nothing here; the WebSocket is at {}",

@@ -47,7 +47,7 @@ pub struct Context {
     /// How many connections fetch a page of unread messages at a time.
     pub pacing: Arc<Permits>,
     /// The page at `/`, if there is one.
-    pub page: Option<&'static str>,
+    pub page: Option<String>,
 }
 
 /// Who wants to know that users come and go: presence and the broker's routes.

@@ -49,8 +49,10 @@ use crate::config::Embedded;
 
 pub use self::error::ReferenceError;
 
-/// A chat page for trying the gateway in a browser.
-pub const PAGE: &str = include_str!("page.html");
+/// A chat page for trying the gateway in a browser, whose WebSocket is at `path`.
+pub fn page(path: &str) -> String {
+    include_str!("page.html").replace("__PATH__", path)
+}
 
 /// How long a [`Reference`] that is dropped without [`Reference::stop`] takes to end, at most.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
