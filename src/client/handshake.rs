@@ -59,9 +59,11 @@ pub(super) fn page(head: &Head, context: &Context) -> Result<Option<Answer>, Ans
                 readiness.to_json(),
             )))
         }
-        "/" if let Some(page) = &context.page => {
-            Ok(Some(Answer::page(200, "text/html; charset=utf-8", page.as_str())))
-        }
+        "/" if let Some(page) = &context.page => Ok(Some(Answer::page(
+            200,
+            "text/html; charset=utf-8",
+            page.as_str(),
+        ))),
         _ => {
             let message = format!(
                 "Nothing here; the WebSocket is at {}",

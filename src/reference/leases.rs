@@ -14,8 +14,17 @@ pub(super) const FIRST_LEASE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     gateways: HashMap<String, Lease>,
-    /// How many leases hold a user: never 0.
-    holders: HashMap<String, usize>,
+    online: HashMap<String, Online>,
+    /// Counts the calls of [`user_online`](Self::user_online).
+    moment: u64,
+}
+
+#[derive(Debug)]
+struct Online {
+    /// How many leases hold the user: never 0.
+    holders: usize,
+    /// The moment at which they came online.
+    since: u64,
 }
 
 #[derive(Debug)]
@@ -29,6 +38,7 @@ struct Lease {
 impl Leases {
     /// The gateway holds the user from now on. Returns whether the user was offline before.
     pub fn user_online(&mut self, user: &str, gateway: &str, now: Instant) -> bool {
+        self.moment += 1;
         let ends = now + FIRST_LEASE;
         let lease = self
             .gateways
@@ -44,9 +54,13 @@ impl Leases {
         if !lease.users.insert(user.into()) {
             return false;
         }
-        let holders = self.holders.entry(user.into()).or_default();
-        *holders += 1;
-        *holders == 1
+        let online = Online {
+            holders: 0,
+            since: self.moment,
+        };
+        let online = self.online.entry(user.into()).or_insert(online);
+        online.holders += 1;
+        online.holders == 1
     }
 
     /// The gateway no longer holds the user. Returns whether the user is offline now and was
@@ -98,18 +112,26 @@ impl Leases {
         self.gateways.values().map(|lease| lease.ends).min()
     }
 
-    pub fn is_online(&self, user: &str) -> bool {
-        self.holders.contains_key(user)
+    /// The moment of the last [`user_online`](Self::user_online).
+    pub fn moment(&self) -> u64 {
+        self.moment
+    }
+
+    /// Whether the user is online, and has been since before `moment`.
+    pub fn was_online(&self, user: &str, moment: u64) -> bool {
+        self.online
+            .get(user)
+            .is_some_and(|online| online.since < moment)
     }
 
     /// One lease less holds the user. Returns whether it was the last one.
     fn release(&mut self, user: &str) -> bool {
-        match self.holders.get_mut(user) {
-            Some(holders) if *holders > 1 => {
-                *holders -= 1;
+        match self.online.get_mut(user) {
+            Some(online) if online.holders > 1 => {
+                online.holders -= 1;
                 false
             }
-            _ => self.holders.remove(user).is_some(),
+            _ => self.online.remove(user).is_some(),
         }
     }
 }
@@ -128,10 +150,25 @@ mod tests {
         assert!(!leases.user_online("alice", "g2", now));
         assert!(!leases.user_offline("alice", "g1"));
         assert!(!leases.user_offline("alice", "g1"));
-        assert!(leases.is_online("alice"));
+        assert!(leases.was_online("alice", u64::MAX));
         assert!(leases.user_offline("alice", "g2"));
         assert!(!leases.user_offline("alice", "g2"));
-        assert!(!leases.is_online("alice"));
+        assert!(!leases.was_online("alice", u64::MAX));
+    }
+
+    #[test]
+    fn who_comes_later_was_not_online_before() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        leases.user_online("alice", "g1", now);
+        let alice = leases.moment();
+        leases.user_online("bob", "g1", now);
+        let bob = leases.moment();
+        assert!(leases.was_online("alice", bob) && !leases.was_online("bob", alice));
+        leases.user_online("alice", "g2", now);
+        assert!(
+            leases.was_online("alice", bob),
+            "another gateway changes nothing"
+        );
     }
 
     #[test]
@@ -177,7 +214,7 @@ mod tests {
             leases.user_online(user, gateway, now);
         }
         assert_eq!(leases.end("g1"), ["alice"]);
-        assert!(leases.is_online("bob"));
+        assert!(leases.was_online("bob", u64::MAX));
         assert_eq!(leases.end("g2"), ["bob", "carol"]);
     }
 }

@@ -240,6 +240,7 @@ mod tests {
             user: user.to_string(),
             what: Change::Online,
             timestamp: 1,
+            moment: 1,
         }
     }
 

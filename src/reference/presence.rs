@@ -26,6 +26,8 @@ pub(super) struct PresenceChange {
     pub what: Change,
     /// Unix time in seconds.
     pub timestamp: i64,
+    /// See [`Leases::moment`].
+    pub moment: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,12 +83,14 @@ impl Presence {
         let mut changes = offline(leases.expire(now));
         let (value, more) = change(&mut leases, now);
         changes.extend(more);
+        let moment = leases.moment();
         let changes = changes.into_iter();
         self.outgoing
             .announce(changes.map(|(user, what)| PresenceChange {
                 user,
                 what,
                 timestamp,
+                moment,
             }));
         let end = leases.next_end();
         drop(leases);

@@ -57,10 +57,14 @@ impl Announcer {
             user,
             what,
             timestamp,
+            moment,
         } = change;
         if *what != Change::Offline {
             let leases = self.leases.lock();
-            let online = watchers.iter().filter(|watched| leases.is_online(watched));
+            // Who came later than this user announces that with a change of their own.
+            let online = watchers
+                .iter()
+                .filter(|watched| leases.was_online(watched, *moment));
             publications.extend(online.map(|watched| {
                 event(
                     watched,

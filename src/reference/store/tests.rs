@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use super::thread::BATCH;
 use super::*;
 use crate::broker::Publication;
 
@@ -129,11 +130,12 @@ fn a_change_that_sqlite_refuses_takes_its_whole_batch_back_and_the_thread_lives(
 fn a_query_sees_what_is_committed_and_nothing_else() {
     let rig = serve(":memory:");
     let release = rig.hold();
-    let _change = rig.publish("uncommitted");
+    let change = rig.publish("uncommitted");
     let (job, count) = query_job(|connection| outbox::page(connection, 0, 10));
     assert!(rig.store.jobs.blocking_send(job).is_ok());
     drop(release);
     assert_eq!(count.blocking_recv().unwrap(), OutboxPage::default());
+    change.blocking_recv().unwrap();
     assert_eq!(rig.keys(), ["uncommitted"]);
 }
 

@@ -71,6 +71,35 @@ fn what_a_broken_off_run_has_not_published_the_next_one_does_in_commit_order() {
 }
 
 #[test]
+fn what_was_answered_survives_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = sample(&folder.path().join("gateway.db"));
+    let rig = Rig::with(&embedded);
+    rig.published.fail(usize::MAX);
+    let sent = rig
+        .send_request(single("alice", "bob", "kept", "c-1"))
+        .unwrap();
+
+    // The files as they are now are what a killed process leaves: the log is not written back.
+    let killed = tempfile::tempdir().unwrap();
+    for file in ["gateway.db", "gateway.db-wal"] {
+        std::fs::copy(folder.path().join(file), killed.path().join(file)).unwrap();
+    }
+    let next = Rig::with(&sample(&killed.path().join("gateway.db")));
+    let published = next.published.take_messages(2);
+    assert_eq!(
+        (published[0].1.as_str(), published[1].1.as_str()),
+        ("user.bob", "user.alice")
+    );
+    assert_eq!(next.unread("bob"), ["kept"]);
+    assert_eq!(
+        next.send_request(single("alice", "bob", "kept", "c-1"))
+            .unwrap(),
+        sent
+    );
+}
+
+#[test]
 fn more_rows_than_a_batch_come_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let embedded = sample(&folder.path().join("gateway.db"));
