@@ -109,9 +109,19 @@ fn the_routing_key_says_whose_a_single_message_is() {
     let cluster = Cluster::start(&chat::settings());
     let amqp = cluster.amqp();
     let (mut carol, mut bob) = (cluster.connect(0, "carol"), cluster.connect(0, "bob"));
-    amqp.publish("im.direct", "user.carol", "message", message("a copy", "bob", ""));
+    amqp.publish(
+        "im.direct",
+        "user.carol",
+        "message",
+        message("a copy", "bob", ""),
+    );
     assert_eq!(carol.expect_message("a copy")["to_user_id"], "bob");
-    amqp.publish("im.direct", "user.bob", "message", message("fence", "bob", ""));
+    amqp.publish(
+        "im.direct",
+        "user.bob",
+        "message",
+        message("fence", "bob", ""),
+    );
     assert_eq!(ids(&bob.messages_until("fence")), ["fence"]);
 }
 

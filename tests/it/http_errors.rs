@@ -134,10 +134,7 @@ fn an_origin_that_is_not_allowed_is_403() {
             "PERMISSION_DENIED",
         );
     }
-    for origin in [
-        "https://chat.example.com",
-        "http://localhost:3000",
-    ] {
+    for origin in ["https://chat.example.com", "http://localhost:3000"] {
         assert_eq!(
             upgrade_with(&gateway, &[("Origin", origin)]).status,
             101,

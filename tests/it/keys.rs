@@ -89,18 +89,25 @@ fn session_send_queue_bytes_bounds_a_queue() {
 /// While it drains, a gateway is not ready, lets nobody in, and ends with `shutdown.drain`.
 #[test]
 fn shutdown_drain_bounds_the_end() {
-    let settings = boundless().set("session.write_timeout", "1h").set("shutdown.drain", "3s");
+    let settings = boundless()
+        .set("session.write_timeout", "1h")
+        .set("shutdown.drain", "3s");
     let mut gateway = Gateway::start(&settings);
     let _bob = stuck_bob(&gateway);
     let start = Instant::now();
     gateway.signal(Signal::TERM);
     wait_until("it drains", || gateway.get("/readyz").status == 503);
-    let refused = gateway.raw().try_upgrade(&gateway.path.clone(), &token_of("carol"));
+    let refused = gateway
+        .raw()
+        .try_upgrade(&gateway.path.clone(), &token_of("carol"));
     assert_eq!(refused.status, 503, "{refused:?}");
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     assert_eq!(gateway.exit_code(), 0);
     let took = start.elapsed();
-    assert!(took > Duration::from_secs(2) && took < Duration::from_secs(6), "{took:?}");
+    assert!(
+        took > Duration::from_secs(2) && took < Duration::from_secs(6),
+        "{took:?}"
+    );
 
     let mut again = Gateway::start(&settings.set("shutdown.drain", "1h"));
     let _bob = stuck_bob(&again);
@@ -120,7 +127,10 @@ fn services_worker_threads_are_as_many() {
         wait_until("it settles", || {
             let now = gateway.held().threads;
             std::mem::replace(&mut last, now) == now
-                && !gateway.thread_names().iter().any(|name| name.starts_with("r-"))
+                && !gateway
+                    .thread_names()
+                    .iter()
+                    .any(|name| name.starts_with("r-"))
         });
         last
     };
@@ -138,8 +148,14 @@ fn log_level_decides_what_is_logged() {
     };
     assert_eq!(lines("off"), "");
     let (warn, info, debug) = (lines("warn"), lines("info"), lines("debug"));
-    assert!(!warn.contains("INFO") && info.contains("INFO"), "{warn}\n---\n{info}");
-    assert!(!info.contains("DEBUG") && debug.contains("DEBUG"), "{info}\n---\n{debug}");
+    assert!(
+        !warn.contains("INFO") && info.contains("INFO"),
+        "{warn}\n---\n{info}"
+    );
+    assert!(
+        !info.contains("DEBUG") && debug.contains("DEBUG"),
+        "{info}\n---\n{debug}"
+    );
 }
 
 /// What the broker was asked for, as the broker tells it.
@@ -148,10 +164,20 @@ fn broker_prefetch_and_heartbeat_reach_the_broker() {
     let broker = Broker::private();
     let (url, backend) = (broker.vhost(), Backend::start());
     let settings = remote(&Settings::new(), &backend.url(), &url);
-    let gateway =
-        Gateway::start(&settings.set("broker.prefetch", 77).set("broker.heartbeat", "7s"));
+    let gateway = Gateway::start(
+        &settings
+            .set("broker.prefetch", 77)
+            .set("broker.heartbeat", "7s"),
+    );
     gateway.wait_ready();
-    let consumers = broker.rabbitmqctl(&["list_consumers", "-p", "v0", "prefetch_count", "ack_required", "--no-table-headers"]);
+    let consumers = broker.rabbitmqctl(&[
+        "list_consumers",
+        "-p",
+        "v0",
+        "prefetch_count",
+        "ack_required",
+        "--no-table-headers",
+    ]);
     assert_eq!(consumers.lines().collect::<Vec<_>>(), ["true\t77"; 3]);
     let connections = broker.rabbitmqctl(&["list_connections", "timeout", "--no-table-headers"]);
     assert_eq!(connections.trim(), "7");
@@ -194,7 +220,10 @@ fn groups_cache_ttl_is_how_long_members_are_believed() {
     publish("fence");
     bob.expect_message("fence");
     assert!(number < 400, "{number} messages within 400 ms asked once");
-    assert!(backend.calls("GetGroupMembers") < calls + number, "not with each message");
+    assert!(
+        backend.calls("GetGroupMembers") < calls + number,
+        "not with each message"
+    );
 }
 
 #[test]
@@ -212,13 +241,17 @@ fn presence_lease_is_renewed_every_third_of_it() {
     wait_until("alice is announced", || backend.calls("UserOnline") >= 1);
     let announced = backend.calls("UserOnline");
     backend.answer(|answers| answers.lease_unknown = true);
-    wait_until("a service that forgot is told again", || backend.calls("UserOnline") > announced);
+    wait_until("a service that forgot is told again", || {
+        backend.calls("UserOnline") > announced
+    });
 }
 
 /// A ping comes at once, the next ones at their interval.
 #[test]
 fn session_ping_interval_is_between_pings() {
-    let settings = chat::settings().set("session.ping_interval", "400ms").set("session.idle_timeout", "30s");
+    let settings = chat::settings()
+        .set("session.ping_interval", "400ms")
+        .set("session.idle_timeout", "30s");
     let gateway = Gateway::start(&settings);
     let mut alice = gateway.raw_session("alice");
     let mut times = Vec::new();
@@ -229,8 +262,14 @@ fn session_ping_interval_is_between_pings() {
     }
     for pair in times.windows(2) {
         let between = pair[1] - pair[0];
-        assert!(between > Duration::from_millis(200) && between < Duration::from_secs(2), "{between:?}");
+        assert!(
+            between > Duration::from_millis(200) && between < Duration::from_secs(2),
+            "{between:?}"
+        );
     }
     alice.text(r#"{"type":"ping"}"#);
-    assert_ne!(alice.json_that(|frame| frame["type"] == "pong"), Value::Null);
+    assert_ne!(
+        alice.json_that(|frame| frame["type"] == "pong"),
+        Value::Null
+    );
 }
