@@ -47,6 +47,19 @@ fn the_shipped_configuration_lets_alice_bob_and_carol_chat() {
     assert_eq!(gateway.stop(), 0);
 }
 
+/// No file, no argument: what `cargo run` does, but for the ports.
+#[test]
+fn the_bare_binary_starts_with_the_sample_users() {
+    let directory = crate::support::watchdog::directory("bare");
+    let mut command = crate::support::gateway::binary();
+    command
+        .current_dir(&directory)
+        .env("GATEWAY_LISTEN__ADDR", "127.0.0.1:0")
+        .env("GATEWAY_ADMIN__ADDR", "127.0.0.1:0");
+    let process = crate::support::process::Process::start("the gateway", &mut command);
+    chat::single_chat(&Gateway::listening(process, directory));
+}
+
 #[test]
 fn messages_outlive_a_restart() {
     let directory = crate::support::watchdog::directory("database");

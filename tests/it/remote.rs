@@ -55,7 +55,11 @@ fn a_group_message_reaches_exactly_the_members() {
         );
     }
     for dave in &mut daves {
-        assert_eq!(ids(&dave.messages_until(&fence)), [fence.clone()], "{dave}");
+        assert_eq!(
+            ids(&dave.messages_until(&fence)),
+            [fence.as_str()],
+            "{dave}"
+        );
     }
 }
 
@@ -170,7 +174,7 @@ fn a_user_with_all_devices_at_one_gateway_moves_to_the_other() {
             alice.send_message("bob", "while away")
         };
         let mut back = Client::connect(&cluster.gateways[(round + 1) % 2], &token_of("bob"));
-        assert_eq!(ids(&back.messages_until(&away)), [away.clone()]);
+        assert_eq!(ids(&back.messages_until(&away)), [away.as_str()]);
         back.ack(&[&away]);
         back.close();
     }
