@@ -77,6 +77,11 @@ impl Amqp {
             .expect("an answer with a count")
     }
 
+    /// Whether a queue exists. When it does not, the broker closes this channel.
+    pub fn exists(&self, queue: &str) -> bool {
+        self.channel.queue_declare_passive(queue).is_ok()
+    }
+
     /// Deletes a queue, whoever consumes from it.
     pub fn delete_queue(&self, queue: &str) {
         let options = amiquip::QueueDeleteOptions {

@@ -229,6 +229,11 @@ impl Client {
         self.held.drain(..).collect()
     }
 
+    /// The frames held and not yet asked for.
+    pub fn take_held(&mut self) -> Vec<Value> {
+        self.held.drain(..).collect()
+    }
+
     /// The pushed messages up to the one with id `fence`, that one included, in order.
     pub fn messages_until(&mut self, fence: &str) -> Vec<Value> {
         let last = self.expect_message(fence);

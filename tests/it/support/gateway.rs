@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::broker::free_port;
 use super::process::{Process, Signal};
 use super::raw::{Raw, Response};
 use super::settings::{Settings, token_of};
@@ -85,8 +86,16 @@ impl Gateway {
         }
     }
 
-    /// Connects `user` with their usual token.
+    /// Connects `user` with their usual token, and waits until what was unread is through (and
+    /// held): from now on, pushes are live.
     pub fn connect(&self, user: &str) -> Client {
+        let mut client = self.connect_cold(user);
+        client.expect("offline_complete");
+        client
+    }
+
+    /// Connects `user` with their usual token.
+    pub fn connect_cold(&self, user: &str) -> Client {
         Client::connect(self, &token_of(user))
     }
 
@@ -113,6 +122,15 @@ impl Gateway {
         wait_until("the gateway is ready", || self.is_ready());
     }
 
+    /// SIGTERM; every client of this gateway is closed with 1012, and the exit code is 0.
+    pub fn stop_with_clients(mut self, clients: &mut [&mut Client]) {
+        self.process.signal(Signal::TERM);
+        for client in clients {
+            client.expect_close(1012);
+        }
+        assert_eq!(self.process.exit_code(), 0);
+    }
+
     /// SIGTERM, and the exit code.
     pub fn stop(mut self) -> i32 {
         self.process.signal(Signal::TERM);
@@ -129,8 +147,13 @@ pub struct Services {
 }
 
 impl Services {
-    /// Starts the services with a database file of their own, and waits until they listen.
+    /// Starts the services with a database file of their own, and waits until they listen, on a
+    /// port that is theirs again after a restart.
     pub fn start(settings: &Settings, broker: &str) -> Self {
+        Self::start_listening(&format!("127.0.0.1:{}", free_port()), settings, broker)
+    }
+
+    pub fn start_listening(listen: &str, settings: &Settings, broker: &str) -> Self {
         let directory = watchdog::directory("services");
         let database = directory.join("services.db").display().to_string();
         let config = settings.write(&directory).display().to_string();
@@ -143,7 +166,7 @@ impl Services {
             &config,
         ];
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
-        let (process, addr) = Self::run("127.0.0.1:0", &directory, &arguments);
+        let (process, addr) = Self::run(listen, &directory, &arguments);
         Self {
             process,
             addr,

@@ -13,16 +13,15 @@ pub mod client;
 pub mod cluster;
 pub mod gateway;
 pub mod ledger;
+pub mod paths;
 pub mod process;
 pub mod raw;
 pub mod settings;
 pub mod wait;
 pub mod watchdog;
 
-pub use client::{Client, Ended, Event};
+pub use client::{Client, Event};
 pub use cluster::Cluster;
 pub use gateway::{Gateway, Services};
-pub use process::Process;
-pub use raw::Raw;
 pub use settings::Settings;
 pub use wait::{DEADLINE, wait_until};

@@ -26,6 +26,13 @@ impl Settings {
         .set("embedded.groups", Table::new())
     }
 
+    /// What a file says, and nothing more.
+    pub fn from_text(text: &str) -> Self {
+        Self {
+            table: text.parse().expect("a TOML file"),
+        }
+    }
+
     /// Sets the key written `table.key`, or a whole table.
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.put(key, value);

@@ -62,6 +62,7 @@ fn root() -> &'static Path {
 fn tell(line: &str) {
     static PIPE: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
     let pipe = PIPE.get_or_init(|| {
+        #[expect(clippy::zombie_processes, reason = "it outlives this process")]
         let mut shell = Command::new("sh")
             .args(["-c", SCRIPT])
             .current_dir("/")

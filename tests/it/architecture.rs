@@ -1,0 +1,301 @@
+//! The dependency direction of the code, held: who may name whom. It reads `src/` as text.
+
+use std::path::Path;
+
+use crate::support::paths::{Source, read};
+
+/// A sentence about the code, and what would break it.
+struct Rule {
+    sentence: &'static str,
+    /// Files and folders that it is about; empty: all.
+    about: &'static [&'static str],
+    except: &'static [&'static str],
+    never_names: &'static [&'static str],
+}
+
+/// What the core does without: each could be deleted with its folder or file.
+const EDGES: [&str; 9] = [
+    "crate::reference",
+    "crate::admin",
+    "crate::discovery",
+    "crate::tls",
+    "crate::chat",
+    "crate::terminal",
+    "crate::drill",
+    "crate::drills",
+    "crate::page",
+];
+
+const RULES: [Rule; 10] = [
+    Rule {
+        sentence: "async is named in services/, discovery.rs and reference/ alone",
+        about: &[],
+        except: &["services/", "reference/", "discovery.rs"],
+        never_names: &["tonic", "tokio", "tonic_prost", "tokio_stream"],
+    },
+    Rule {
+        sentence: "SQLite is the reference services' own",
+        about: &[],
+        except: &["reference/"],
+        never_names: &["rusqlite"],
+    },
+    Rule {
+        sentence: "the core never imports an edge; gateway.rs and main.rs tie them in",
+        about: &[],
+        except: &[
+            "main.rs",
+            "gateway.rs",
+            "lib.rs",
+            "reference/",
+            "admin/",
+            "discovery.rs",
+            "tls.rs",
+            "chat.rs",
+        ],
+        never_names: &EDGES,
+    },
+    Rule {
+        sentence: "a connection never knows the broker: they meet in the registry",
+        about: &["client/"],
+        except: &[],
+        never_names: &["crate::broker", "amiquip"],
+    },
+    Rule {
+        sentence: "the broker knows connections, and nothing of how they come to be",
+        about: &["broker/"],
+        except: &[],
+        never_names: &[
+            "crate::client::accept",
+            "crate::client::dispatch",
+            "crate::client::handshake",
+            "crate::client::head",
+            "crate::client::permits",
+            "crate::client::rate",
+            "crate::client::refuser",
+            "crate::client::request",
+            "crate::client::session",
+            "crate::client::socket",
+            "crate::client::writer",
+        ],
+    },
+    Rule {
+        sentence: "the registry does no I/O",
+        about: &["registry.rs"],
+        except: &[],
+        never_names: &[
+            "std::fs",
+            "std::io",
+            "std::net",
+            "std::process",
+            "std::thread",
+            "rustix",
+            "tungstenite",
+            "amiquip",
+            "crate::broker",
+            "crate::services::Services",
+            "crate::services::grpc",
+        ],
+    },
+    Rule {
+        sentence: "services know neither clients nor broker",
+        about: &["services/"],
+        except: &[],
+        never_names: &[
+            "crate::client",
+            "crate::registry",
+            "crate::broker",
+            "crate::presence",
+        ],
+    },
+    Rule {
+        sentence: "the reference services reach clients through what they publish, and in no other way",
+        about: &["reference/"],
+        except: &[],
+        never_names: &[
+            "crate::client",
+            "crate::registry",
+            "crate::presence",
+            "crate::gateway",
+        ],
+    },
+    Rule {
+        sentence: "what everyone may use knows nobody",
+        about: &[
+            "config.rs",
+            "config/",
+            "ids.rs",
+            "error.rs",
+            "metrics.rs",
+            "threads.rs",
+        ],
+        except: &[],
+        never_names: &[
+            "crate::client",
+            "crate::registry",
+            "crate::broker",
+            "crate::services",
+            "crate::presence",
+        ],
+    },
+    Rule {
+        sentence: "nobody knows the composition root but main.rs",
+        about: &[],
+        except: &["main.rs", "gateway.rs"],
+        never_names: &["crate::gateway"],
+    },
+];
+
+/// Crates that are named in one file, so that they can be replaced.
+const ONE_FILE: [&str; 2] = ["tungstenite", "amiquip"];
+
+/// What breaks the rules, in sentences.
+fn violations(sources: &[Source]) -> Vec<String> {
+    let mut violations = Vec::new();
+    let within = |file: &str, places: &[&str]| {
+        places
+            .iter()
+            .any(|place| file == *place || (place.ends_with('/') && file.starts_with(place)))
+    };
+    for source in sources {
+        for rule in &RULES {
+            let file = source.file.as_str();
+            let about =
+                (rule.about.is_empty() || within(file, rule.about)) && !within(file, rule.except);
+            let broken = rule
+                .never_names
+                .iter()
+                .filter(|path| about && source.names(path));
+            violations
+                .extend(broken.map(|path| format!("{file} names {path}, but {}", rule.sentence)));
+        }
+    }
+    for name in ONE_FILE {
+        let files: Vec<&str> = sources
+            .iter()
+            .filter(|source| source.names(name))
+            .map(|source| source.file.as_str())
+            .collect();
+        if files.len() > 1 {
+            violations.push(format!(
+                "{name} is named in {}, and one file is enough",
+                files.join(", ")
+            ));
+        }
+    }
+    violations
+}
+
+#[test]
+fn the_dependency_direction_holds() {
+    let sources = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let violations = violations(&sources);
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+    for (name, file) in [
+        ("tungstenite", "client/"),
+        ("amiquip", "broker/"),
+        ("tonic", "services/"),
+    ] {
+        let found = sources
+            .iter()
+            .any(|source| source.file.starts_with(file) && source.names(name));
+        assert!(found, "the reader of paths must find {name} in {file}");
+    }
+}
+
+/// What the reader of paths makes of `text` in `file`, and what the rules say to it.
+fn violation(file: &str, text: &str) -> Option<String> {
+    violations(&[Source::new(file, text)]).into_iter().next()
+}
+
+#[test]
+fn every_way_of_naming_what_must_not_be_named_is_found() {
+    for (file, text) in [
+        ("client/session.rs", "use crate::broker::amqp;"),
+        (
+            "client/session.rs",
+            "use crate::{ids::UserId, broker::{self, Delivery}};",
+        ),
+        ("client/session.rs", "use super::super::broker::Delivery;"),
+        ("client/mod.rs", "pub use super::broker as events;"),
+        ("client/mod.rs", "fn f() { crate::broker::deliver::run() }"),
+        (
+            "client/mod.rs",
+            "fn f() -> Vec<crate::broker::Delivery> { vec![] }",
+        ),
+        (
+            "presence.rs",
+            "use crate as everything; fn f() { everything::reference::start() }",
+        ),
+        ("presence.rs", "use ::tokio::time::sleep;"),
+        ("registry.rs", "use std::{collections::HashMap, net};"),
+        (
+            "registry.rs",
+            "fn f() { let a = 'x'; let b: &'a str = \"//\"; std::fs::read(b) }",
+        ),
+        (
+            "broker/deliver.rs",
+            "use crate::client; fn f() { client::session::run() }",
+        ),
+        (
+            "broker/deliver.rs",
+            "use crate::client::{connection::Connection, handshake as h};",
+        ),
+        ("gateway.rs", "use rusqlite::Connection;"),
+        ("config/mod.rs", "use crate::services::proto;"),
+        (
+            "client/mod.rs",
+            "#[cfg(test)] mod tests { use x::y; } use crate::gateway::Gateway;",
+        ),
+    ] {
+        assert!(violation(file, text).is_some(), "{file}: {text}");
+    }
+    let two = [
+        Source::new("broker/amqp.rs", "use amiquip::Channel;"),
+        Source::new("reference/publish.rs", "fn f(c: &amiquip::Channel) {}"),
+    ];
+    assert_eq!(violations(&two).len(), 1, "amiquip in two files");
+}
+
+#[test]
+fn what_may_be_named_and_what_only_looks_like_a_name_is_let_through() {
+    for (file, text) in [
+        (
+            "client/session.rs",
+            "// use crate::broker;\n/* crate::broker::x */ use crate::registry::Registry;",
+        ),
+        (
+            "client/session.rs",
+            "const A: &str = \"crate::broker::x\"; const B: &str = r#\"tokio::x \" \"#;",
+        ),
+        (
+            "client/session.rs",
+            "#[cfg(test)]\nmod tests { use crate::broker::x; fn f() { {} } }\nuse std::io;",
+        ),
+        (
+            "client/session.rs",
+            "/// See [`crate::broker::amqp`].\nfn f() {}",
+        ),
+        (
+            "broker/deliver.rs",
+            "use crate::client::connection::Connection; use crate::registry::Registry;",
+        ),
+        (
+            "reference/store.rs",
+            "use rusqlite::Connection; use tokio::sync::Mutex;",
+        ),
+        (
+            "gateway.rs",
+            "use crate::{admin, broker, client, reference};",
+        ),
+        (
+            "registry.rs",
+            "use std::collections::HashMap; fn f() { let broker = 1; }",
+        ),
+        (
+            "client/session.rs",
+            "fn brokered() { my::broker::x(); broken::tokio() }",
+        ),
+    ] {
+        assert_eq!(violation(file, text), None, "{file}: {text}");
+    }
+}

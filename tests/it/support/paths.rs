@@ -1,0 +1,286 @@
+//! Reads Rust source for the paths that it names: `use` trees, and paths in the code itself, with
+//! `super` and imported names resolved. Comments, strings and `#[cfg(test)]` items do not count.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::{fs, iter};
+
+/// A source file and every path that it names, such as `crate::client::session::run`.
+pub struct Source {
+    /// Relative to `src`, such as `client/session.rs`.
+    pub file: String,
+    pub paths: BTreeSet<String>,
+}
+
+/// Every `.rs` file under `directory`.
+pub fn read(directory: &Path) -> Vec<Source> {
+    let mut files = Vec::new();
+    collect(directory, &mut files);
+    files.sort();
+    let source = |file: &std::path::PathBuf| {
+        let name = file
+            .strip_prefix(directory)
+            .expect("it is under it")
+            .display()
+            .to_string();
+        Source::new(&name, &fs::read_to_string(file).expect("a source file"))
+    };
+    files.iter().map(source).collect()
+}
+
+fn collect(directory: &Path, files: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(directory).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+impl Source {
+    pub fn new(file: &str, text: &str) -> Self {
+        let tokens = without_tests(tokens(text));
+        let mut reader = Reader {
+            module: module(file),
+            tokens: &tokens,
+            aliases: HashMap::new(),
+        };
+        let mut paths = BTreeSet::new();
+        // Twice: the first time learns what names are imported.
+        for _ in 0..2 {
+            paths = reader.paths();
+        }
+        Self {
+            file: file.into(),
+            paths,
+        }
+    }
+
+    /// Whether it names `path` or something inside it.
+    pub fn names(&self, path: &str) -> bool {
+        let inside = |named: &String| {
+            named
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        };
+        self.paths.iter().any(inside)
+    }
+}
+
+/// `crate::client::session` for `client/session.rs`.
+fn module(file: &str) -> Vec<String> {
+    let parts = file.trim_end_matches(".rs").split('/');
+    let parts = parts.filter(|part| !["mod", "lib", "main"].contains(part));
+    iter::once("crate")
+        .chain(parts)
+        .map(str::to_owned)
+        .collect()
+}
+
+struct Reader<'a> {
+    module: Vec<String>,
+    tokens: &'a [String],
+    /// What an imported name stands for.
+    aliases: HashMap<String, Vec<String>>,
+}
+
+impl Reader<'_> {
+    fn paths(&mut self) -> BTreeSet<String> {
+        let mut paths = BTreeSet::new();
+        let mut place = 0;
+        while place < self.tokens.len() {
+            let imports = self.is(place, "use");
+            let start = place + usize::from(imports);
+            let start = start + usize::from(imports && self.is(start, "::"));
+            if imports || (self.is_name(start) && self.is(start + 1, "::")) {
+                let mut leaves = Vec::new();
+                place = self.tree(start, &[], &mut leaves);
+                for (path, name) in leaves {
+                    let path = self.resolved(path);
+                    paths.insert(path.join("::"));
+                    if imports && !matches!(name.as_str(), "*" | "_") {
+                        self.aliases.insert(name, path);
+                    }
+                }
+            } else {
+                place += 1;
+            }
+        }
+        paths
+    }
+
+    /// Reads a path or use tree; returns where it ends.
+    fn tree(
+        &self,
+        mut place: usize,
+        before: &[String],
+        leaves: &mut Vec<(Vec<String>, String)>,
+    ) -> usize {
+        let mut path = before.to_vec();
+        loop {
+            if self.is(place, "{") {
+                place += 1;
+                while place < self.tokens.len() && !self.is(place, "}") {
+                    place = self.tree(place, &path, leaves);
+                    place += usize::from(self.is(place, ","));
+                }
+                return place + 1;
+            }
+            if !self.is_name(place) && !self.is(place, "*") {
+                // Generic arguments, or nothing that a path goes on with.
+                leaves.push((path.clone(), path.last().cloned().unwrap_or_default()));
+                return place + 1;
+            }
+            path.push(self.tokens[place].clone());
+            place += 1;
+            if !self.is(place, "::") {
+                break;
+            }
+            place += 1;
+        }
+        let mut name = path.last().cloned().unwrap_or_default();
+        if name == "self" && path.len() > 1 {
+            path.pop();
+            name = path.last().cloned().unwrap_or_default();
+        }
+        if self.is(place, "as") {
+            name = self.tokens.get(place + 1).cloned().unwrap_or_default();
+            place += 2;
+        }
+        leaves.push((path, name));
+        place
+    }
+
+    fn resolved(&self, path: Vec<String>) -> Vec<String> {
+        let mut module = self.module.clone();
+        match path.first().map(String::as_str) {
+            Some("ws_gateway") => [vec!["crate".into()], path[1..].to_vec()].concat(),
+            Some("self") => [module, path[1..].to_vec()].concat(),
+            Some("super") => {
+                let ups = path.iter().take_while(|part| *part == "super").count();
+                module.truncate(module.len().saturating_sub(ups).max(1));
+                [module, path[ups..].to_vec()].concat()
+            }
+            Some(first) => match self.aliases.get(first) {
+                Some(whole) if *whole != path => [whole.clone(), path[1..].to_vec()].concat(),
+                _ => path,
+            },
+            None => path,
+        }
+    }
+
+    fn is(&self, place: usize, token: &str) -> bool {
+        self.tokens.get(place).is_some_and(|found| found == token)
+    }
+
+    fn is_name(&self, place: usize) -> bool {
+        self.tokens
+            .get(place)
+            .is_some_and(|token| token.starts_with(|c: char| c.is_alphabetic() || c == '_'))
+    }
+}
+
+/// Names, `::`, and single other characters; no comment, string, character or number is among them.
+fn tokens(text: &str) -> Vec<String> {
+    let chars: Vec<char> = text.chars().collect();
+    let at = |place: usize| chars.get(place).copied().unwrap_or('\0');
+    let mut tokens = Vec::new();
+    let mut place = 0;
+    while place < chars.len() {
+        let c = at(place);
+        let start = place;
+        if c == '/' && at(place + 1) == '/' {
+            while place < chars.len() && at(place) != '\n' {
+                place += 1;
+            }
+        } else if c == '/' && at(place + 1) == '*' {
+            place = after(&chars, place + 2, "*/");
+        } else if c == '"' {
+            place = after_string(&chars, place + 1);
+        } else if c == '\'' {
+            // A character, or a lifetime.
+            place = if at(place + 1) == '\\' {
+                after(&chars, place + 3, "'")
+            } else if at(place + 2) == '\'' {
+                place + 3
+            } else {
+                place + 1
+            };
+        } else if c.is_alphanumeric() || c == '_' {
+            while at(place).is_alphanumeric() || at(place) == '_' {
+                place += 1;
+            }
+            let word: String = chars[start..place].iter().collect();
+            let hashes = chars[place..].iter().take_while(|c| **c == '#').count();
+            let raw = ["r", "br", "cr"].contains(&word.as_str()) && at(place + hashes) == '"';
+            if raw {
+                let end = format!("\"{}", "#".repeat(hashes));
+                place = after(&chars, place + hashes + 1, &end);
+            } else {
+                tokens.push(word);
+            }
+        } else {
+            place += if c == ':' && at(place + 1) == ':' {
+                2
+            } else {
+                1
+            };
+            if !c.is_whitespace() {
+                tokens.push(chars[start..place].iter().collect());
+            }
+        }
+    }
+    tokens
+}
+
+fn after(chars: &[char], from: usize, end: &str) -> usize {
+    let end: Vec<char> = end.chars().collect();
+    let from = from.min(chars.len());
+    let found = chars[from..]
+        .windows(end.len())
+        .position(|window| window == end);
+    found.map_or(chars.len(), |place| from + place + end.len())
+}
+
+fn after_string(chars: &[char], mut place: usize) -> usize {
+    while place < chars.len() && chars[place] != '"' {
+        place += if chars[place] == '\\' { 2 } else { 1 };
+    }
+    place + 1
+}
+
+/// Without the items that only tests compile.
+fn without_tests(tokens: Vec<String>) -> Vec<String> {
+    const CFG_TEST: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
+    let mut kept = Vec::new();
+    let mut place = 0;
+    while place < tokens.len() {
+        if !tokens[place..]
+            .iter()
+            .map(String::as_str)
+            .take(CFG_TEST.len())
+            .eq(CFG_TEST)
+        {
+            kept.push(tokens[place].clone());
+            place += 1;
+            continue;
+        }
+        place += CFG_TEST.len();
+        let mut depth = 0;
+        while place < tokens.len() {
+            let token = tokens[place].as_str();
+            place += 1;
+            match token {
+                "{" => depth += 1,
+                "}" => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 && matches!(token, "}" | ";") {
+                break;
+            }
+        }
+    }
+    kept
+}
