@@ -54,10 +54,7 @@ pub struct Gateway {
 enum Feed {
     Broker(Supervisor),
     #[cfg(feature = "reference")]
-    Embedded {
-        bus: LocalBus,
-        reference: Reference,
-    },
+    Embedded(Box<(LocalBus, Reference)>),
 }
 
 /// Why a gateway does not start.
@@ -176,7 +173,7 @@ impl Gateway {
         let routes = Arc::new(Routes::local(Arc::clone(&backend.registry)));
         let bus = bus.start(&backend.deliver).map_err(StartError::Thread)?;
         Self::assemble(config, backend, routes, |_| {
-            Ok(Feed::Embedded { bus, reference })
+            Ok(Feed::Embedded(Box::new((bus, reference))))
         })
     }
 
@@ -268,7 +265,8 @@ impl Gateway {
                 Err("only the embedded services have something to read again".into())
             }
             #[cfg(feature = "reference")]
-            Feed::Embedded { reference, .. } => reference
+            Feed::Embedded(embedded) => embedded
+                .1
                 .reload(&config.embedded)
                 .map_err(|error| error.to_string()),
         }
@@ -331,7 +329,7 @@ impl Feed {
         match self {
             Self::Broker(supervisor) => readiness.add("broker", true, supervisor.check()),
             #[cfg(feature = "reference")]
-            Self::Embedded { .. } => readiness.add("broker", true, || Ok(())),
+            Self::Embedded(_) => readiness.add("broker", true, || Ok(())),
         }
     }
 
@@ -339,7 +337,8 @@ impl Feed {
         match self {
             Self::Broker(supervisor) => supervisor.stop(deadline),
             #[cfg(feature = "reference")]
-            Self::Embedded { bus, mut reference } => {
+            Self::Embedded(embedded) => {
+                let (bus, mut reference) = *embedded;
                 reference.stop(deadline);
                 bus.stop();
             }

@@ -36,7 +36,7 @@ pub struct Hold {
 
 enum State {
     Holding(Box<Held>),
-    Settling(Box<HashSet<Arc<str>>>),
+    Settling(HashSet<Arc<str>>),
     Live,
 }
 
@@ -103,7 +103,7 @@ impl Hold {
         let mut state = self.state.lock();
         let sent = match &mut *state {
             State::Holding(_) => return,
-            State::Settling(sent) => std::mem::take(&mut **sent),
+            State::Settling(sent) => std::mem::take(sent),
             State::Live => HashSet::new(),
         };
         *state = State::Holding(Box::new(Held {
@@ -147,7 +147,7 @@ impl Hold {
             return Vec::new();
         };
         if held.pushes.is_empty() {
-            *state = State::Settling(Box::new(std::mem::take(&mut held.sent)));
+            *state = State::Settling(std::mem::take(&mut held.sent));
             return Vec::new();
         }
         held.bytes = 0;

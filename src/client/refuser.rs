@@ -27,8 +27,11 @@ const ROUND: Timespec = Timespec {
     tv_nsec: 10_000_000,
 };
 
+/// A connection, and what it is to be told.
+type Newcomer = (Arc<TcpStream>, Answer);
+
 pub(super) struct Refuser {
-    refused: Mutex<Option<Sender<(Arc<TcpStream>, Answer)>>>,
+    refused: Mutex<Option<Sender<Newcomer>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -76,7 +79,7 @@ impl Refuser {
     }
 }
 
-fn run(newcomers: &Receiver<(Arc<TcpStream>, Answer)>, context: &Context) {
+fn run(newcomers: &Receiver<Newcomer>, context: &Context) {
     let mut waiting: Vec<Refused> = Vec::new();
     loop {
         let patience = if waiting.is_empty() {
