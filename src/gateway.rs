@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -124,16 +124,22 @@ impl Gateway {
     /// Starts everything; the services and the broker may come later. A reason to end that shows
     /// only then, such as another gateway with the same id, is sent to `fatal`.
     pub fn start(config: Config, fatal: Sender<String>) -> Result<Self, StartError> {
+        let addr = config.listen.addr;
+        let listener = Listener::bind(addr).map_err(|error| StartError::Listen { addr, error })?;
         match config.backend.mode {
-            Mode::Remote => Self::remote(config, fatal),
+            Mode::Remote => Self::remote(config, listener, fatal),
             #[cfg(feature = "reference")]
-            Mode::Embedded => Self::embedded(config),
+            Mode::Embedded => Self::embedded(config, listener),
             #[cfg(not(feature = "reference"))]
             Mode::Embedded => Err(StartError::NoReference),
         }
     }
 
-    fn remote(config: Config, fatal: Sender<String>) -> Result<Self, StartError> {
+    fn remote(
+        config: Config,
+        listener: TcpListener,
+        fatal: Sender<String>,
+    ) -> Result<Self, StartError> {
         let endpoint = Endpoint::parse(&config.broker.url)
             .map_err(|error| StartError::Broker(error.to_string()))?;
         let services = Grpc::start(&config.services).map_err(StartError::Services)?;
@@ -146,7 +152,7 @@ impl Gateway {
             heartbeat: config.broker.heartbeat,
             prefetch: config.broker.prefetch,
         };
-        Self::assemble(config, backend, Arc::clone(&routes), |presence| {
+        Self::assemble(config, listener, backend, Arc::clone(&routes), |presence| {
             let supervisor =
                 Supervisor::start(settings, deliver, routes, move |event| match event {
                     BrokerEvent::Owned => presence.take_over(),
@@ -158,7 +164,7 @@ impl Gateway {
     }
 
     #[cfg(feature = "reference")]
-    fn embedded(mut config: Config) -> Result<Self, StartError> {
+    fn embedded(mut config: Config, listener: TcpListener) -> Result<Self, StartError> {
         let bus = LocalBus::new();
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let publisher = Box::new(bus.publisher());
@@ -172,13 +178,14 @@ impl Gateway {
         let backend = Backend::new(services, &config);
         let routes = Arc::new(Routes::local(Arc::clone(&backend.registry)));
         let bus = bus.start(&backend.deliver).map_err(StartError::Thread)?;
-        Self::assemble(config, backend, routes, |_| {
+        Self::assemble(config, listener, backend, routes, |_| {
             Ok(Feed::Embedded(Box::new((bus, reference))))
         })
     }
 
     fn assemble(
         mut config: Config,
+        listener: TcpListener,
         backend: Backend,
         routes: Arc<Routes>,
         feed: impl FnOnce(Arc<Presence>) -> Result<Feed, StartError>,
@@ -200,7 +207,6 @@ impl Gateway {
         let presence = Arc::new(presence.map_err(StartError::Thread)?);
         let readiness = Arc::new(Readiness::default());
         let page = page(&config);
-        let addr = config.listen.addr;
         let context = Arc::new(Context {
             config,
             registry,
@@ -213,8 +219,8 @@ impl Gateway {
             pacing: Permits::new(CATCH_UPS),
             page,
         });
-        let listener = Listener::start(Arc::clone(&context))
-            .map_err(|error| StartError::Listen { addr, error })?;
+        let listener =
+            Listener::start(listener, Arc::clone(&context)).map_err(StartError::Thread)?;
         let feed = feed(Arc::clone(&presence))?;
         feed.add_check(&readiness);
         let probe =
