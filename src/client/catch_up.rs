@@ -139,7 +139,7 @@ impl CatchUp {
 
     fn complete(&mut self, connection: &Connection) {
         let complete = Outgoing::OfflineComplete {
-            count: self.sent,
+            count: std::mem::take(&mut self.sent),
             timestamp: timestamp(),
         };
         connection.outbox.write_through([complete.frame()]);
@@ -150,6 +150,10 @@ impl CatchUp {
             }
             connection.outbox.write_through(held);
         }
-        self.stage = Stage::Settling(Instant::now() + SETTLING);
+        self.stage = if connection.hold.has_missed() {
+            Stage::Running(Instant::now())
+        } else {
+            Stage::Settling(Instant::now() + SETTLING)
+        };
     }
 }

@@ -86,7 +86,8 @@ impl Hold {
         let half_full = held.pushes.len() * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
         match push.kind() {
             PushKind::Presence if half_full => return Passage::Done,
-            PushKind::Unread if full => {
+            // Those behind one that was let go would overtake it.
+            PushKind::Unread if full || held.missed => {
                 held.missed = true;
                 return Passage::Done;
             }
@@ -139,15 +140,17 @@ impl Hold {
         }
     }
 
-    /// What is held and is to be sent now; empty when nothing is, and then the hold is over.
-    /// Call it until it is.
+    /// What is held and is to be sent now; empty when nothing is, and then the hold is over, unless
+    /// [`Hold::has_missed`] says otherwise. Call it until it is.
     pub fn release(&self) -> Vec<Frame> {
         let mut state = self.state.lock();
         let State::Holding(held) = &mut *state else {
             return Vec::new();
         };
         if held.pushes.is_empty() {
-            *state = State::Settling(std::mem::take(&mut held.sent));
+            if !held.missed {
+                *state = State::Settling(std::mem::take(&mut held.sent));
+            }
             return Vec::new();
         }
         held.bytes = 0;
@@ -255,6 +258,31 @@ mod tests {
         assert_eq!(hold.pass(&unread("m5")), Passage::Done);
         assert!(hold.has_missed());
         assert!(!hold.has_missed());
+    }
+
+    #[test]
+    fn what_is_let_go_while_the_held_is_sent_is_neither_forgotten_nor_overtaken() {
+        let hold = Hold::new(2, 1 << 20);
+        for id in ["m1", "m2", "m3"] {
+            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+        }
+        assert_eq!(hold.release().len(), 2);
+        assert_eq!(
+            hold.pass(&unread("m4")),
+            Passage::Done,
+            "there is room, but m3 is first"
+        );
+        assert!(hold.release().is_empty());
+        assert_eq!(
+            hold.pass(&unread("m5")),
+            Passage::Done,
+            "the hold is not over"
+        );
+        assert!(hold.has_missed());
+        assert!(["m3", "m4", "m5"].iter().all(|id| hold.claim(id)));
+        assert!(hold.release().is_empty());
+        assert!(!hold.has_missed());
+        assert_eq!(hold.pass(&unread("m6")), Passage::Open);
     }
 
     #[test]
