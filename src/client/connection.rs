@@ -67,8 +67,8 @@ impl Connection {
         self.since
     }
 
-    /// Queues `push`, writes nothing, never blocks. Answers true when the queue was empty: then
-    /// the caller owes a [`Connection::flush`]. A chat message that finds no room closes the
+    /// Queues `push`, writes nothing, never blocks. Answers true for the first since the last
+    /// flush: then the caller owes a [`Connection::flush`]. A chat message that finds no room closes the
     /// connection (4001); presence is left out from a half-full queue.
     #[must_use]
     pub fn push(&self, push: &Push) -> bool {

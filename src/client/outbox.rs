@@ -5,7 +5,8 @@
 //! no more, or has taken a fair share, is handed over to the connection's writer thread, which
 //! blocks as ever ([`Outbox::drain`]).
 //!
-//! No frame is stranded. A pusher queues its frame and then looks for a free write side; a holder
+//! No frame is stranded. A pusher queues its frame and, unless another one has yet to do so after
+//! it, looks for a free write side; a holder
 //! frees the write side and then looks at the queue once more. A fence between the two steps of
 //! either makes sure that at least one of them sees the other.
 
@@ -44,6 +45,8 @@ pub struct Outbox {
     /// The bytes of the frames in `queue`, those included that are about to be pushed.
     bytes: AtomicUsize,
     write_side: Mutex<WriteSide>,
+    /// Somebody has queued a frame and will flush: whoever queues one behind it need not.
+    flush_owed: AtomicBool,
     /// The write side belongs to the writer thread until the queue is empty.
     handed_over: AtomicBool,
     writer: OnceLock<thread::Thread>,
@@ -63,9 +66,9 @@ struct WriteSide {
 /// What became of a frame that was to be queued.
 #[derive(Debug, PartialEq, Eq)]
 enum Queued {
-    /// It is the first in an empty queue: nobody else is about to write it.
+    /// It is the first since the last flush: nobody else is about to write it.
     First,
-    /// Behind others; whoever writes those writes it too.
+    /// Behind others; whoever flushes those writes it too.
     Behind,
     Full,
 }
@@ -99,6 +102,7 @@ impl Outbox {
                 written: 0,
                 opened: false,
             }),
+            flush_owed: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
             writer: OnceLock::new(),
             closing: OnceLock::new(),
@@ -111,8 +115,8 @@ impl Outbox {
         let _ = self.writer.set(writer);
     }
 
-    /// Queues `frame` and writes nothing. Answers true when the queue was empty: then the caller
-    /// owes a [`Outbox::flush`], which writes whatever is in the queue by that time. A connection
+    /// Queues `frame` and writes nothing. Answers true for the first since the last flush: then the
+    /// caller owes a [`Outbox::flush`], which writes whatever is in the queue by that time. A connection
     /// whose queue is full and whose socket takes no more is closed (4001).
     #[must_use]
     pub fn push(&self, frame: &Frame) -> bool {
@@ -177,10 +181,10 @@ impl Outbox {
             self.bytes.fetch_sub(frame.len(), SeqCst);
             return Queued::Full;
         }
-        if before == 0 {
-            Queued::First
-        } else {
+        if self.flush_owed.swap(true, SeqCst) {
             Queued::Behind
+        } else {
+            Queued::First
         }
     }
 
@@ -197,6 +201,8 @@ impl Outbox {
     /// Writes what is queued, unless somebody else is at it. Never blocks.
     pub fn flush(&self) {
         loop {
+            // Reads what the last pusher wrote, so that its frame is seen below.
+            self.flush_owed.swap(false, SeqCst);
             fence(SeqCst);
             if self.handed_over.load(SeqCst) {
                 return;
@@ -442,6 +448,18 @@ mod tests {
         outbox.flush();
         assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
         assert!(outbox.push(&number(3)), "the queue is empty again");
+    }
+
+    #[test]
+    fn a_push_that_is_caught_up_with_by_a_flush_strands_nobody() {
+        let (outbox, mut client) = outbox(8, 1024);
+        assert!(outbox.push(&number(1)));
+        // Another pusher has made room for its frame, and is held up before it queues it.
+        outbox.bytes.fetch_add(4, SeqCst);
+        outbox.flush();
+        assert!(outbox.push(&number(2)), "nobody else will flush");
+        outbox.flush();
+        assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
     }
 
     #[test]
