@@ -155,10 +155,13 @@ impl Outbox {
         }
     }
 
-    /// Writes `frames` before what is queued, and blocks until the socket has taken them. For the
-    /// opening, and for catch-up, which must not fill the queue.
+    /// Writes what is queued and then `frames`, and blocks until the socket has taken them. For the
+    /// opening, and for catch-up, which must not fill the queue, nor overtake what is in it.
     pub fn write_through(&self, frames: impl IntoIterator<Item = Frame>) {
         let mut side = self.write_side.lock();
+        while let Some(frame) = self.pop() {
+            side.unsent.push_back(frame);
+        }
         side.unsent.extend(frames);
         while self.closing.get().is_none() {
             match self.write(&mut side, SendFlags::empty()) {
@@ -251,6 +254,12 @@ impl Outbox {
         }
     }
 
+    fn pop(&self) -> Option<Frame> {
+        let frame = self.queue.get().and_then(ArrayQueue::pop)?;
+        self.bytes.fetch_sub(frame.len(), SeqCst);
+        Some(frame)
+    }
+
     /// Whether the writer thread is to [`Outbox::drain`].
     pub fn is_handed_over(&self) -> bool {
         self.handed_over.load(SeqCst)
@@ -261,9 +270,8 @@ impl Outbox {
         let mut share = 0;
         loop {
             while share < WRITE_SHARE
-                && let Some(frame) = self.queue.get().and_then(ArrayQueue::pop)
+                && let Some(frame) = self.pop()
             {
-                self.bytes.fetch_sub(frame.len(), SeqCst);
                 share += frame.len();
                 side.unsent.push_back(frame);
             }
@@ -332,7 +340,7 @@ impl Outbox {
     /// is half written is finished, `close` follows. Afterwards nothing more can be written.
     pub fn say_goodbye(&self, close: Option<Frame>, patience: Duration) {
         let mut side = self.write_side.lock();
-        while self.queue.get().and_then(ArrayQueue::pop).is_some() {}
+        while self.pop().is_some() {}
         // Without the answer to its upgrade request a client understands no Close frame.
         let begun = side.written > 0 || !side.opened;
         side.unsent.truncate(usize::from(begun));
@@ -459,6 +467,14 @@ mod tests {
         outbox.flush();
         assert!(outbox.push(&number(2)), "nobody else will flush");
         outbox.flush();
+        assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
+    }
+
+    #[test]
+    fn what_is_written_through_comes_behind_what_is_queued() {
+        let (outbox, mut client) = outbox(8, 1024);
+        assert!(outbox.push(&number(1)));
+        outbox.write_through([number(2)]);
         assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
     }
 
