@@ -284,7 +284,8 @@ impl Outbox {
         }
     }
 
-    /// Writes all that is unsent, several frames with one call.
+    /// Writes all that is unsent, several frames with one call. A blocking write looks up after each
+    /// call, so that a client that takes little by little does not keep a connection that is to end.
     fn write(&self, side: &mut WriteSide, flags: SendFlags) -> Written {
         let may_block = !flags.contains(SendFlags::DONTWAIT);
         while let Some(first) = side.unsent.front() {
@@ -297,7 +298,12 @@ impl Outbox {
                 Ok(sent) => {
                     drop(bytes);
                     side.advance(sent);
-                    if sent < asked && !may_block {
+                    let hindered = if may_block {
+                        self.closing.get().is_some()
+                    } else {
+                        sent < asked
+                    };
+                    if hindered && !side.unsent.is_empty() {
                         return Written::NotAll;
                     }
                 }
@@ -346,12 +352,19 @@ impl Outbox {
         side.unsent.truncate(usize::from(begun));
         if let Some(close) = close {
             side.unsent.push_back(close);
-            // The timeout is never zero, so setting it cannot fail on a socket of ours.
-            let _ = self
-                .socket
-                .set_write_timeout(Some(patience.max(Duration::from_millis(1))));
-            // A failure says that nobody is there to be told.
-            let _ = self.write(&mut side, SendFlags::empty());
+            let deadline = Instant::now() + patience;
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // The timeout is never zero, so setting it cannot fail on a socket of ours.
+                let _ = self
+                    .socket
+                    .set_write_timeout(Some(left.max(Duration::from_millis(1))));
+                match self.write(&mut side, SendFlags::empty()) {
+                    Written::NotAll if !left.is_zero() => {}
+                    // A failure says that nobody is there to be told.
+                    Written::NotAll | Written::Everything | Written::Failed(_) => break,
+                }
+            }
         }
         let _ = self.socket.shutdown(Shutdown::Write);
     }
@@ -549,6 +562,46 @@ mod tests {
         let bytes = reader.join().unwrap();
         assert!(bytes.ends_with(Frame::close(1012, "").bytes()));
         assert_eq!((bytes.len() - 1 - 4) % 60_000, 0, "only whole frames");
+    }
+
+    /// Takes a little now and then, for as long as there is anything.
+    fn trickle(mut client: TcpStream) {
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(1..) = client.read(&mut bytes) {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+    }
+
+    #[test]
+    fn a_blocking_write_ends_soon_after_the_connection_is_closed() {
+        let (outbox, client) = outbox(8, 1 << 30);
+        trickle(client);
+        let (told, ended) = crossbeam::channel::bounded(1);
+        let writer = Arc::clone(&outbox);
+        thread::spawn(move || {
+            let frame = Frame::raw(&[7; 60_000]);
+            writer.write_through(std::iter::repeat_n(frame, 2_000));
+            told.send(()).unwrap();
+        });
+        assert!(ended.recv_timeout(Duration::from_millis(300)).is_err());
+        outbox.close(CloseReason::SessionRevoked);
+        assert!(ended.recv_timeout(Duration::from_secs(10)).is_ok());
+    }
+
+    #[test]
+    fn goodbye_keeps_to_its_patience_with_a_client_that_takes_little_by_little() {
+        let (outbox, client) = outbox(8, 1 << 30);
+        let frame = Frame::raw(&vec![7; 32 << 20]);
+        while !outbox.is_handed_over() {
+            deliver(&outbox, &frame);
+        }
+        trickle(client);
+        outbox.close(CloseReason::ShuttingDown);
+        let start = Instant::now();
+        outbox.say_goodbye(Some(Frame::close(1012, "")), Duration::from_millis(500));
+        assert!(start.elapsed() < Duration::from_secs(10));
     }
 
     #[test]
