@@ -23,13 +23,9 @@ impl fmt::Display for InvalidId {
 
 impl std::error::Error for InvalidId {}
 
-fn checked(text: &str) -> Result<Arc<str>, InvalidId> {
-    let fits = (1..=MAX_ID_BYTES).contains(&text.len());
-    if fits && !text.chars().any(char::is_control) {
-        Ok(text.into())
-    } else {
-        Err(InvalidId)
-    }
+/// Whether `text` is 1 to [`MAX_ID_BYTES`] bytes without control characters.
+pub fn is_id(text: &str) -> bool {
+    (1..=MAX_ID_BYTES).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 macro_rules! id {
@@ -39,9 +35,9 @@ macro_rules! id {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks that `text` is 1 to [`MAX_ID_BYTES`] bytes without control characters.
+            /// Takes what [`is_id`] allows.
             pub fn new(text: &str) -> Result<Self, InvalidId> {
-                checked(text).map(Self)
+                if is_id(text) { Ok(Self(text.into())) } else { Err(InvalidId) }
             }
 
             pub fn as_str(&self) -> &str {

@@ -119,7 +119,8 @@ impl CatchUp {
             .iter()
             .filter(|message| connection.hold.claim(&message.id));
         let frames: Vec<_> = unsent
-            .map(|message| ChatMessage::of(message).frame())
+            .filter_map(ChatMessage::of)
+            .map(|message| message.frame())
             .collect();
         self.sent += frames.len();
         connection.outbox.write_through(frames);

@@ -146,19 +146,24 @@ impl Dispatch<'_> {
         outgoing: impl Fn(Vec<ChatMessage<'m>>, bool) -> Outgoing<'m>,
     ) -> Frame {
         let bound = self.context.config.session.send_queue_bytes;
-        let page = |messages: &'m [proto::Message], has_more| {
-            outgoing(messages.iter().map(ChatMessage::of).collect(), has_more).frame()
-        };
-        let mut messages = &history.messages[..];
-        let mut frame = page(messages, history.has_more);
-        while frame.len() > bound && messages.len() > 1 {
-            // What is over is over by the older messages' lengths, or nearly so.
+        let messages: Vec<_> = history
+            .messages
+            .iter()
+            .filter_map(ChatMessage::of)
+            .collect();
+        let mut page = &messages[..];
+        let mut frame = outgoing(page.to_vec(), history.has_more).frame();
+        while frame.len() > bound && page.len() > 1 {
+            // What is over is over by the oldest messages' lengths, or nearly so.
             let mut over = frame.len() - bound;
-            while over > 0 && messages.len() > 1 {
-                over = over.saturating_sub(ChatMessage::of(&messages[0]).frame().len());
-                messages = &messages[1..];
+            while let [oldest, newer @ ..] = page
+                && over > 0
+                && !newer.is_empty()
+            {
+                over = over.saturating_sub(oldest.frame().len());
+                page = newer;
             }
-            frame = page(messages, true);
+            frame = outgoing(page.to_vec(), true).frame();
         }
         frame
     }

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use log::warn;
 use serde::{Serialize, Serializer};
 
 use super::frame::Frame;
-use crate::ids::{ConnectionId, UserId};
+use crate::ids::{ConnectionId, UserId, is_id};
 use crate::services::{ErrorCode, proto};
 
 /// Unix time in seconds, as it stands in every frame.
@@ -94,7 +95,7 @@ impl Push {
 }
 
 /// A chat message as a push and as an entry of a history.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum ChatMessage<'a> {
     Message {
@@ -120,13 +121,23 @@ pub(super) enum ChatMessage<'a> {
 }
 
 impl<'a> ChatMessage<'a> {
-    /// As a single or a group message, whichever it is.
-    pub fn of(message: &'a proto::Message) -> Self {
-        if message.group_id.is_empty() {
+    /// As a single or a group message, whichever it is; `None` when a service's ids are garbage.
+    pub fn of(message: &'a proto::Message) -> Option<Self> {
+        let single = message.group_id.is_empty();
+        let to = if single {
+            &message.to_user_id
+        } else {
+            &message.group_id
+        };
+        if message.id.is_empty() || !is_id(&message.from_user_id) || !is_id(to) {
+            warn!("Message left out, its ids are garbage: id={:?}", message.id);
+            return None;
+        }
+        Some(if single {
             Self::single(message)
         } else {
             Self::group(message)
-        }
+        })
     }
 
     fn single(message: &'a proto::Message) -> Self {

@@ -166,6 +166,7 @@ impl Services for Grpc {
             request,
             |channel, request| async move { message(channel).send_message(request).await },
         )
+        .and_then(sent)
     }
 
     fn send_group_message(&self, request: SendGroupMessageRequest) -> Result<SendMessageResponse> {
@@ -176,6 +177,7 @@ impl Services for Grpc {
             request,
             |channel, request| async move { message(channel).send_group_message(request).await },
         )
+        .and_then(sent)
     }
 
     fn history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse> {
@@ -247,6 +249,18 @@ impl Services for Grpc {
         )?;
         Ok(answer.known)
     }
+}
+
+/// An answer without an id is none: the client could acknowledge nothing.
+fn sent(answer: SendMessageResponse) -> Result<SendMessageResponse> {
+    if answer.id.is_empty() {
+        let error = ServiceError::new(ErrorCode::Internal, "The Message Service failed");
+        return Err(ServiceError {
+            cause: "an answer without an id".into(),
+            ..error
+        });
+    }
+    Ok(answer)
 }
 
 /// What a client is told of a status. A service's own words are passed on where they concern the
