@@ -7,6 +7,8 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use parking_lot::Mutex;
 
@@ -29,6 +31,8 @@ pub enum Passage {
 
 /// The gate before one connection's queue.
 pub struct Hold {
+    /// Whether `state` is [`State::Live`], as it nearly always is: one load instead of a lock.
+    live: AtomicBool,
     state: Mutex<State>,
     max_frames: usize,
     max_bytes: usize,
@@ -54,14 +58,24 @@ impl Hold {
     /// Starts out holding, up to the bounds of the queue.
     pub fn new(max_frames: usize, max_bytes: usize) -> Self {
         Self {
+            live: AtomicBool::new(false),
             state: Mutex::new(State::Holding(Box::default())),
             max_frames,
             max_bytes,
         }
     }
 
+    /// Whether nothing is held back. A push that goes past a catch-up that begins this very moment
+    /// came before it.
+    pub fn is_live(&self) -> bool {
+        self.live.load(Acquire)
+    }
+
     /// Decides on one push.
     pub fn pass(&self, push: &Push) -> Passage {
+        if self.is_live() {
+            return Passage::Open;
+        }
         match &mut *self.state.lock() {
             State::Live => Passage::Open,
             State::Settling(sent) => match push.message_id() {
@@ -102,6 +116,7 @@ impl Hold {
     /// Catch-up begins: from now on pushes wait.
     pub fn begin(&self) {
         let mut state = self.state.lock();
+        self.live.store(false, Release);
         let sent = match &mut *state {
             State::Holding(_) => return,
             State::Settling(sent) => std::mem::take(sent),
@@ -168,6 +183,7 @@ impl Hold {
         let mut state = self.state.lock();
         if matches!(&*state, State::Settling(_)) {
             *state = State::Live;
+            self.live.store(true, Release);
         }
     }
 }

@@ -13,7 +13,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,8 +42,8 @@ pub struct Outbox {
     queue: OnceLock<ArrayQueue<Frame>>,
     max_frames: usize,
     max_bytes: usize,
-    /// The bytes of the frames in `queue`, those included that are about to be pushed.
-    bytes: AtomicUsize,
+    /// The [`load`] of what is in `queue`, and of what is about to be pushed.
+    load: AtomicU64,
     write_side: Mutex<WriteSide>,
     /// Somebody has queued a frame and will flush: whoever queues one behind it need not.
     flush_owed: AtomicBool,
@@ -61,6 +61,20 @@ struct WriteSide {
     written: usize,
     /// The first frame of all, the answer to the upgrade request, is written.
     opened: bool,
+}
+
+/// Frames and bytes in one number, so that one atomic step counts both: 24 bits of the one, 40 of
+/// the other.
+fn load(frame: &Frame) -> u64 {
+    (frame.count() as u64) << 40 | frame.len() as u64
+}
+
+fn frames_of(load: u64) -> usize {
+    (load >> 40) as usize
+}
+
+fn bytes_of(load: u64) -> usize {
+    (load & ((1 << 40) - 1)) as usize
 }
 
 /// What became of a frame that was to be queued.
@@ -84,7 +98,7 @@ enum Written {
 
 impl Outbox {
     /// `opening` is written before anything else, whatever happens. Queues at most `max_frames`
-    /// frames and `max_bytes` bytes; an empty queue takes a frame of any size.
+    /// frames and `max_bytes` bytes; an empty queue takes any one frame or train.
     pub fn new(
         socket: Arc<TcpStream>,
         opening: Frame,
@@ -96,7 +110,7 @@ impl Outbox {
             queue: OnceLock::new(),
             max_frames,
             max_bytes,
-            bytes: AtomicUsize::new(0),
+            load: AtomicU64::new(0),
             write_side: Mutex::new(WriteSide {
                 unsent: [opening].into(),
                 written: 0,
@@ -115,7 +129,7 @@ impl Outbox {
         let _ = self.writer.set(writer);
     }
 
-    /// Queues `frame` and writes nothing. Answers true for the first since the last flush: then the
+    /// Queues `frame` (a frame or a train) and writes nothing. Answers true for the first since the last flush: then the
     /// caller owes a [`Outbox::flush`], which writes whatever is in the queue by that time. A connection
     /// whose queue is full and whose socket takes no more is closed (4001).
     #[must_use]
@@ -178,10 +192,13 @@ impl Outbox {
             return Queued::Behind;
         }
         let queue = self.queue.get_or_init(|| ArrayQueue::new(self.max_frames));
-        let before = self.bytes.fetch_add(frame.len(), SeqCst);
-        let fits = before == 0 || before + frame.len() <= self.max_bytes;
+        let load = load(frame);
+        let before = self.load.fetch_add(load, SeqCst);
+        let fits = before == 0
+            || (frames_of(before) + frame.count() <= self.max_frames
+                && bytes_of(before) + frame.len() <= self.max_bytes);
         if !fits || queue.push(frame.clone()).is_err() {
-            self.bytes.fetch_sub(frame.len(), SeqCst);
+            self.load.fetch_sub(load, SeqCst);
             return Queued::Full;
         }
         if self.flush_owed.swap(true, SeqCst) {
@@ -193,8 +210,8 @@ impl Outbox {
 
     /// Whether the queue holds at least half of what it may.
     pub fn is_half_full(&self) -> bool {
-        let frames = self.queue.get().map_or(0, ArrayQueue::len);
-        frames * 2 >= self.max_frames || self.bytes.load(SeqCst) * 2 >= self.max_bytes
+        let load = self.load.load(SeqCst);
+        frames_of(load) * 2 >= self.max_frames || bytes_of(load) * 2 >= self.max_bytes
     }
 
     fn is_empty(&self) -> bool {
@@ -256,7 +273,7 @@ impl Outbox {
 
     fn pop(&self) -> Option<Frame> {
         let frame = self.queue.get().and_then(ArrayQueue::pop)?;
-        self.bytes.fetch_sub(frame.len(), SeqCst);
+        self.load.fetch_sub(load(&frame), SeqCst);
         Some(frame)
     }
 
@@ -476,7 +493,7 @@ mod tests {
         let (outbox, mut client) = outbox(8, 1024);
         assert!(outbox.push(&number(1)));
         // Another pusher has made room for its frame, and is held up before it queues it.
-        outbox.bytes.fetch_add(4, SeqCst);
+        outbox.load.fetch_add(load(&number(2)), SeqCst);
         outbox.flush();
         assert!(outbox.push(&number(2)), "nobody else will flush");
         outbox.flush();
@@ -501,6 +518,20 @@ mod tests {
         let bytes = read(&mut client, 1 + 400);
         let expected: Vec<u8> = (0..100).flat_map(u32::to_be_bytes).collect();
         assert_eq!(bytes[1..], expected);
+    }
+
+    #[test]
+    fn a_train_counts_for_its_frames() {
+        let (outbox, _client) = outbox(4, 1024);
+        let three = [number(1), number(2), number(3)];
+        assert_eq!(outbox.queue_up(&Frame::train(three.iter())), Queued::First);
+        assert!(outbox.is_half_full());
+        assert_eq!(
+            outbox.queue_up(&Frame::train(three[..2].iter())),
+            Queued::Full
+        );
+        assert_eq!(outbox.queue_up(&number(4)), Queued::Behind);
+        assert_eq!(outbox.queue_up(&number(5)), Queued::Full);
     }
 
     #[test]
