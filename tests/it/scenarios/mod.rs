@@ -5,10 +5,14 @@
 #![allow(dead_code, reason = "tests and drills each use a part")]
 
 pub mod broker;
+pub mod connecting;
 pub mod flow;
+pub mod reconnects;
 
 use std::fmt;
 use std::time::Duration;
+
+use crate::support::ledger::Report;
 
 /// A scenario at its larger size.
 pub struct Drill {
@@ -20,7 +24,9 @@ pub struct Drill {
 
 /// All drills. A file of scenarios adds its own here.
 pub fn drills() -> impl Iterator<Item = &'static Drill> {
-    [broker::DRILLS].into_iter().flatten()
+    [broker::DRILLS, reconnects::DRILLS, connecting::DRILLS]
+        .into_iter()
+        .flatten()
 }
 
 /// What a scenario comes to.
@@ -53,6 +59,19 @@ pub struct Figures {
 impl Figures {
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
+    }
+
+    /// What a ledger of devices that were connected all the time says.
+    pub fn of(report: Report) -> Self {
+        Self {
+            committed: report.committed,
+            delivered: report.delivered,
+            duplicated: report.duplicated,
+            lost: report.lost,
+            missing: report.missing,
+            disordered: report.disordered,
+            ..Self::default()
+        }
     }
 
     /// Nothing is lost, and nobody had to reconnect for it.
