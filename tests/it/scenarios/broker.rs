@@ -201,7 +201,7 @@ fn all_are_ready(cluster: &Cluster, ready: bool, deadline: Duration) -> Duration
     wait_until_within(deadline, what, || cluster.gateways.iter().all(as_wanted))
 }
 
-/// Prints what the processes said of the broker: when a test fails, this says why.
+/// Prints what the processes said of the broker and of ends: when a test fails, this says why.
 fn tell(cluster: &Cluster) {
     let gateways = cluster.gateways.iter().map(|gateway| gateway.stderr());
     for log in gateways.chain([cluster.services.stderr()]) {
