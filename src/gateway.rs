@@ -294,9 +294,12 @@ impl Gateway {
         self.draining.store(true, Ordering::SeqCst);
         self.listener.drain();
         self.close_connections(start, drain);
-        self.presence.stop();
+        // A Presence Service that does not answer leaves the feed half of the time.
+        let now = Instant::now();
+        self.presence
+            .stop(now + deadline.saturating_duration_since(now) / 2);
         self.feed.stop(deadline);
-        self.probe.stop();
+        self.probe.stop(deadline);
         let left = self.listener.stop(deadline);
         if left > 0 {
             warn!("Threads left behind: threads={left}");

@@ -117,6 +117,28 @@ fn shutdown_drain_bounds_the_end() {
     wait_until("a second signal ends it at once", || !again.is_running());
 }
 
+/// Also when a call to a service would take longer.
+#[test]
+fn shutdown_drain_bounds_the_end_of_calls() {
+    let backend = Backend::start();
+    let settings = remote(&Settings::new(), &backend.url(), &Broker::shared().vhost())
+        .set("services.timeout", "20s")
+        .set("shutdown.drain", "2s");
+    let mut gateway = Gateway::start(&settings);
+    gateway.wait_ready();
+    for call in ["RenewLease", "ValidateToken", "AckMessages"] {
+        backend.slow(call, Duration::from_secs(60));
+    }
+    let start = Instant::now();
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.exit_code(), 0);
+    assert!(
+        start.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
 #[test]
 fn services_worker_threads_are_as_many() {
     let threads = |count: i64| {
