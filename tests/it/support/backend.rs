@@ -30,7 +30,26 @@ pub struct Backend {
 struct State {
     rules: Mutex<HashMap<&'static str, Rule>>,
     answers: Mutex<Answers>,
-    calls: Mutex<HashMap<&'static str, u64>>,
+    calls: Mutex<HashMap<&'static str, Calls>>,
+}
+
+/// How often a call came.
+#[derive(Clone, Copy, Default)]
+struct Calls {
+    total: u64,
+    under_way: u64,
+    /// The most that were under way at a time.
+    peak: u64,
+}
+
+/// A call that is under way, also when its caller gives up.
+struct UnderWay<'a>(&'a State, &'static str);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut calls = self.0.calls.lock().unwrap();
+        calls.entry(self.1).or_default().under_way -= 1;
+    }
 }
 
 /// What a call does before it is answered, named as in the contract (`"SendMessage"`).
@@ -117,13 +136,17 @@ impl Backend {
 
     /// How often this call came.
     pub fn calls(&self, call: &'static str) -> u64 {
-        self.state
-            .calls
-            .lock()
-            .unwrap()
-            .get(call)
-            .copied()
-            .unwrap_or_default()
+        self.counted(call).total
+    }
+
+    /// How many of this call were under way at a time, at most.
+    pub fn peak(&self, call: &'static str) -> u64 {
+        self.counted(call).peak
+    }
+
+    fn counted(&self, call: &'static str) -> Calls {
+        let calls = self.state.calls.lock().unwrap();
+        calls.get(call).copied().unwrap_or_default()
     }
 
     fn rule(&self, call: &'static str, rule: Rule) {
@@ -146,7 +169,7 @@ struct Fake(Arc<State>);
 impl Fake {
     /// Counts the call and does what its rule says.
     async fn came(&self, call: &'static str) -> Result<(), Status> {
-        *self.0.calls.lock().unwrap().entry(call).or_default() += 1;
+        let _under_way = self.count(call);
         let rule = self
             .0
             .rules
@@ -160,6 +183,15 @@ impl Fake {
             Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
             None => Ok(()),
         }
+    }
+
+    fn count(&self, call: &'static str) -> UnderWay<'_> {
+        let mut calls = self.0.calls.lock().unwrap();
+        let counted = calls.entry(call).or_default();
+        counted.total += 1;
+        counted.under_way += 1;
+        counted.peak = counted.peak.max(counted.under_way);
+        UnderWay(&self.0, call)
     }
 
     /// Counts the call, does what its rule says, and answers.

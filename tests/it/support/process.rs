@@ -7,7 +7,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-pub use rustix::process::Signal;
+pub use rustix::process::{Resource, Signal};
+
+use rustix::process::Rlimit;
 
 use super::{DEADLINE, wait::wait_for, watchdog};
 
@@ -83,11 +85,43 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
-        rustix::process::kill_process(pid.expect("a process id"), signal)
+        rustix::process::kill_process(self.system_id(), signal)
             .unwrap_or_else(|error| panic!("{} takes no {signal:?}: {error}", self.name));
+    }
+
+    /// Sets the soft limit of a resource while it runs, and returns the one before; `None`: none.
+    pub fn limit(&self, resource: Resource, soft: Option<u64>) -> Option<u64> {
+        let limits = rustix::process::prlimit(
+            Some(self.system_id()),
+            resource,
+            Rlimit {
+                current: soft,
+                maximum: self.hard_limit(resource),
+            },
+        );
+        limits
+            .unwrap_or_else(|error| panic!("{} takes no {resource:?}: {error}", self.name))
+            .current
+    }
+
+    /// As `/proc` names it: there is no call that only reads another process's limits here.
+    fn hard_limit(&self, resource: Resource) -> Option<u64> {
+        let name = match resource {
+            Resource::Nofile => "Max open files",
+            Resource::Nproc => "Max processes",
+            Resource::As => "Max address space",
+            other => panic!("the name of {other:?} in /proc is wanted"),
+        };
+        let limits = fs::read_to_string(format!("/proc/{}/limits", self.pid())).expect("/proc");
+        let line = limits.lines().find_map(|line| line.strip_prefix(name));
+        let hard = line.and_then(|line| line.split_whitespace().nth(1));
+        hard.expect("a limit").parse().ok()
+    }
+
+    fn system_id(&self) -> rustix::process::Pid {
+        let pid = i32::try_from(self.pid()).ok();
+        pid.and_then(rustix::process::Pid::from_raw)
+            .expect("a process id")
     }
 
     /// The exit code, once it ended; fails when it still runs after [`DEADLINE`].
@@ -125,23 +159,49 @@ impl Process {
 
     /// Threads, open file descriptors, and resident memory in KiB.
     pub fn held(&self) -> Held {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("/proc");
-        let number = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let digits =
-                line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
-            digits
-                .and_then(|digits| digits.parse().ok())
-                .expect("a number in /proc")
-        };
         let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid()))
             .expect("/proc")
             .count();
         Held {
-            threads: number("Threads"),
+            threads: self.in_status("Threads"),
             descriptors,
-            resident_kib: number("VmRSS"),
+            resident_kib: self.in_status("VmRSS"),
         }
+    }
+
+    /// A number of `/proc/PID/status`.
+    fn in_status(&self, name: &str) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("/proc");
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let digits = line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
+        digits
+            .and_then(|digits| digits.parse().ok())
+            .expect("a number in /proc")
+    }
+
+    /// The lowest file descriptor that it has not open.
+    pub fn free_descriptor(&self) -> u64 {
+        let directory = format!("/proc/{}/fd", self.pid());
+        let open = |number: &u64| fs::symlink_metadata(format!("{directory}/{number}")).is_ok();
+        (0..).find(|number| !open(number)).expect("a free one")
+    }
+
+    /// Its address space, in bytes.
+    pub fn address_space(&self) -> u64 {
+        self.in_status("VmSize") as u64 * 1024
+    }
+
+    /// The processor time that it used, user and system.
+    pub fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("/proc");
+        let fields = stat.rsplit(") ").next().expect("fields after the name");
+        let ticks = |field: usize| {
+            let text = fields.split(' ').nth(field).expect("a field");
+            text.parse::<u64>().expect("a number")
+        };
+        // utime and stime, fields 14 and 15 of proc(5), in the hundredths of a second that Linux
+        // shows to programs.
+        Duration::from_millis(10 * (ticks(11) + ticks(12)))
     }
 
     /// The names of its threads, as Linux cuts them: 15 bytes.
