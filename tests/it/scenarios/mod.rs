@@ -5,10 +5,15 @@
 #![allow(dead_code, reason = "tests and drills each use a part")]
 
 pub mod broker;
+pub mod clients;
 pub mod flow;
+pub mod gateway;
+pub mod services;
 
 use std::fmt;
 use std::time::Duration;
+
+use crate::support::ledger::Ledger;
 
 /// A scenario at its larger size.
 pub struct Drill {
@@ -20,7 +25,14 @@ pub struct Drill {
 
 /// All drills. A file of scenarios adds its own here.
 pub fn drills() -> impl Iterator<Item = &'static Drill> {
-    [broker::DRILLS].into_iter().flatten()
+    [
+        broker::DRILLS,
+        gateway::DRILLS,
+        services::DRILLS,
+        clients::DRILLS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// What a scenario comes to.
@@ -51,6 +63,21 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// What a ledger says; whoever was to come back has done so.
+    pub fn of(ledger: &Ledger) -> Self {
+        let report = ledger.report();
+        assert_eq!(report.stray, [], "{report}");
+        Self {
+            committed: report.committed,
+            delivered: report.delivered,
+            duplicated: report.duplicated,
+            lost: report.lost,
+            missing: report.missing,
+            disordered: report.disordered,
+            ..Self::default()
+        }
+    }
+
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }

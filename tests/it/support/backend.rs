@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -315,20 +316,51 @@ fn sent(answers: &Answers) -> SendMessageResponse {
 
 /// A server that answers whatever comes with something that is no gRPC. It ends with this process.
 pub fn garbage_server() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let addr = listener.local_addr().expect("a bound address");
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.expect("a connection");
-            thread::spawn(move || {
-                let mut bytes = [0; 1024];
-                while matches!(stream.read(&mut bytes), Ok(1..)) {
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+    let garbage = Garbage::start_at(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let url = format!("http://{}", garbage.addr);
+    std::mem::forget(garbage);
+    url
+}
+
+/// A server that answers whatever comes with something that is no gRPC.
+pub struct Garbage {
+    addr: SocketAddr,
+    over: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Garbage {
+    pub fn start_at(addr: SocketAddr) -> Self {
+        let listener = TcpListener::bind(addr).expect("a port");
+        let addr = listener.local_addr().expect("a bound address");
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&over);
+        let thread = thread::spawn(move || {
+            for stream in listener.incoming() {
+                if seen.load(SeqCst) {
+                    return;
                 }
-            });
-        }
-    });
-    format!("http://{addr}")
+                let mut stream = stream.expect("a connection");
+                thread::spawn(move || {
+                    let mut bytes = [0; 1024];
+                    while matches!(stream.read(&mut bytes), Ok(1..)) {
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+                        let _ = stream.write_all(answer);
+                    }
+                });
+            }
+        });
+        let thread = Some(thread);
+        Self { addr, over, thread }
+    }
+}
+
+impl Drop for Garbage {
+    fn drop(&mut self) {
+        self.over.store(true, SeqCst);
+        let _ = TcpStream::connect(self.addr);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
 }
 
 /// A server that takes connections and never answers, as long as the listener lives.
