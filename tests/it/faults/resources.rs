@@ -4,7 +4,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::process::Resource;
 use crate::support::raw::Raw;
 use crate::support::settings::token_of;
 use crate::support::wait::wait_until_within;
@@ -26,9 +25,9 @@ fn settings() -> Settings {
 }
 
 /// Sets the soft limit of `resource` to what `limit` says once two clients talk, and shows what
-/// must hold until it is raised again. Up to `cached` newcomers may be let in before: the C library
+/// must hold until it is raised again. Up to `spare` newcomers may be let in before: the C library
 /// keeps the stacks of threads that ended.
-fn shortage_of(gateway: &Gateway, resource: Resource, cached: usize, limit: fn(&Gateway) -> u64) {
+fn shortage_of(gateway: &Gateway, resource: &str, spare: usize, limit: fn(&Gateway) -> u64) {
     let mut alice = gateway.connect("alice");
     let mut bob = gateway.connect("bob");
     let mut talk = || {
@@ -41,12 +40,12 @@ fn shortage_of(gateway: &Gateway, resource: Resource, cached: usize, limit: fn(&
     talk();
     let before = gateway.settled(2);
 
-    let usual = gateway.limit(resource, Some(limit(gateway)));
+    let usual = gateway.limit(resource, &limit(gateway).to_string());
     let newcomer = || Client::try_connect(gateway.addr, &gateway.path, &token_of("carol"));
     let let_in: Vec<Client> = std::iter::from_fn(|| newcomer().ok())
-        .take(cached + 1)
+        .take(spare + 1)
         .collect();
-    assert!(let_in.len() <= cached, "there is no shortage");
+    assert!(let_in.len() <= spare, "there is no shortage");
     for _ in 0..5 {
         let refused = newcomer().err().map(|refused| refused.status);
         assert_eq!(refused, Some(503));
@@ -68,13 +67,13 @@ fn shortage_of(gateway: &Gateway, resource: Resource, cached: usize, limit: fn(&
     assert!(used <= AT_REST, "{used:?} within {WATCH:?}");
     talk();
 
-    gateway.limit(resource, usual);
+    gateway.limit(resource, &usual);
     let relief = Instant::now();
     wait_until_within(RECOVERY, "newcomers are let in again", || {
         newcomer().is_ok()
     });
     println!(
-        "{resource:?}: {} let in before the first 503, {used:?} of processor time in {WATCH:?}, \
+        "{resource}: {} let in before the first 503, {used:?} of processor time in {WATCH:?}, \
          the next one let in {:?} after relief",
         let_in.len(),
         relief.elapsed()
@@ -91,9 +90,7 @@ fn shortage_of(gateway: &Gateway, resource: Resource, cached: usize, limit: fn(&
 #[test]
 fn without_descriptors_newcomers_are_503_and_nobody_else_notices() {
     let gateway = Gateway::start(&settings());
-    shortage_of(&gateway, Resource::Nofile, 0, |gateway| {
-        gateway.free_descriptor()
-    });
+    shortage_of(&gateway, "nofile", 1, |gateway| gateway.free_descriptor());
     assert_eq!(gateway.stop(), 0);
 }
 
@@ -102,16 +99,30 @@ fn without_descriptors_newcomers_are_503_and_nobody_else_notices() {
 fn the_first_newcomer_after_relief_is_let_in() {
     let gateway = Gateway::start(&settings());
     gateway.settled(0);
-    let usual = gateway.limit(Resource::Nofile, Some(gateway.free_descriptor()));
-    assert_eq!(
-        gateway
-            .raw()
-            .try_upgrade(&gateway.path, "carol-token")
-            .status,
-        503
-    );
-    gateway.limit(Resource::Nofile, usual);
+    let free = gateway.free_descriptor();
+    let usual = gateway.limit("nofile", &free.to_string());
+    let _took_the_last = gateway.connect("alice");
+    let refused = gateway.raw().try_upgrade(&gateway.path, "carol-token");
+    assert_eq!(refused.status, 503);
+    gateway.limit("nofile", &usual);
     gateway.connect("carol");
+}
+
+#[test]
+fn a_gateway_without_descriptors_stops_as_ever() {
+    for relief in [true, false] {
+        let gateway = Gateway::start(&settings());
+        gateway.settled(0);
+        let free = gateway.free_descriptor();
+        let usual = gateway.limit("nofile", &free.to_string());
+        let mut alice = gateway.connect("alice");
+        let refused = gateway.raw().try_upgrade(&gateway.path, "carol-token");
+        assert_eq!(refused.status, 503);
+        if relief {
+            gateway.limit("nofile", &usual);
+        }
+        gateway.stop_with_clients(&mut [&mut alice]);
+    }
 }
 
 /// As when `vm.max_map_count` is reached, a stack cannot be mapped.
@@ -120,15 +131,13 @@ fn without_memory_for_stacks_newcomers_are_503_and_nobody_else_notices() {
     /// Less than a stack.
     const LEFT: u64 = 128 << 10;
     let gateway = Gateway::start(&settings());
-    shortage_of(&gateway, Resource::As, 10, |gateway| {
-        gateway.address_space() + LEFT
-    });
+    shortage_of(&gateway, "as", 10, |gateway| gateway.address_space() + LEFT);
     assert_eq!(gateway.stop(), 0);
 }
 
 #[test]
 fn without_threads_newcomers_are_503_and_nobody_else_notices() {
     let gateway = Gateway::start_unprivileged(&settings());
-    shortage_of(&gateway, Resource::Nproc, 0, |_| 1);
+    shortage_of(&gateway, "nproc", 0, |_| 1);
     assert_eq!(gateway.stop(), 0);
 }

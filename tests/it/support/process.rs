@@ -1,15 +1,14 @@
 //! A child process: its output as it comes, its signals, its end, and what it holds of the system.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-pub use rustix::process::{Resource, Signal};
-
-use rustix::process::Rlimit;
+pub use rustix::process::Signal;
 
 use super::{DEADLINE, wait::wait_for, watchdog};
 
@@ -89,33 +88,21 @@ impl Process {
             .unwrap_or_else(|error| panic!("{} takes no {signal:?}: {error}", self.name));
     }
 
-    /// Sets the soft limit of a resource while it runs, and returns the one before; `None`: none.
-    pub fn limit(&self, resource: Resource, soft: Option<u64>) -> Option<u64> {
-        let limits = rustix::process::prlimit(
-            Some(self.system_id()),
-            resource,
-            Rlimit {
-                current: soft,
-                maximum: self.hard_limit(resource),
-            },
-        );
-        limits
-            .unwrap_or_else(|error| panic!("{} takes no {resource:?}: {error}", self.name))
-            .current
-    }
-
-    /// As `/proc` names it: there is no call that only reads another process's limits here.
-    fn hard_limit(&self, resource: Resource) -> Option<u64> {
-        let name = match resource {
-            Resource::Nofile => "Max open files",
-            Resource::Nproc => "Max processes",
-            Resource::As => "Max address space",
-            other => panic!("the name of {other:?} in /proc is wanted"),
+    /// Sets the soft limit of a resource, named as for prlimit(1), while it runs; returns the one
+    /// before. As its own user, since root may be kept from it.
+    pub fn limit(&self, resource: &str, soft: &str) -> String {
+        let owner = fs::metadata(format!("/proc/{}", self.pid())).expect("/proc");
+        let prlimit = |arguments: &[&str]| {
+            let mut command = Command::new("prlimit");
+            command.uid(owner.uid()).gid(owner.gid());
+            command.args(["--pid", &self.pid().to_string()]);
+            let output = command.args(arguments).output().expect("prlimit runs");
+            assert!(output.status.success(), "{}: {output:?}", self.name);
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
         };
-        let limits = fs::read_to_string(format!("/proc/{}/limits", self.pid())).expect("/proc");
-        let line = limits.lines().find_map(|line| line.strip_prefix(name));
-        let hard = line.and_then(|line| line.split_whitespace().nth(1));
-        hard.expect("a limit").parse().ok()
+        let before = prlimit(&[&format!("--{resource}"), "--output=SOFT", "--noheadings"]);
+        prlimit(&[&format!("--{resource}={soft}:")]);
+        before
     }
 
     fn system_id(&self) -> rustix::process::Pid {
