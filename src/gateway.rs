@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,7 +13,6 @@ use log::{info, warn};
 
 use crate::broker::Endpoint;
 use crate::broker::deliver::Deliver;
-use crate::broker::local::LocalBus;
 use crate::broker::routes::{self, Routes};
 use crate::broker::supervisor::{BrokerEvent, Settings, Supervisor};
 use crate::capacity;
@@ -26,7 +25,7 @@ use crate::ids::UserId;
 use crate::presence::Presence;
 use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
-use crate::reference::{Reference, ReferenceError};
+use crate::reference::{Embedded, ReferenceError};
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::grpc::Grpc;
@@ -46,15 +45,32 @@ pub struct Gateway {
     listener: Listener,
     presence: Arc<Presence>,
     probe: Probe,
-    feed: Feed,
+    feed: Box<dyn Feed>,
     draining: Arc<AtomicBool>,
 }
 
-/// Where deliveries come from.
-enum Feed {
-    Broker(Supervisor),
-    #[cfg(feature = "reference")]
-    Embedded(Box<(LocalBus, Reference)>),
+/// Where deliveries come from: the broker, or the services in this process.
+pub trait Feed: Send {
+    /// Answers, whenever it is asked, why nothing comes, for `/readyz`.
+    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+    /// Puts the tokens and groups of `config` in force.
+    fn reload(&self, config: &Config) -> Result<(), String>;
+    /// Ends by `deadline`, deliveries in hand included.
+    fn stop(self: Box<Self>, deadline: Instant);
+}
+
+impl Feed for Supervisor {
+    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
+        Box::new(Supervisor::check(self))
+    }
+
+    fn reload(&self, _: &Config) -> Result<(), String> {
+        Err("only the embedded services have something to read again".into())
+    }
+
+    fn stop(self: Box<Self>, deadline: Instant) {
+        Supervisor::stop(*self, deadline);
+    }
 }
 
 /// Why a gateway does not start.
@@ -96,26 +112,25 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// What an embedding or remote backend gives the gateway.
+/// What the gateway is built on, in either mode.
 struct Backend {
     services: Arc<dyn Services>,
     registry: Arc<Registry>,
     deliver: Arc<Deliver>,
+    page: Option<String>,
 }
 
 impl Backend {
-    fn new(services: impl Services, config: &Config) -> Self {
+    fn new(services: impl Services, config: &Config, page: Option<String>) -> Self {
         let registry = Arc::new(Registry::default());
         let services: Arc<dyn Services> = Arc::new(services);
-        let deliver = Deliver::new(
-            Arc::clone(&registry),
-            Arc::clone(&services),
-            config.groups.cache_ttl,
-        );
+        let (for_deliver, ttl) = (Arc::clone(&services), config.groups.cache_ttl);
+        let deliver = Arc::new(Deliver::new(Arc::clone(&registry), for_deliver, ttl));
         Self {
             services,
             registry,
-            deliver: Arc::new(deliver),
+            deliver,
+            page,
         }
     }
 }
@@ -124,20 +139,26 @@ impl Gateway {
     /// Starts everything; the services and the broker may come later. A reason to end that shows
     /// only then, such as another gateway with the same id, is sent to `fatal`.
     pub fn start(config: Config, fatal: Sender<String>) -> Result<Self, StartError> {
+        let addr = config.listen.addr;
+        let listener = Listener::bind(addr).map_err(|error| StartError::Listen { addr, error })?;
         match config.backend.mode {
-            Mode::Remote => Self::remote(config, fatal),
+            Mode::Remote => Self::remote(config, listener, fatal),
             #[cfg(feature = "reference")]
-            Mode::Embedded => Self::embedded(config),
+            Mode::Embedded => Self::embedded(config, listener),
             #[cfg(not(feature = "reference"))]
             Mode::Embedded => Err(StartError::NoReference),
         }
     }
 
-    fn remote(config: Config, fatal: Sender<String>) -> Result<Self, StartError> {
+    fn remote(
+        config: Config,
+        listener: TcpListener,
+        fatal: Sender<String>,
+    ) -> Result<Self, StartError> {
         let endpoint = Endpoint::parse(&config.broker.url)
             .map_err(|error| StartError::Broker(error.to_string()))?;
         let services = Grpc::start(&config.services).map_err(StartError::Services)?;
-        let backend = Backend::new(services, &config);
+        let backend = Backend::new(services, &config, None);
         let routes = Arc::new(Routes::new(Arc::clone(&backend.registry)));
         let deliver = Arc::clone(&backend.deliver);
         let settings = Settings {
@@ -146,46 +167,45 @@ impl Gateway {
             heartbeat: config.broker.heartbeat,
             prefetch: config.broker.prefetch,
         };
-        Self::assemble(config, backend, Arc::clone(&routes), |presence| {
+        Self::assemble(config, listener, backend, Arc::clone(&routes), |presence| {
             let supervisor =
                 Supervisor::start(settings, deliver, routes, move |event| match event {
                     BrokerEvent::Owned => presence.take_over(),
                     // Nobody listens any more when the gateway is ending anyway.
                     BrokerEvent::Fatal(reason) => drop(fatal.send(reason)),
                 });
-            supervisor.map(Feed::Broker).map_err(StartError::Thread)
+            Ok(Box::new(supervisor.map_err(StartError::Thread)?))
         })
     }
 
     #[cfg(feature = "reference")]
-    fn embedded(mut config: Config) -> Result<Self, StartError> {
-        let bus = LocalBus::new();
-        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-        let publisher = Box::new(bus.publisher());
-        let reference = Reference::start(loopback, &config.embedded, publisher)
-            .map_err(StartError::Reference)?;
-        let address = crate::config::Addresses::one(format!("http://{}", reference.addr()));
-        config.services.user = address.clone();
-        config.services.message = address.clone();
-        config.services.presence = address;
+    fn embedded(mut config: Config, listener: TcpListener) -> Result<Self, StartError> {
+        let embedded = Embedded::start(&mut config).map_err(StartError::Reference)?;
         let services = Grpc::start(&config.services).map_err(StartError::Services)?;
-        let backend = Backend::new(services, &config);
+        let page = Embedded::page(&config);
+        let backend = Backend::new(services, &config, page);
         let routes = Arc::new(Routes::local(Arc::clone(&backend.registry)));
-        let bus = bus.start(&backend.deliver).map_err(StartError::Thread)?;
-        Self::assemble(config, backend, routes, |_| {
-            Ok(Feed::Embedded(Box::new((bus, reference))))
+        let embedded = embedded
+            .consume(&backend.deliver)
+            .map_err(StartError::Thread)?;
+        Self::assemble(config, listener, backend, routes, |_| {
+            Ok(Box::new(embedded))
         })
     }
 
     fn assemble(
         mut config: Config,
+        listener: TcpListener,
         backend: Backend,
         routes: Arc<Routes>,
-        feed: impl FnOnce(Arc<Presence>) -> Result<Feed, StartError>,
+        feed: impl FnOnce(Arc<Presence>) -> Result<Box<dyn Feed>, StartError>,
     ) -> Result<Self, StartError> {
         lower_to_capacity(&mut config);
         let Backend {
-            services, registry, ..
+            services,
+            registry,
+            page,
+            ..
         } = backend;
         let presence = Presence::start(
             Arc::clone(&registry),
@@ -199,8 +219,6 @@ impl Gateway {
         );
         let presence = Arc::new(presence.map_err(StartError::Thread)?);
         let readiness = Arc::new(Readiness::default());
-        let page = page(&config);
-        let addr = config.listen.addr;
         let context = Arc::new(Context {
             config,
             registry,
@@ -213,10 +231,10 @@ impl Gateway {
             pacing: Permits::new(CATCH_UPS),
             page,
         });
-        let listener = Listener::start(Arc::clone(&context))
-            .map_err(|error| StartError::Listen { addr, error })?;
+        let listener =
+            Listener::start(listener, Arc::clone(&context)).map_err(StartError::Thread)?;
         let feed = feed(Arc::clone(&presence))?;
-        feed.add_check(&readiness);
+        readiness.add("broker", true, feed.check());
         let probe =
             Probe::start(Arc::clone(&context.services), &readiness).map_err(StartError::Thread)?;
         let presence_state = Arc::clone(&presence);
@@ -260,16 +278,7 @@ impl Gateway {
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.
     pub fn reload(&self, config: &Config) -> Result<(), String> {
-        match &self.feed {
-            Feed::Broker(_) => {
-                Err("only the embedded services have something to read again".into())
-            }
-            #[cfg(feature = "reference")]
-            Feed::Embedded(embedded) => embedded
-                .1
-                .reload(&config.embedded)
-                .map_err(|error| error.to_string()),
-        }
+        self.feed.reload(config)
     }
 
     /// Ends within `shutdown.drain`: clients are told to go (1012) while what comes for them is
@@ -324,28 +333,6 @@ impl Gateway {
     }
 }
 
-impl Feed {
-    fn add_check(&self, readiness: &Readiness) {
-        match self {
-            Self::Broker(supervisor) => readiness.add("broker", true, supervisor.check()),
-            #[cfg(feature = "reference")]
-            Self::Embedded(_) => readiness.add("broker", true, || Ok(())),
-        }
-    }
-
-    fn stop(self, deadline: Instant) {
-        match self {
-            Self::Broker(supervisor) => supervisor.stop(deadline),
-            #[cfg(feature = "reference")]
-            Self::Embedded(embedded) => {
-                let (bus, mut reference) = *embedded;
-                reference.stop(deadline);
-                bus.stop();
-            }
-        }
-    }
-}
-
 /// Tells presence and routes of arrivals and departures.
 struct Users {
     presence: Arc<Presence>,
@@ -377,16 +364,4 @@ fn lower_to_capacity(config: &mut Config) {
             capacity.connections, capacity.bound
         );
     }
-}
-
-/// The chat page, in embedded mode.
-#[cfg(feature = "reference")]
-fn page(config: &Config) -> Option<String> {
-    let shown = config.backend.mode == Mode::Embedded && config.embedded.page;
-    shown.then(|| crate::reference::page(&config.listen.path))
-}
-
-#[cfg(not(feature = "reference"))]
-fn page(_: &Config) -> Option<String> {
-    None
 }

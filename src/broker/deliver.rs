@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use log::{error, info, warn};
 
-use super::groups::Groups;
+use super::groups::{Groups, Members};
 use super::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
+use crate::client::frame::Frame;
 use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
 use crate::registry::Registry;
@@ -49,6 +50,7 @@ impl Deliver {
         Hand {
             deliver: Arc::clone(self),
             queue,
+            run: None,
             touched: Vec::new(),
             recipients: Vec::new(),
         }
@@ -60,10 +62,22 @@ impl Deliver {
 pub struct Hand {
     deliver: Arc<Deliver>,
     queue: Queue,
+    /// Group messages that have been taken and are not enqueued yet.
+    run: Option<Run>,
     /// The connections whose outboxes wait for [`Hand::flush`].
     touched: Vec<Arc<Connection>>,
     /// Those whom the delivery in hand is for; kept for its memory alone.
     recipients: Vec<Arc<Connection>>,
+}
+
+/// Messages to one group that came one behind the other: its members are looked up once for all of
+/// them, and each connection gets them as one train, so that a gateway that is behind does next to
+/// nothing for each further delivery. (Saturated, a group of 1,000 on 2 cores: several times the
+/// deliveries of one push for each message and connection.)
+struct Run {
+    group: GroupId,
+    members: Members,
+    pushes: Vec<(UserId, Push)>,
 }
 
 /// Why a delivery is not done.
@@ -104,8 +118,10 @@ impl Hand {
         Taken::DeadLetter(reason)
     }
 
-    /// Writes what is enqueued to the sockets, as far as they take it. Never blocks.
+    /// Enqueues the rest, and writes what is enqueued to the sockets, as far as they take it. Never
+    /// blocks. What was taken may be acknowledged after it.
     pub fn flush(&mut self) {
+        self.end_run();
         for connection in self.touched.drain(..) {
             connection.flush();
         }
@@ -166,8 +182,7 @@ impl Hand {
                     Some(members) => members,
                     None => self.fetch(&group)?,
                 };
-                self.find(members.iter());
-                self.enqueue_group(&message, &sender);
+                self.add_to_run(group, members, sender, Push::group_message(&message));
             }
             KIND_GROUP_MEMBERS_CHANGED => {
                 let changed: GroupMembersChanged = decode(delivery)?;
@@ -206,7 +221,7 @@ impl Hand {
     }
 
     /// Asks the User Service. It may take seconds, for which nothing enqueued may wait.
-    fn fetch(&mut self, group: &GroupId) -> Result<super::groups::Members, Undone> {
+    fn fetch(&mut self, group: &GroupId) -> Result<Members, Undone> {
         self.flush();
         self.deliver.groups.fetch(group).map_err(Undone::Later)
     }
@@ -230,20 +245,47 @@ impl Hand {
         }
     }
 
-    /// The same for a group message: the sender's own devices get it as their own copy.
-    fn enqueue_group(&mut self, message: &Message, sender: &UserId) {
+    fn add_to_run(&mut self, group: GroupId, members: Members, sender: UserId, push: Push) {
+        match &mut self.run {
+            Some(run) if run.group == group && Arc::ptr_eq(&run.members, &members) => {
+                run.pushes.push((sender, push));
+            }
+            _ => {
+                self.end_run();
+                self.run = Some(Run {
+                    group,
+                    members,
+                    pushes: vec![(sender, push)],
+                });
+            }
+        }
+    }
+
+    /// Enqueues the run for the members who are connected here; the sender's own devices get it as
+    /// their own copy.
+    fn end_run(&mut self) {
+        let Some(Run {
+            members, pushes, ..
+        }) = self.run.take()
+        else {
+            return;
+        };
+        self.find(members.iter());
         if self.recipients.is_empty() {
             return;
         }
-        let push = Push::group_message(message);
-        let own_copy = push.as_own_copy();
+        let train = Frame::train(pushes.iter().map(|(_, push)| push.frame()));
         for connection in self.recipients.drain(..) {
-            let push = if connection.user() == sender {
-                &own_copy
-            } else {
-                &push
+            let own = |(sender, push): &(UserId, Push)| {
+                if connection.user() == sender {
+                    push.as_own_copy()
+                } else {
+                    push.clone()
+                }
             };
-            enqueue(&mut self.touched, connection, push);
+            if connection.push_train(&train, pushes.iter().map(own)) {
+                self.touched.push(connection);
+            }
         }
     }
 }

@@ -43,10 +43,15 @@ struct Shared {
 }
 
 impl Listener {
-    /// Binds `listen.addr` and accepts from now on.
-    pub fn start(context: Arc<Context>) -> io::Result<Self> {
-        let listener = TcpListener::bind(context.config.listen.addr)?;
+    /// Binds `addr`. Clients wait in the backlog until the listener starts.
+    pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+        let listener = TcpListener::bind(addr)?;
         rustix::net::listen(&listener, BACKLOG)?;
+        Ok(listener)
+    }
+
+    /// Accepts from now on.
+    pub fn start(listener: TcpListener, context: Arc<Context>) -> io::Result<Self> {
         let addr = listener.local_addr()?;
         let shared = Arc::new(Shared {
             threads: Arc::default(),

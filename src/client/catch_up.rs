@@ -1,7 +1,7 @@
 //! Catch-up: the one mechanism for unread messages, run by the connection's writer thread.
 //!
 //! It fetches what is unread page by page and writes each page with a blocking write, at the pace
-//! of the client, past the queue: so it never causes a 4001. Pushes that arrive meanwhile wait in
+//! of the client, behind what is queued: so it never causes a 4001. Pushes that arrive meanwhile wait in
 //! the [`Hold`](super::hold::Hold). Failures are retried while the connection is served.
 
 use std::sync::Arc;
@@ -139,7 +139,7 @@ impl CatchUp {
 
     fn complete(&mut self, connection: &Connection) {
         let complete = Outgoing::OfflineComplete {
-            count: self.sent,
+            count: std::mem::take(&mut self.sent),
             timestamp: timestamp(),
         };
         connection.outbox.write_through([complete.frame()]);
@@ -150,6 +150,10 @@ impl CatchUp {
             }
             connection.outbox.write_through(held);
         }
-        self.stage = Stage::Settling(Instant::now() + SETTLING);
+        self.stage = if connection.hold.has_missed() {
+            Stage::Running(Instant::now())
+        } else {
+            Stage::Settling(Instant::now() + SETTLING)
+        };
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::close::CloseReason;
+use super::frame::Frame;
 use super::hold::{Hold, Passage};
 use super::outbox::Outbox;
 use super::protocol::{Push, PushKind, timestamp};
@@ -67,8 +68,8 @@ impl Connection {
         self.since
     }
 
-    /// Queues `push`, writes nothing, never blocks. Answers true when the queue was empty: then
-    /// the caller owes a [`Connection::flush`]. A chat message that finds no room closes the
+    /// Queues `push`, writes nothing, never blocks. Answers true for the first since the last
+    /// flush: then the caller owes a [`Connection::flush`]. A chat message that finds no room closes the
     /// connection (4001); presence is left out from a half-full queue.
     #[must_use]
     pub fn push(&self, push: &Push) -> bool {
@@ -83,6 +84,16 @@ impl Connection {
             }
             Passage::Open => self.outbox.push(push.frame()),
         }
+    }
+
+    /// As [`Connection::push`] for chat messages that come one behind the other, already joined to
+    /// a `train`: it is queued whole, unless some of them may have to be held back.
+    #[must_use]
+    pub fn push_train(&self, train: &Frame, pushes: impl Iterator<Item = Push>) -> bool {
+        if self.hold.is_live() {
+            return self.outbox.push(train);
+        }
+        pushes.fold(false, |owed, push| self.push(&push) || owed)
     }
 
     /// Writes what is queued, as far as the socket takes it without blocking.

@@ -14,9 +14,12 @@ const PONG: u8 = 0xA;
 /// The longest payload of a control frame (RFC 6455, section 5.5).
 const MAX_CONTROL: usize = 125;
 
-/// Bytes that are ready for the socket. Cloning shares them.
+/// Bytes that are ready for the socket: a frame, or a train of several. Cloning shares them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame(Arc<[u8]>);
+pub struct Frame {
+    bytes: Arc<[u8]>,
+    count: u32,
+}
 
 impl Frame {
     /// A text frame with `payload`, which is UTF-8.
@@ -44,21 +47,45 @@ impl Frame {
 
     /// Bytes that go before the first frame: the answer to the upgrade request.
     pub fn raw(bytes: &[u8]) -> Self {
-        Self(bytes.into())
+        Self {
+            bytes: bytes.into(),
+            count: 1,
+        }
+    }
+
+    /// Several frames that leave one behind the other; one alone is the frame itself.
+    pub fn train<'a>(frames: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let count: u32 = frames.clone().map(|frame| frame.count).sum();
+        match frames.clone().next() {
+            Some(only) if count == 1 => only.clone(),
+            _ => {
+                let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
+                frames.for_each(|frame| bytes.extend(frame.bytes()));
+                Self {
+                    bytes: bytes.into(),
+                    count,
+                }
+            }
+        }
     }
 
     pub fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
+    }
+
+    /// How many WebSocket frames it is.
+    pub fn count(&self) -> usize {
+        self.count as usize
     }
 
     /// The length on the wire.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
     /// No frame is empty: it has a header.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.bytes.is_empty()
     }
 
     fn encode(opcode: u8, payload: &[u8]) -> Self {
@@ -76,7 +103,10 @@ impl Frame {
             }
         }
         frame.extend(payload);
-        Self(frame.into())
+        Self {
+            bytes: frame.into(),
+            count: 1,
+        }
     }
 }
 
@@ -101,5 +131,21 @@ mod tests {
         let frame = Frame::close(4001, &"é".repeat(100));
         assert_eq!(frame.bytes()[1], 124);
         assert!(std::str::from_utf8(&frame.bytes()[4..]).is_ok());
+    }
+
+    #[test]
+    fn a_train_is_its_frames_one_behind_the_other() {
+        let frames = [Frame::text(b"a"), Frame::text(b"bc")];
+        let train = Frame::train(frames.iter());
+        assert_eq!(
+            train.bytes(),
+            [frames[0].bytes(), frames[1].bytes()].concat()
+        );
+        assert_eq!(train.count(), 2);
+        let alone = Frame::train(frames[..1].iter());
+        assert!(
+            std::ptr::eq(alone.bytes(), frames[0].bytes()),
+            "shared, not copied"
+        );
     }
 }

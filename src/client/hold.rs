@@ -7,6 +7,8 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use parking_lot::Mutex;
 
@@ -29,6 +31,8 @@ pub enum Passage {
 
 /// The gate before one connection's queue.
 pub struct Hold {
+    /// Whether `state` is [`State::Live`], as it nearly always is: one load instead of a lock.
+    live: AtomicBool,
     state: Mutex<State>,
     max_frames: usize,
     max_bytes: usize,
@@ -54,14 +58,24 @@ impl Hold {
     /// Starts out holding, up to the bounds of the queue.
     pub fn new(max_frames: usize, max_bytes: usize) -> Self {
         Self {
+            live: AtomicBool::new(false),
             state: Mutex::new(State::Holding(Box::default())),
             max_frames,
             max_bytes,
         }
     }
 
+    /// Whether nothing is held back. A push that goes past a catch-up that begins this very moment
+    /// came before it.
+    pub fn is_live(&self) -> bool {
+        self.live.load(Acquire)
+    }
+
     /// Decides on one push.
     pub fn pass(&self, push: &Push) -> Passage {
+        if self.is_live() {
+            return Passage::Open;
+        }
         match &mut *self.state.lock() {
             State::Live => Passage::Open,
             State::Settling(sent) => match push.message_id() {
@@ -86,7 +100,8 @@ impl Hold {
         let half_full = held.pushes.len() * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
         match push.kind() {
             PushKind::Presence if half_full => return Passage::Done,
-            PushKind::Unread if full => {
+            // Those behind one that was let go would overtake it.
+            PushKind::Unread if full || held.missed => {
                 held.missed = true;
                 return Passage::Done;
             }
@@ -101,6 +116,7 @@ impl Hold {
     /// Catch-up begins: from now on pushes wait.
     pub fn begin(&self) {
         let mut state = self.state.lock();
+        self.live.store(false, Release);
         let sent = match &mut *state {
             State::Holding(_) => return,
             State::Settling(sent) => std::mem::take(sent),
@@ -139,15 +155,17 @@ impl Hold {
         }
     }
 
-    /// What is held and is to be sent now; empty when nothing is, and then the hold is over.
-    /// Call it until it is.
+    /// What is held and is to be sent now; empty when nothing is, and then the hold is over, unless
+    /// [`Hold::has_missed`] says otherwise. Call it until it is.
     pub fn release(&self) -> Vec<Frame> {
         let mut state = self.state.lock();
         let State::Holding(held) = &mut *state else {
             return Vec::new();
         };
         if held.pushes.is_empty() {
-            *state = State::Settling(std::mem::take(&mut held.sent));
+            if !held.missed {
+                *state = State::Settling(std::mem::take(&mut held.sent));
+            }
             return Vec::new();
         }
         held.bytes = 0;
@@ -165,6 +183,7 @@ impl Hold {
         let mut state = self.state.lock();
         if matches!(&*state, State::Settling(_)) {
             *state = State::Live;
+            self.live.store(true, Release);
         }
     }
 }
@@ -255,6 +274,31 @@ mod tests {
         assert_eq!(hold.pass(&unread("m5")), Passage::Done);
         assert!(hold.has_missed());
         assert!(!hold.has_missed());
+    }
+
+    #[test]
+    fn what_is_let_go_while_the_held_is_sent_is_neither_forgotten_nor_overtaken() {
+        let hold = Hold::new(2, 1 << 20);
+        for id in ["m1", "m2", "m3"] {
+            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+        }
+        assert_eq!(hold.release().len(), 2);
+        assert_eq!(
+            hold.pass(&unread("m4")),
+            Passage::Done,
+            "there is room, but m3 is first"
+        );
+        assert!(hold.release().is_empty());
+        assert_eq!(
+            hold.pass(&unread("m5")),
+            Passage::Done,
+            "the hold is not over"
+        );
+        assert!(hold.has_missed());
+        assert!(["m3", "m4", "m5"].iter().all(|id| hold.claim(id)));
+        assert!(hold.release().is_empty());
+        assert!(!hold.has_missed());
+        assert_eq!(hold.pass(&unread("m6")), Passage::Open);
     }
 
     #[test]

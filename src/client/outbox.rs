@@ -5,14 +5,15 @@
 //! no more, or has taken a fair share, is handed over to the connection's writer thread, which
 //! blocks as ever ([`Outbox::drain`]).
 //!
-//! No frame is stranded. A pusher queues its frame and then looks for a free write side; a holder
+//! No frame is stranded. A pusher queues its frame and, unless another one has yet to do so after
+//! it, looks for a free write side; a holder
 //! frees the write side and then looks at the queue once more. A fence between the two steps of
 //! either makes sure that at least one of them sees the other.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,9 +42,11 @@ pub struct Outbox {
     queue: OnceLock<ArrayQueue<Frame>>,
     max_frames: usize,
     max_bytes: usize,
-    /// The bytes of the frames in `queue`, those included that are about to be pushed.
-    bytes: AtomicUsize,
+    /// The [`load`] of what is in `queue`, and of what is about to be pushed.
+    load: AtomicU64,
     write_side: Mutex<WriteSide>,
+    /// Somebody has queued a frame and will flush: whoever queues one behind it need not.
+    flush_owed: AtomicBool,
     /// The write side belongs to the writer thread until the queue is empty.
     handed_over: AtomicBool,
     writer: OnceLock<thread::Thread>,
@@ -60,12 +63,26 @@ struct WriteSide {
     opened: bool,
 }
 
+/// Frames and bytes in one number, so that one atomic step counts both: 24 bits of the one, 40 of
+/// the other.
+fn load(frame: &Frame) -> u64 {
+    (frame.count() as u64) << 40 | frame.len() as u64
+}
+
+fn frames_of(load: u64) -> usize {
+    (load >> 40) as usize
+}
+
+fn bytes_of(load: u64) -> usize {
+    (load & ((1 << 40) - 1)) as usize
+}
+
 /// What became of a frame that was to be queued.
 #[derive(Debug, PartialEq, Eq)]
 enum Queued {
-    /// It is the first in an empty queue: nobody else is about to write it.
+    /// It is the first since the last flush: nobody else is about to write it.
     First,
-    /// Behind others; whoever writes those writes it too.
+    /// Behind others; whoever flushes those writes it too.
     Behind,
     Full,
 }
@@ -81,7 +98,7 @@ enum Written {
 
 impl Outbox {
     /// `opening` is written before anything else, whatever happens. Queues at most `max_frames`
-    /// frames and `max_bytes` bytes; an empty queue takes a frame of any size.
+    /// frames and `max_bytes` bytes; an empty queue takes any one frame or train.
     pub fn new(
         socket: Arc<TcpStream>,
         opening: Frame,
@@ -93,12 +110,13 @@ impl Outbox {
             queue: OnceLock::new(),
             max_frames,
             max_bytes,
-            bytes: AtomicUsize::new(0),
+            load: AtomicU64::new(0),
             write_side: Mutex::new(WriteSide {
                 unsent: [opening].into(),
                 written: 0,
                 opened: false,
             }),
+            flush_owed: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
             writer: OnceLock::new(),
             closing: OnceLock::new(),
@@ -111,8 +129,8 @@ impl Outbox {
         let _ = self.writer.set(writer);
     }
 
-    /// Queues `frame` and writes nothing. Answers true when the queue was empty: then the caller
-    /// owes a [`Outbox::flush`], which writes whatever is in the queue by that time. A connection
+    /// Queues `frame` (a frame or a train) and writes nothing. Answers true for the first since the last flush: then the
+    /// caller owes a [`Outbox::flush`], which writes whatever is in the queue by that time. A connection
     /// whose queue is full and whose socket takes no more is closed (4001).
     #[must_use]
     pub fn push(&self, frame: &Frame) -> bool {
@@ -151,10 +169,13 @@ impl Outbox {
         }
     }
 
-    /// Writes `frames` before what is queued, and blocks until the socket has taken them. For the
-    /// opening, and for catch-up, which must not fill the queue.
+    /// Writes what is queued and then `frames`, and blocks until the socket has taken them. For the
+    /// opening, and for catch-up, which must not fill the queue, nor overtake what is in it.
     pub fn write_through(&self, frames: impl IntoIterator<Item = Frame>) {
         let mut side = self.write_side.lock();
+        while let Some(frame) = self.pop() {
+            side.unsent.push_back(frame);
+        }
         side.unsent.extend(frames);
         while self.closing.get().is_none() {
             match self.write(&mut side, SendFlags::empty()) {
@@ -171,23 +192,26 @@ impl Outbox {
             return Queued::Behind;
         }
         let queue = self.queue.get_or_init(|| ArrayQueue::new(self.max_frames));
-        let before = self.bytes.fetch_add(frame.len(), SeqCst);
-        let fits = before == 0 || before + frame.len() <= self.max_bytes;
+        let load = load(frame);
+        let before = self.load.fetch_add(load, SeqCst);
+        let fits = before == 0
+            || (frames_of(before) + frame.count() <= self.max_frames
+                && bytes_of(before) + frame.len() <= self.max_bytes);
         if !fits || queue.push(frame.clone()).is_err() {
-            self.bytes.fetch_sub(frame.len(), SeqCst);
+            self.load.fetch_sub(load, SeqCst);
             return Queued::Full;
         }
-        if before == 0 {
-            Queued::First
-        } else {
+        if self.flush_owed.swap(true, SeqCst) {
             Queued::Behind
+        } else {
+            Queued::First
         }
     }
 
     /// Whether the queue holds at least half of what it may.
     pub fn is_half_full(&self) -> bool {
-        let frames = self.queue.get().map_or(0, ArrayQueue::len);
-        frames * 2 >= self.max_frames || self.bytes.load(SeqCst) * 2 >= self.max_bytes
+        let load = self.load.load(SeqCst);
+        frames_of(load) * 2 >= self.max_frames || bytes_of(load) * 2 >= self.max_bytes
     }
 
     fn is_empty(&self) -> bool {
@@ -197,6 +221,8 @@ impl Outbox {
     /// Writes what is queued, unless somebody else is at it. Never blocks.
     pub fn flush(&self) {
         loop {
+            // Reads what the last pusher wrote, so that its frame is seen below.
+            self.flush_owed.swap(false, SeqCst);
             fence(SeqCst);
             if self.handed_over.load(SeqCst) {
                 return;
@@ -245,6 +271,12 @@ impl Outbox {
         }
     }
 
+    fn pop(&self) -> Option<Frame> {
+        let frame = self.queue.get().and_then(ArrayQueue::pop)?;
+        self.load.fetch_sub(load(&frame), SeqCst);
+        Some(frame)
+    }
+
     /// Whether the writer thread is to [`Outbox::drain`].
     pub fn is_handed_over(&self) -> bool {
         self.handed_over.load(SeqCst)
@@ -255,9 +287,8 @@ impl Outbox {
         let mut share = 0;
         loop {
             while share < WRITE_SHARE
-                && let Some(frame) = self.queue.get().and_then(ArrayQueue::pop)
+                && let Some(frame) = self.pop()
             {
-                self.bytes.fetch_sub(frame.len(), SeqCst);
                 share += frame.len();
                 side.unsent.push_back(frame);
             }
@@ -270,7 +301,8 @@ impl Outbox {
         }
     }
 
-    /// Writes all that is unsent, several frames with one call.
+    /// Writes all that is unsent, several frames with one call. A blocking write looks up after each
+    /// call, so that a client that takes little by little does not keep a connection that is to end.
     fn write(&self, side: &mut WriteSide, flags: SendFlags) -> Written {
         let may_block = !flags.contains(SendFlags::DONTWAIT);
         while let Some(first) = side.unsent.front() {
@@ -283,7 +315,12 @@ impl Outbox {
                 Ok(sent) => {
                     drop(bytes);
                     side.advance(sent);
-                    if sent < asked && !may_block {
+                    let hindered = if may_block {
+                        self.closing.get().is_some()
+                    } else {
+                        sent < asked
+                    };
+                    if hindered && !side.unsent.is_empty() {
                         return Written::NotAll;
                     }
                 }
@@ -326,18 +363,25 @@ impl Outbox {
     /// is half written is finished, `close` follows. Afterwards nothing more can be written.
     pub fn say_goodbye(&self, close: Option<Frame>, patience: Duration) {
         let mut side = self.write_side.lock();
-        while self.queue.get().and_then(ArrayQueue::pop).is_some() {}
+        while self.pop().is_some() {}
         // Without the answer to its upgrade request a client understands no Close frame.
         let begun = side.written > 0 || !side.opened;
         side.unsent.truncate(usize::from(begun));
         if let Some(close) = close {
             side.unsent.push_back(close);
-            // The timeout is never zero, so setting it cannot fail on a socket of ours.
-            let _ = self
-                .socket
-                .set_write_timeout(Some(patience.max(Duration::from_millis(1))));
-            // A failure says that nobody is there to be told.
-            let _ = self.write(&mut side, SendFlags::empty());
+            let deadline = Instant::now() + patience;
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // The timeout is never zero, so setting it cannot fail on a socket of ours.
+                let _ = self
+                    .socket
+                    .set_write_timeout(Some(left.max(Duration::from_millis(1))));
+                match self.write(&mut side, SendFlags::empty()) {
+                    Written::NotAll if !left.is_zero() => {}
+                    // A failure says that nobody is there to be told.
+                    Written::NotAll | Written::Everything | Written::Failed(_) => break,
+                }
+            }
         }
         let _ = self.socket.shutdown(Shutdown::Write);
     }
@@ -445,6 +489,26 @@ mod tests {
     }
 
     #[test]
+    fn a_push_that_is_caught_up_with_by_a_flush_strands_nobody() {
+        let (outbox, mut client) = outbox(8, 1024);
+        assert!(outbox.push(&number(1)));
+        // Another pusher has made room for its frame, and is held up before it queues it.
+        outbox.load.fetch_add(load(&number(2)), SeqCst);
+        outbox.flush();
+        assert!(outbox.push(&number(2)), "nobody else will flush");
+        outbox.flush();
+        assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
+    }
+
+    #[test]
+    fn what_is_written_through_comes_behind_what_is_queued() {
+        let (outbox, mut client) = outbox(8, 1024);
+        assert!(outbox.push(&number(1)));
+        outbox.write_through([number(2)]);
+        assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
+    }
+
+    #[test]
     fn a_full_queue_is_emptied_to_a_socket_that_takes_more() {
         let (outbox, mut client) = outbox(4, 1024);
         let owes = (0..100).filter(|n| outbox.push(&number(*n))).count();
@@ -454,6 +518,20 @@ mod tests {
         let bytes = read(&mut client, 1 + 400);
         let expected: Vec<u8> = (0..100).flat_map(u32::to_be_bytes).collect();
         assert_eq!(bytes[1..], expected);
+    }
+
+    #[test]
+    fn a_train_counts_for_its_frames() {
+        let (outbox, _client) = outbox(4, 1024);
+        let three = [number(1), number(2), number(3)];
+        assert_eq!(outbox.queue_up(&Frame::train(three.iter())), Queued::First);
+        assert!(outbox.is_half_full());
+        assert_eq!(
+            outbox.queue_up(&Frame::train(three[..2].iter())),
+            Queued::Full
+        );
+        assert_eq!(outbox.queue_up(&number(4)), Queued::Behind);
+        assert_eq!(outbox.queue_up(&number(5)), Queued::Full);
     }
 
     #[test]
@@ -515,6 +593,46 @@ mod tests {
         let bytes = reader.join().unwrap();
         assert!(bytes.ends_with(Frame::close(1012, "").bytes()));
         assert_eq!((bytes.len() - 1 - 4) % 60_000, 0, "only whole frames");
+    }
+
+    /// Takes a little now and then, for as long as there is anything.
+    fn trickle(mut client: TcpStream) {
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(1..) = client.read(&mut bytes) {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+    }
+
+    #[test]
+    fn a_blocking_write_ends_soon_after_the_connection_is_closed() {
+        let (outbox, client) = outbox(8, 1 << 30);
+        trickle(client);
+        let (told, ended) = crossbeam::channel::bounded(1);
+        let writer = Arc::clone(&outbox);
+        thread::spawn(move || {
+            let frame = Frame::raw(&[7; 60_000]);
+            writer.write_through(std::iter::repeat_n(frame, 2_000));
+            told.send(()).unwrap();
+        });
+        assert!(ended.recv_timeout(Duration::from_millis(300)).is_err());
+        outbox.close(CloseReason::SessionRevoked);
+        assert!(ended.recv_timeout(Duration::from_secs(10)).is_ok());
+    }
+
+    #[test]
+    fn goodbye_keeps_to_its_patience_with_a_client_that_takes_little_by_little() {
+        let (outbox, client) = outbox(8, 1 << 30);
+        let frame = Frame::raw(&vec![7; 32 << 20]);
+        while !outbox.is_handed_over() {
+            deliver(&outbox, &frame);
+        }
+        trickle(client);
+        outbox.close(CloseReason::ShuttingDown);
+        let start = Instant::now();
+        outbox.say_goodbye(Some(Frame::close(1012, "")), Duration::from_millis(500));
+        assert!(start.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

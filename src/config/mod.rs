@@ -1,4 +1,4 @@
-//! The configuration: every key of `gateway.toml`, with its default. [`load`] says where values
+//! The configuration: every key of `gateway.toml`, with its default. [`mod@load`] says where values
 //! come from, [`validate`] what they must be.
 
 mod display;

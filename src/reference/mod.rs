@@ -13,6 +13,7 @@
 
 mod arguments;
 mod directory;
+mod embedded;
 mod error;
 mod leases;
 mod message;
@@ -45,14 +46,10 @@ use self::thread::Worker;
 use self::user::Users;
 use self::watchers::Announcer;
 use crate::broker::Publisher;
-use crate::config::Embedded;
+use crate::config;
 
+pub use self::embedded::Embedded;
 pub use self::error::ReferenceError;
-
-/// A chat page for trying the gateway in a browser, whose WebSocket is at `path`.
-pub fn page(path: &str) -> String {
-    include_str!("page.html").replace("__PATH__", path)
-}
 
 /// How long a [`Reference`] that is dropped without [`Reference::stop`] takes to end, at most.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
@@ -85,7 +82,7 @@ impl Reference {
     /// returns, and publish to `publisher`; first of all what was left at the last end.
     pub fn start(
         listen: SocketAddr,
-        embedded: &Embedded,
+        embedded: &config::Embedded,
         publisher: Box<dyn Publisher>,
     ) -> Result<Self, ReferenceError> {
         Self::start_with(listen, embedded, publisher, Backoff::DEFAULT)
@@ -93,7 +90,7 @@ impl Reference {
 
     fn start_with(
         listen: SocketAddr,
-        embedded: &Embedded,
+        embedded: &config::Embedded,
         publisher: Box<dyn Publisher>,
         backoff: Backoff,
     ) -> Result<Self, ReferenceError> {
@@ -176,7 +173,7 @@ impl Reference {
     /// its expiry. `embedded.database` is not looked at.
     ///
     /// After [`ReferenceError::Reload`] the tokens and groups from before are in force.
-    pub fn reload(&self, embedded: &Embedded) -> Result<(), ReferenceError> {
+    pub fn reload(&self, embedded: &config::Embedded) -> Result<(), ReferenceError> {
         let _one_at_a_time = self.reloading.lock();
         let now = SystemTime::now();
         let previous = self.directories.current();

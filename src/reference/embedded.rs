@@ -1,0 +1,67 @@
+//! Embedded mode: the reference services in the gateway's own process, publishing over the
+//! in-process bus.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Reference, ReferenceError};
+use crate::broker::{Deliver, LocalBus};
+use crate::config::{Addresses, Config};
+use crate::gateway::Feed;
+
+/// The services and the bus.
+pub struct Embedded {
+    bus: LocalBus,
+    reference: Reference,
+}
+
+impl Embedded {
+    /// Starts the services on a loopback port and points `config.services` to it. What they
+    /// publish waits until somebody consumes.
+    pub fn start(config: &mut Config) -> Result<Self, ReferenceError> {
+        let bus = LocalBus::new();
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let publisher = Box::new(bus.publisher());
+        let reference = Reference::start(loopback, &config.embedded, publisher)?;
+        let address = Addresses::one(format!("http://{}", reference.addr()));
+        config.services.user = address.clone();
+        config.services.message = address.clone();
+        config.services.presence = address;
+        Ok(Self { bus, reference })
+    }
+
+    /// Delivers from now on.
+    pub fn consume(self, deliver: &Arc<Deliver>) -> io::Result<Self> {
+        let Self { bus, reference } = self;
+        Ok(Self {
+            bus: bus.start(deliver)?,
+            reference,
+        })
+    }
+
+    /// The chat page, if it is configured.
+    pub fn page(config: &Config) -> Option<String> {
+        let page = include_str!("page.html").replace("__PATH__", &config.listen.path);
+        config.embedded.page.then_some(page)
+    }
+}
+
+impl Feed for Embedded {
+    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
+        Box::new(|| Ok(()))
+    }
+
+    fn reload(&self, config: &Config) -> Result<(), String> {
+        self.reference
+            .reload(&config.embedded)
+            .map_err(|error| error.to_string())
+    }
+
+    fn stop(self: Box<Self>, deadline: Instant) {
+        let Self { bus, mut reference } = *self;
+        reference.stop(deadline);
+        bus.stop();
+    }
+}
