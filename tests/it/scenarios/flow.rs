@@ -24,6 +24,8 @@ use crate::support::{Client, Cluster, DEADLINE, Event, Settings};
 const GROUP: &str = "all";
 /// A push that takes longer than this from its `message_sent` is late.
 const LATE: Duration = Duration::from_secs(1);
+/// How long a recovery is watched. Whoever waits between tries comes back within it.
+const WATCH: Duration = Duration::from_secs(6);
 /// A device that reads looks up at least this often.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -140,42 +142,66 @@ impl Flow {
         });
     }
 
-    /// Waits until a message that is committed from now on has reached all devices of its
-    /// recipients. Returns how long that took.
+    /// Waits until a message that is committed from now on has been pushed. Returns how long that
+    /// took.
     pub fn is_delivered_again(&self) -> Duration {
         let now = Instant::now();
         wait_until_within(DEADLINE * 2, "pushes come again", || {
             let committed = self.shared.committed_at.lock().unwrap();
             let received = self.shared.received_at.lock().unwrap();
-            received
-                .iter()
-                .rev()
-                .take(200)
-                .any(|(id, _)| committed.get(id).is_some_and(|at| *at > now))
+            let mut latest = received.iter().rev().take(200);
+            latest.any(|(id, _)| committed.get(id).is_some_and(|at| *at > now))
         })
     }
 
-    /// From `relief` to the last push that was late.
-    fn recovered(&self, relief: Instant) -> Duration {
+    /// Lets it flow until [`WATCH`] after `relief`, waits for what was committed by then, and
+    /// answers when, after `relief`, the last push came late.
+    pub fn recovery(&self, relief: Instant) -> Duration {
+        let until = relief + WATCH;
+        thread::sleep(until.saturating_duration_since(Instant::now()));
+        wait_until_within(DEADLINE * 2, "what was committed is pushed", || {
+            let received = self.shared.received_at.lock().unwrap();
+            let pushed: BTreeSet<_> = received.iter().map(|(id, _)| id.as_str()).collect();
+            let committed = self.shared.committed_at.lock().unwrap();
+            let mut due = committed.iter().filter(|(_, at)| **at < until);
+            due.all(|(id, _)| pushed.contains(id.as_str()))
+        });
         let committed = self.shared.committed_at.lock().unwrap();
         let received = self.shared.received_at.lock().unwrap();
         let mut first = BTreeSet::new();
-        let late = received
-            .iter()
-            .filter(|(id, _)| first.insert(id.as_str()))
-            .filter(|(id, at)| {
-                committed
-                    .get(id)
-                    .is_some_and(|sent| at.saturating_duration_since(*sent) > LATE)
-            });
+        let late = received.iter().filter(|(id, at)| {
+            let sent = committed.get(id).filter(|sent| **sent < until);
+            first.insert(id.as_str())
+                && sent.is_some_and(|sent| at.saturating_duration_since(*sent) > LATE)
+        });
         let last = late.map(|(_, at)| *at).max();
         last.map_or(Duration::ZERO, |at| at.saturating_duration_since(relief))
     }
 
-    /// Ends it once enough has flowed, waits for what is under way, and counts. `relief` is when
-    /// the fault ended. What some recipient has nowhere may be pushed when they connect next, at
-    /// the first gateway.
-    pub fn finish(mut self, cluster: &Cluster, relief: Option<Instant>) -> Figures {
+    /// How many messages have been committed and pushed to no device.
+    pub fn waiting(&self) -> usize {
+        let received = self.shared.received_at.lock().unwrap();
+        let pushed: BTreeSet<_> = received.iter().map(|(id, _)| id.as_str()).collect();
+        let committed = self.shared.committed_at.lock().unwrap();
+        committed
+            .keys()
+            .filter(|id| !pushed.contains(id.as_str()))
+            .count()
+    }
+
+    /// How many requests were answered with an error so far.
+    pub fn refused(&self) -> usize {
+        self.shared.refused.load(Ordering::SeqCst)
+    }
+
+    /// The longest wait for an answer so far.
+    pub fn slowest_answer(&self) -> Duration {
+        *self.shared.slowest_answer.lock().unwrap()
+    }
+
+    /// Ends it once enough has flowed, waits for what is under way, and counts. What some recipient
+    /// has nowhere may be pushed when they connect next, at the first gateway.
+    pub fn finish(mut self, cluster: &Cluster) -> Figures {
         let goal = self.load.messages;
         wait_until_within(DEADLINE * 12, format!("{goal} are committed"), || {
             self.committed() >= goal
@@ -205,7 +231,6 @@ impl Flow {
             disconnects: shared.disconnects.load(Ordering::SeqCst),
             refused: shared.refused.load(Ordering::SeqCst),
             slowest_answer: *shared.slowest_answer.lock().unwrap(),
-            recovered: relief.map(|relief| self.recovered(relief)),
             ..Figures::default()
         };
         assert_eq!(live.stray, vec![], "{figures}");

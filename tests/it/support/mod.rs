@@ -20,6 +20,7 @@ pub mod raw;
 pub mod settings;
 pub mod wait;
 pub mod watchdog;
+pub mod wire;
 
 pub use client::{Client, Event};
 pub use cluster::Cluster;
