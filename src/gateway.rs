@@ -14,7 +14,7 @@ use log::{info, warn};
 use crate::broker::Endpoint;
 use crate::broker::deliver::Deliver;
 use crate::broker::routes::{self, Routes};
-use crate::broker::supervisor::{BrokerEvent, Settings, Supervisor};
+use crate::broker::supervisor::{BrokerEvent, RETRY_FIRST, Settings, Supervisor};
 use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
@@ -165,6 +165,7 @@ impl Gateway {
             gateway_id: config.gateway.id.clone(),
             heartbeat: config.broker.heartbeat,
             prefetch: config.broker.prefetch,
+            retry_first: RETRY_FIRST,
         };
         Self::assemble(config, listener, backend, Arc::clone(&routes), |presence| {
             let supervisor =

@@ -20,7 +20,7 @@ use super::session::{Parts, Session};
 use super::topology::Topology;
 
 /// Waits between two tries are jittered: half of these, up to all.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
+pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
 /// Where nobody listens, asking costs the broker nothing, and it is found soon when it returns.
 const RETRY_UNHEARD: Duration = Duration::from_secs(2);
@@ -37,6 +37,8 @@ pub struct Settings {
     /// Whole seconds.
     pub heartbeat: Duration,
     pub prefetch: u16,
+    /// The first wait after a connection is lost: [`RETRY_FIRST`], save in tests of many losses.
+    pub retry_first: Duration,
 }
 
 /// What the composition root is told, on the `broker` thread.
@@ -92,13 +94,13 @@ impl Supervisor {
                 deliver,
                 routes,
             },
+            backoff: Backoff::new(settings.retry_first, RETRY_LONGEST),
             settings,
             shared: Arc::clone(&shared),
             quit,
             on_event: Box::new(on_event),
             owned: false,
             in_use_since: None,
-            backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
         };
         let thread = thread::Builder::new()
             .name("broker".into())

@@ -107,16 +107,12 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
 
 impl Shared {
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
-        let mut spare = File::open("/dev/null").ok();
-        loop {
-            let accepted = listener.accept();
-            if self.stopped.load(Ordering::SeqCst) {
-                return;
-            }
-            match accepted {
+        let mut spare = open_spare();
+        while !self.stopped.load(Ordering::SeqCst) {
+            match listener.accept() {
                 Ok((socket, peer)) => self.take(socket, peer.ip()),
                 Err(error) if is_exhausted(&error) => {
-                    refuse_with_spare(listener, &mut spare, &error);
+                    self.take_with_spare(listener, &mut spare, &error);
                 }
                 // The client went away before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -151,6 +147,33 @@ impl Shared {
         }
     }
 
+    /// Out of descriptors: the spare one makes room to answer a client instead of leaving it, and
+    /// the loop with it, waiting. The wait for that client may be long: if there is a spare one
+    /// again by then, so is room.
+    fn take_with_spare(
+        self: &Arc<Self>,
+        listener: &TcpListener,
+        spare: &mut Option<File>,
+        why: &io::Error,
+    ) {
+        error!("Accept failed, refusing until there is room: error={why}");
+        drop(spare.take());
+        let accepted = listener.accept();
+        *spare = open_spare();
+        match accepted {
+            Ok((socket, peer)) if spare.is_some() => self.take(socket, peer.ip()),
+            Ok((socket, _)) => {
+                no_room().send(&socket);
+                drop(socket);
+                *spare = open_spare();
+            }
+            Err(_) => {}
+        }
+        if spare.is_none() {
+            thread::sleep(ACCEPT_RETRY);
+        }
+    }
+
     fn admit(
         &self,
         id: ConnectionId,
@@ -162,18 +185,9 @@ impl Shared {
     }
 }
 
-/// Out of descriptors: the spare one makes room to answer a client instead of leaving it, and the
-/// loop with it, waiting.
-fn refuse_with_spare(listener: &TcpListener, spare: &mut Option<File>, why: &io::Error) {
-    error!("Accept failed, refusing until there is room: error={why}");
-    drop(spare.take());
-    if let Ok((socket, _)) = listener.accept() {
-        no_room().send(&socket);
-    }
-    *spare = File::open("/dev/null").ok();
-    if spare.is_none() {
-        thread::sleep(ACCEPT_RETRY);
-    }
+/// A descriptor to give away.
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

@@ -21,7 +21,7 @@ use super::protocol::{Outgoing, timestamp};
 use super::rate::{RateLimit, Verdict};
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
-use super::{Context, Route, STACK};
+use super::{Context, Route, STACK, failpoint};
 use crate::ids::ConnectionId;
 use crate::services::ErrorCode;
 
@@ -53,6 +53,7 @@ pub(super) fn run(
         Ok(accepted) => accepted,
         Err(answer) => return refuse(&socket, &answer, &admission),
     };
+    failpoint::reached("handshake", &accepted.user);
     let opened = Session::open(id, &socket, &accepted, &admission, context);
     admission.handshake_is_over();
     match opened {
@@ -214,6 +215,7 @@ impl Session {
             }
             match incoming {
                 Incoming::Text(text) => {
+                    failpoint::reached("reader", connection.user());
                     let request = Request::parse(&text);
                     let answer = match rate.judge(Instant::now()) {
                         Verdict::Pass => dispatch.answer(request),

@@ -11,6 +11,7 @@ use super::Context;
 use super::catch_up::CatchUp;
 use super::close::CloseReason;
 use super::connection::{Connection, seconds_left};
+use super::failpoint;
 use super::frame::Frame;
 
 /// The longest sleep, so that a change of the wall clock is noticed.
@@ -38,6 +39,7 @@ fn serve(connection: &Connection, context: &Context, catch_up_at: Instant) {
         }
         let now = Instant::now();
         if now >= next_ping {
+            failpoint::reached("writer", connection.user());
             next_ping = now + context.config.session.ping_interval;
             connection.outbox.send(&Frame::ping());
         }

@@ -1,0 +1,14 @@
+//! The faults, and what each must show: committed means pushed, at the latest on the next connect.
+
+/// The broker dies, stalls, is in alarm, or forgets.
+mod broker;
+/// Clients that vanish, that read too slowly, that all come at once.
+mod clients;
+/// A gateway that is killed or stopped.
+mod gateway;
+/// A panic inside one connection's handling.
+mod panics;
+/// Descriptors, threads and memory run out.
+mod resources;
+/// Services that are down, slow, or talk nonsense.
+mod services;
