@@ -188,7 +188,8 @@ impl Gateway {
         let embedded = embedded
             .consume(&backend.deliver)
             .map_err(StartError::Thread)?;
-        Self::assemble(config, listener, backend, routes, |_| {
+        Self::assemble(config, listener, backend, routes, |presence| {
+            presence.take_over();
             Ok(Box::new(embedded))
         })
     }

@@ -50,6 +50,8 @@ struct State {
     agenda: BinaryHeap<Reverse<(Instant, UserId)>>,
     /// A predecessor's lease is to be ended first.
     take_over: bool,
+    /// The lease is this gateway's own, and not another one's with the same id.
+    owned: bool,
     /// Why the last call failed, if it did.
     failure: Option<String>,
     stopped: bool,
@@ -112,7 +114,8 @@ impl Presence {
     /// This gateway's queues are its own: the lease of a predecessor that crashed is ended, so
     /// that its users who did not come back go offline.
     pub fn take_over(&self) {
-        self.shared.state.lock().take_over = true;
+        let mut state = self.shared.state.lock();
+        (state.take_over, state.owned) = (true, true);
         self.shared.changed.notify_one();
     }
 
@@ -170,6 +173,10 @@ impl Shared {
                 },
                 Task::Look(user) => self.look(&user),
             }
+        }
+        if !self.state.lock().owned {
+            // It may be another gateway's, whose users stay.
+            return warn!("Users not taken offline: the queues were never this gateway's own");
         }
         // Ends the lease: all of this gateway's users are offline with one call.
         if let Err(error) = self.renew(Duration::ZERO) {

@@ -480,6 +480,9 @@ fn a_second_gateway_with_the_same_id_says_so_and_ends() {
         &chat::settings().set("broker.heartbeat", "1s"),
         1,
     );
+    let _alice = cluster.connect(0, "alice");
+    let mut bob = cluster.connect(0, "bob");
+    bob.expect_presence("alice", "online");
     let (mut second, _directory) = Gateway::launch(&cluster.settings("g0"), &[]);
     // It tries for three heartbeats and 5 s: a predecessor that died may still hold the queues.
     let code = second.exit_code_within(Duration::from_secs(40));
@@ -494,6 +497,12 @@ fn a_second_gateway_with_the_same_id_says_so_and_ends() {
         "no password in the log: {}",
         second.stderr()
     );
+    let _carol = cluster.connect(0, "carol");
+    let next = bob.expect_that("carol, or somebody offline", |frame| {
+        frame["type"] == "presence" && (frame["user_id"] == "carol" || frame["status"] == "offline")
+    });
+    assert_eq!(next["status"], "online", "the first one's users stay");
+    drop((_alice, bob, _carol));
     chat::single_chat(&cluster);
 }
 
