@@ -12,3 +12,10 @@ mod panics;
 mod resources;
 /// Services that are down, slow, or talk nonsense.
 mod services;
+/// Its connection is cut again and again.
+mod reconnects;
+
+/// Messages while something is on its way: a member, a route, a page, a batch.
+mod connecting;
+/// The same delivery, or the same acknowledgement, twice.
+mod twice;

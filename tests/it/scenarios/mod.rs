@@ -6,8 +6,10 @@
 
 pub mod broker;
 pub mod clients;
+pub mod connecting;
 pub mod flow;
 pub mod gateway;
+pub mod reconnects;
 pub mod services;
 
 use std::fmt;
@@ -27,6 +29,8 @@ pub struct Drill {
 pub fn drills() -> impl Iterator<Item = &'static Drill> {
     [
         broker::DRILLS,
+        reconnects::DRILLS,
+        connecting::DRILLS,
         gateway::DRILLS,
         services::DRILLS,
         clients::DRILLS,
