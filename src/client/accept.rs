@@ -38,7 +38,6 @@ struct Shared {
     threads: Arc<Threads>,
     limits: Limits,
     refuser: Refuser,
-    draining: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -57,7 +56,6 @@ impl Listener {
             threads: Arc::default(),
             limits: Limits::new(&context.config),
             refuser: Refuser::start(Arc::clone(&context))?,
-            draining: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             context,
         });
@@ -81,11 +79,6 @@ impl Listener {
     pub fn has_room(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let connections = self.shared.limits.connections();
         move || connections.available() > 0
-    }
-
-    /// From now on newcomers are answered with 503.
-    pub fn drain(&self) {
-        self.shared.draining.store(true, Ordering::SeqCst);
     }
 
     /// Stops accepting and waits for the connection threads. Answers how many are left at
@@ -187,9 +180,7 @@ impl Shared {
         socket: &Arc<TcpStream>,
         peer: IpAddr,
     ) -> Result<Admission, Answer> {
-        if self.draining.load(Ordering::SeqCst) {
-            return Err(Answer::unavailable("The gateway is shutting down"));
-        }
+        self.context.let_in()?;
         self.limits.admit(id, socket, peer)
     }
 }

@@ -128,6 +128,10 @@ impl Session {
             context: Arc::clone(context),
             writer: None,
         };
+        // It is in the registry, so that a shutdown that begins after this look finds it there.
+        context.let_in().inspect_err(|_| {
+            session.connection.close(CloseReason::ShuttingDown);
+        })?;
         session.start_writer()?;
         Ok(session)
     }
