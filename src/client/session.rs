@@ -105,7 +105,13 @@ impl Session {
             accepted.user.clone(),
             admission.peer(),
             accepted.expires_at,
-            Outbox::new(Arc::clone(socket), Frame::raw(&opening), frames, bytes),
+            Outbox::new(
+                Arc::clone(socket),
+                config.session.write_timeout,
+                Frame::raw(&opening),
+                frames,
+                bytes,
+            ),
             Hold::new(frames, bytes),
         ));
         let limits = &config.limits;
@@ -168,10 +174,8 @@ impl Session {
         let connection = &*self.connection;
         let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer());
         info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
-        let session = &self.context.config.session;
-        // Neither timeout is zero, so setting them cannot fail on a socket of ours.
+        // None is not zero, so setting it cannot fail on a socket of ours.
         let _ = socket.set_read_timeout(None);
-        let _ = socket.set_write_timeout(Some(session.write_timeout));
         connection.outbox.write_through([]);
 
         let max_message_size = self.context.config.limits.max_message_size;

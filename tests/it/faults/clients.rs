@@ -7,11 +7,20 @@ use crate::support::puppet;
 
 #[test]
 fn a_client_that_vanishes_is_gone_in_time_and_misses_nothing() {
-    let figures = clients::vanish(4, 3);
+    let figures = clients::vanish(4, 3, 100);
     println!("{figures}");
     assert_eq!(figures.committed, 12, "{figures}");
     assert_eq!(figures.lost, [], "{figures}");
     assert_eq!(figures.duplicated, 0, "{figures}");
+}
+
+/// More than its socket takes, less than its queue holds: the writer thread is in a write when the
+/// idle timeout comes, long before the write timeout, which is 10 s.
+#[test]
+fn a_client_that_vanishes_with_a_full_socket_is_gone_in_time() {
+    let figures = clients::vanish(1, 200, 60_000);
+    println!("{figures}");
+    assert_eq!(figures.lost, [], "{figures}");
 }
 
 #[test]

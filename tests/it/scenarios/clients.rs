@@ -27,7 +27,7 @@ pub const DRILLS: &[Drill] = &[
     Drill {
         name: "client-vanishes",
         about: "200 clients are frozen without a FIN, and come back for what they missed",
-        run: || vanish(200, 20),
+        run: || vanish(200, 20, 100),
     },
     Drill {
         name: "slow-client",
@@ -56,8 +56,8 @@ fn users(prefix: &str, count: usize) -> Vec<String> {
 /// `session.idle_timeout` where clients vanish.
 pub const IDLE: Duration = Duration::from_secs(3);
 
-/// So many clients, in one process, are stopped. Each misses so many messages.
-pub fn vanish(clients: usize, messages: usize) -> Figures {
+/// So many clients, in one process, are stopped. Each misses so many messages of this length.
+pub fn vanish(clients: usize, messages: usize, length: usize) -> Figures {
     let frozen = users("frozen", clients);
     let settings = Settings::new()
         .users(frozen.iter().map(String::as_str))
@@ -67,6 +67,7 @@ pub fn vanish(clients: usize, messages: usize) -> Figures {
         .set("services.timeout", "2s")
         // Who is still in the registry keeps its user from coming back.
         .set("limits.max_connections_per_user", 1)
+        .set("session.send_queue_bytes", 64 << 20)
         .set("limits.rate", 100_000)
         .set("limits.burst", 100_000)
         .set("log.level", "info");
@@ -85,7 +86,7 @@ pub fn vanish(clients: usize, messages: usize) -> Figures {
     let mut gone = HashMap::new();
     for _ in 0..messages {
         for user in &frozen {
-            let id = alice.send_message(user, "are you there?");
+            let id = alice.send_message(user, &"x".repeat(length));
             ledger.committed("alice", &[user], &id);
         }
         alice.take_held();

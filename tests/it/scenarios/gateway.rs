@@ -39,12 +39,10 @@ pub fn killed(load: Load) -> Figures {
     let down = Instant::now();
     cluster.start_again(0);
     let relief = Instant::now();
-    let again = flow.is_delivered_again();
-    let mut figures = flow.finish(&cluster, Some(relief));
-    figures.note(format!(
-        "it was away for {:?}, the first new push came {again:?} later",
-        relief - down
-    ));
+    let recovered = flow.recovery(relief);
+    let mut figures = flow.finish(&cluster);
+    figures.recovered = Some(recovered);
+    figures.note(format!("it was away for {:?}", relief - down));
     figures
 }
 
@@ -63,10 +61,9 @@ pub fn stopped(load: Load) -> Figures {
     let took = told.elapsed();
     assert_eq!(code, 0);
     assert!(took <= DRAIN, "it ended after {took:?}");
-    let again = flow.is_delivered_again();
-    let mut figures = flow.finish(&cluster, Some(told));
-    figures.note(format!(
-        "it ended after {took:?} with {code}, a new push came {again:?} later"
-    ));
+    let recovered = flow.recovery(told);
+    let mut figures = flow.finish(&cluster);
+    figures.recovered = Some(recovered);
+    figures.note(format!("it ended after {took:?} with {code}"));
     figures
 }

@@ -38,10 +38,9 @@ pub fn killed(load: Load) -> Figures {
         !cluster.gateways[0].is_ready()
     });
     cluster.services.start_again();
-    let relief = Instant::now();
-    let again = flow.is_delivered_again();
-    let mut figures = flow.finish(&cluster, Some(relief));
-    figures.note(format!("first new push after {again:?}"));
+    let recovered = flow.recovery(Instant::now());
+    let mut figures = flow.finish(&cluster);
+    figures.recovered = Some(recovered);
     figures
 }
 
