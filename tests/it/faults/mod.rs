@@ -8,12 +8,12 @@ mod clients;
 mod gateway;
 /// A panic inside one connection's handling.
 mod panics;
+/// Its connection is cut again and again.
+mod reconnects;
 /// Descriptors, threads and memory run out.
 mod resources;
 /// Services that are down, slow, or talk nonsense.
 mod services;
-/// Its connection is cut again and again.
-mod reconnects;
 
 /// Messages while something is on its way: a member, a route, a page, a batch.
 mod connecting;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::flow::{Flow, Load};
+use super::flow::{Flow, Load, WATCH};
 use super::{Drill, Figures};
 use crate::support::Cluster;
 use crate::support::broker::Broker;
@@ -39,7 +39,7 @@ pub fn killed(load: Load) -> Figures {
     let down = Instant::now();
     cluster.start_again(0);
     let relief = Instant::now();
-    let recovered = flow.recovery(relief);
+    let recovered = flow.recovery(relief, WATCH);
     let mut figures = flow.finish(&cluster);
     figures.recovered = Some(recovered);
     figures.note(format!("it was away for {:?}", relief - down));
@@ -61,7 +61,7 @@ pub fn stopped(load: Load) -> Figures {
     let took = told.elapsed();
     assert_eq!(code, 0);
     assert!(took <= DRAIN, "it ended after {took:?}");
-    let recovered = flow.recovery(told);
+    let recovered = flow.recovery(told, WATCH);
     let mut figures = flow.finish(&cluster);
     figures.recovered = Some(recovered);
     figures.note(format!("it ended after {took:?} with {code}"));

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::flow::{Flow, Load};
+use super::flow::{Flow, Load, WATCH};
 use super::{Drill, Figures};
 use crate::support::broker::Broker;
 use crate::support::cluster::remote;
@@ -38,7 +38,7 @@ pub fn killed(load: Load) -> Figures {
         !cluster.gateways[0].is_ready()
     });
     cluster.services.start_again();
-    let recovered = flow.recovery(Instant::now());
+    let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
     figures.recovered = Some(recovered);
     figures
