@@ -39,6 +39,10 @@ const LARGE: Load = Load {
 };
 /// Of the configuration that all tests share, `shutdown.drain`, and what a process needs to end.
 const SHUTDOWN: Duration = Duration::from_secs(6);
+/// How long a recovery is watched: whoever waits between tries comes back within it.
+const WATCH: Duration = Duration::from_secs(6);
+/// As long as the wait after a first failure: enough where the services lose nothing.
+const SHORT_WATCH: Duration = Duration::from_secs(2);
 /// Users who are not in the flow.
 const LEAVER: &str = "leaver";
 
@@ -50,7 +54,7 @@ pub fn killed(load: Load) -> Figures {
     cluster.broker.kill9();
     all_are_ready(&cluster, false, DEADLINE);
     cluster.broker.restart();
-    let recovered = flow.recovery(Instant::now());
+    let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
     figures.recovered = Some(recovered);
     figures
@@ -82,7 +86,7 @@ pub fn stalled(load: Load, heartbeat: Duration, stop: Duration) -> Figures {
     cluster.broker.cont_signal();
     let relief = Instant::now();
     let ready = all_are_ready(&cluster, true, DEADLINE * 2);
-    let recovered = flow.recovery(relief);
+    let recovered = flow.recovery(relief, WATCH);
     let mut figures = flow.finish(&cluster);
     assert_eq!(unanswered, 0, "sends go on meanwhile");
 
@@ -128,7 +132,7 @@ pub fn alarm(load: Load, during: usize) -> Figures {
     flow.goes_on_for(during / 4);
 
     cluster.broker.memory_alarm(false);
-    let recovered = flow.recovery(Instant::now());
+    let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
     figures.recovered = Some(recovered);
     figures.note(format!("{waiting} waited in the outbox"));
@@ -146,11 +150,11 @@ pub fn forgets(load: Load) -> Figures {
     let flow = Flow::start(&cluster, load);
     flow.goes_on_for(load.messages / 8);
     let mut recovered = Vec::new();
-    let mut recovers = |what: &str| {
+    let mut recovers = |what: &str, watch| {
         let relief = Instant::now();
         all_are_ready(&cluster, true, DEADLINE * 2);
         let ready = relief.elapsed();
-        let after = flow.recovery(relief);
+        let after = flow.recovery(relief, watch);
         recovered.push((what.to_owned(), after.max(ready)));
     };
 
@@ -159,7 +163,7 @@ pub fn forgets(load: Load) -> Figures {
         cluster.amqp().delete_queue(&name);
         let gateway = &cluster.gateways[0];
         wait_until_within(DEADLINE, "its loss is noticed", || !gateway.is_ready());
-        recovers(&format!("{queue} deleted"));
+        recovers(&format!("{queue} deleted"), SHORT_WATCH);
     }
     let down = || {
         cluster
@@ -169,15 +173,15 @@ pub fn forgets(load: Load) -> Figures {
     };
     cluster
         .broker
-        .rabbitmqctl(&["close_all_connections", "by the operator"]);
+        .rabbitmqctl(&["close_all_connections", "--global", "by the operator"]);
     wait_until_within(DEADLINE, "the close is noticed", down);
-    recovers("connections closed");
+    recovers("connections closed", WATCH);
 
     cluster.broker.kill9();
     cluster.broker.wipe();
     all_are_ready(&cluster, false, DEADLINE);
     cluster.broker.restart();
-    recovers("data wiped");
+    recovers("data wiped", WATCH);
 
     let mut figures = flow.finish(&cluster);
     figures.recovered = recovered.iter().map(|(_, after)| *after).max();

@@ -24,8 +24,6 @@ use crate::support::{Client, Cluster, DEADLINE, Event, Settings};
 const GROUP: &str = "all";
 /// A push that takes longer than this from its `message_sent` is late.
 const LATE: Duration = Duration::from_secs(1);
-/// How long a recovery is watched. Whoever waits between tries comes back within it.
-const WATCH: Duration = Duration::from_secs(6);
 /// A device that reads looks up at least this often.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -154,10 +152,10 @@ impl Flow {
         })
     }
 
-    /// Lets it flow until [`WATCH`] after `relief`, waits for what was committed by then, and
+    /// Lets it flow until `watch` after `relief`, waits for what was committed by then, and
     /// answers when, after `relief`, the last push came late.
-    pub fn recovery(&self, relief: Instant) -> Duration {
-        let until = relief + WATCH;
+    pub fn recovery(&self, relief: Instant, watch: Duration) -> Duration {
+        let until = relief + watch;
         thread::sleep(until.saturating_duration_since(Instant::now()));
         wait_until_within(DEADLINE * 2, "what was committed is pushed", || {
             let received = self.shared.received_at.lock().unwrap();
