@@ -11,6 +11,9 @@ use crate::support::process::Signal;
 /// `shutdown.drain` of these gateways.
 pub const DRAIN: Duration = Duration::from_secs(5);
 
+/// How long a recovery is watched.
+const WATCH: Duration = Duration::from_secs(4);
+
 const LARGE: Load = Load {
     users: 20,
     messages: 20_000,
@@ -39,7 +42,7 @@ pub fn killed(load: Load) -> Figures {
     let down = Instant::now();
     cluster.start_again(0);
     let relief = Instant::now();
-    let recovered = flow.recovery(relief);
+    let recovered = flow.recovery(relief, WATCH);
     let mut figures = flow.finish(&cluster);
     figures.recovered = Some(recovered);
     figures.note(format!("it was away for {:?}", relief - down));
@@ -61,7 +64,7 @@ pub fn stopped(load: Load) -> Figures {
     let took = told.elapsed();
     assert_eq!(code, 0);
     assert!(took <= DRAIN, "it ended after {took:?}");
-    let recovered = flow.recovery(told);
+    let recovered = flow.recovery(told, WATCH);
     let mut figures = flow.finish(&cluster);
     figures.recovered = Some(recovered);
     figures.note(format!("it ended after {took:?} with {code}"));

@@ -28,6 +28,9 @@ pub const DRILLS: &[Drill] = &[
     },
 ];
 
+/// How long a recovery is watched.
+const WATCH: Duration = Duration::from_secs(4);
+
 /// `kill -9` of the services' process, and a restart at once.
 pub fn killed(load: Load) -> Figures {
     let mut cluster = Cluster::on(Broker::shared(), &load.settings(), 2);
@@ -38,7 +41,7 @@ pub fn killed(load: Load) -> Figures {
         !cluster.gateways[0].is_ready()
     });
     cluster.services.start_again();
-    let recovered = flow.recovery(Instant::now());
+    let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
     figures.recovered = Some(recovered);
     figures
