@@ -2,19 +2,21 @@
 
 /// The broker dies, stalls, is in alarm, or forgets.
 mod broker;
-/// Clients that vanish, that read too slowly, that all come at once.
-mod clients;
+/// Its connection is cut again and again.
+mod reconnects;
+
+/// Services that are down, slow, or talk nonsense.
+mod services;
+
 /// A gateway that is killed or stopped.
 mod gateway;
 /// A panic inside one connection's handling.
 mod panics;
-/// Its connection is cut again and again.
-mod reconnects;
 /// Descriptors, threads and memory run out.
 mod resources;
-/// Services that are down, slow, or talk nonsense.
-mod services;
 
+/// Clients that vanish, that read too slowly, that all come at once.
+mod clients;
 /// Messages while something is on its way: a member, a route, a page, a batch.
 mod connecting;
 /// The same delivery, or the same acknowledgement, twice.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::flow::{Flow, Load, WATCH};
+use super::flow::{Flow, Load};
 use super::{Drill, Figures};
 use crate::support::broker::Broker;
 use crate::support::process::Signal;
@@ -39,6 +39,8 @@ const LARGE: Load = Load {
 };
 /// Of the configuration that all tests share, `shutdown.drain`, and what a process needs to end.
 const SHUTDOWN: Duration = Duration::from_secs(6);
+/// How long a recovery is watched: whoever waits between tries comes back within it.
+const WATCH: Duration = Duration::from_secs(6);
 /// As long as the wait after a first failure: enough where the services lose nothing.
 const SHORT_WATCH: Duration = Duration::from_secs(2);
 /// Users who are not in the flow.

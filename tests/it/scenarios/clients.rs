@@ -122,7 +122,7 @@ pub fn vanish(clients: usize, messages: usize, length: usize) -> Figures {
     }
     drop(process);
     assert_eq!(gateway.stop(), 0);
-    let mut figures = Figures::of(&ledger);
+    let mut figures = Figures::of(ledger.report());
     figures.note(format!(
         "the last of {clients} was gone after {last:?}, with an idle timeout of {IDLE:?}"
     ));
@@ -253,7 +253,7 @@ pub fn slow(size: Slow) -> Figures {
             ledger.received(user, push["id"].as_str().expect("an id"));
         }
     }
-    let mut figures = Figures::of(&ledger);
+    let mut figures = Figures::of(ledger.report());
     // The crowd's pushes are read and not counted.
     figures.lost.retain(|(user, _)| !read.contains(user));
     figures.missing.clear();

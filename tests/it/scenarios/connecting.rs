@@ -92,7 +92,7 @@ pub fn members_join(count: usize) -> Figures {
             ledger.received(user, &id);
         }
     }
-    Figures::of(&ledger)
+    Figures::of(ledger.report())
 }
 
 /// bob connects two devices whose route the broker cannot confirm, because what goes `way` between
@@ -142,7 +142,7 @@ pub fn late_route(way: Way) -> Figures {
             ledger.received(&name, &id);
         }
     }
-    Figures::of(&ledger)
+    Figures::of(ledger.report())
 }
 
 /// bob has `unread` messages when he connects two devices, and `live` more come meanwhile. Each
@@ -202,7 +202,7 @@ pub fn unread_on_connect(unread: usize, live: usize) -> Figures {
             ledger.received(&name, id);
         }
     }
-    let mut figures = Figures::of(&ledger);
+    let mut figures = Figures::of(ledger.report());
     assert_eq!(figures.duplicated, 0, "each once: {figures}");
     assert_eq!(figures.disordered, [], "in order: {figures}");
     figures.notes = notes;
@@ -235,7 +235,7 @@ pub fn batches(rounds: usize, size: usize) -> Figures {
         received.iter().for_each(|id| ledger.received(BOB, id));
         bob.ack(&sent);
     }
-    let figures = Figures::of(&ledger);
+    let figures = Figures::of(ledger.report());
     assert_eq!(figures.duplicated, 0, "each once: {figures}");
     assert_eq!(figures.disordered, [], "in order: {figures}");
     figures

@@ -20,8 +20,6 @@ use crate::support::settings::token_of;
 use crate::support::wait::wait_until_within;
 use crate::support::{Client, Cluster, DEADLINE, Event, Settings};
 
-/// How long a recovery is watched: whoever waits between tries comes back within it.
-pub const WATCH: Duration = Duration::from_secs(6);
 /// The group that all users are in. Every fourth message is for it.
 const GROUP: &str = "all";
 /// A push that takes longer than this from its `message_sent` is late.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::flow::{Flow, Load, WATCH};
+use super::flow::{Flow, Load};
 use super::{Drill, Figures};
 use crate::support::Cluster;
 use crate::support::broker::Broker;
@@ -10,6 +10,9 @@ use crate::support::process::Signal;
 
 /// `shutdown.drain` of these gateways.
 pub const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long a recovery is watched.
+const WATCH: Duration = Duration::from_secs(4);
 
 const LARGE: Load = Load {
     users: 20,

@@ -15,7 +15,7 @@ pub mod services;
 use std::fmt;
 use std::time::Duration;
 
-use crate::support::ledger::Ledger;
+use crate::support::ledger::Report;
 
 /// A scenario at its larger size.
 pub struct Drill {
@@ -30,10 +30,10 @@ pub fn drills() -> impl Iterator<Item = &'static Drill> {
     [
         broker::DRILLS,
         reconnects::DRILLS,
-        connecting::DRILLS,
-        gateway::DRILLS,
         services::DRILLS,
+        gateway::DRILLS,
         clients::DRILLS,
+        connecting::DRILLS,
     ]
     .into_iter()
     .flatten()
@@ -67,10 +67,12 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// What a ledger says; whoever was to come back has done so.
-    pub fn of(ledger: &Ledger) -> Self {
-        let report = ledger.report();
-        assert_eq!(report.stray, [], "{report}");
+    pub fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// What a ledger of devices that were connected all the time says.
+    pub fn of(report: Report) -> Self {
         Self {
             committed: report.committed,
             delivered: report.delivered,
@@ -80,10 +82,6 @@ impl Figures {
             disordered: report.disordered,
             ..Self::default()
         }
-    }
-
-    pub fn note(&mut self, note: impl Into<String>) {
-        self.notes.push(note.into());
     }
 
     /// Nothing is lost, and nobody had to reconnect for it.

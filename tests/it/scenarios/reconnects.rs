@@ -85,7 +85,7 @@ pub fn reconnects(count: usize) -> Figures {
     );
     wait_until("all is acknowledged", || nothing_is_left(&broker, &url));
 
-    let mut figures = Figures::of(&ledger);
+    let mut figures = Figures::of(ledger.report());
     figures.note(format!("{count} reconnects in {took:?}"));
     figures
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::flow::{Flow, Load, WATCH};
+use super::flow::{Flow, Load};
 use super::{Drill, Figures};
 use crate::support::broker::Broker;
 use crate::support::cluster::remote;
@@ -27,6 +27,9 @@ pub const DRILLS: &[Drill] = &[
         run: || presence_restarted(200).0,
     },
 ];
+
+/// How long a recovery is watched.
+const WATCH: Duration = Duration::from_secs(4);
 
 /// `kill -9` of the services' process, and a restart at once.
 pub fn killed(load: Load) -> Figures {
