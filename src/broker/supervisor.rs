@@ -24,6 +24,8 @@ pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
 /// Where nobody listens, asking costs the broker nothing, and it is found soon when it returns.
 const RETRY_UNHEARD: Duration = Duration::from_secs(2);
+/// How long after the deadline a connection that was cut may take to end.
+const CUT_WITHIN: Duration = Duration::from_millis(500);
 /// Ample for what a prefetch holds, and short beside `shutdown.drain`.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -125,7 +127,7 @@ impl Supervisor {
 
     /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. A
     /// broker that does not answer is left after 5 s, and at `deadline`: the connection is cut, and
-    /// what is left then is a call to a service, at most.
+    /// what is left then is a call to a service, at most, which is not waited for.
     pub fn stop(self, deadline: Instant) {
         drop(self.quitter);
         let mut wait_until = deadline.min(Instant::now() + STOP_WITHIN);
@@ -133,6 +135,9 @@ impl Supervisor {
             // Again, should a connection have been opened just now.
             if let Some(cutter) = &*self.shared.cutter.lock() {
                 cutter.cut();
+            }
+            if Instant::now() > deadline + CUT_WITHIN {
+                return warn!("Broker thread left behind");
             }
             wait_until = Instant::now() + Duration::from_millis(100);
         }

@@ -107,7 +107,9 @@ impl Outgoing {
         let excess = state.changes.len().saturating_sub(MAX_WAITING_CHANGES);
         state.changes.drain(..excess);
         if excess > 0 && state.dropped == 0 {
-            log::warn!("event=presence_dropping reason=broker_away waiting={MAX_WAITING_CHANGES}");
+            log::warn!(
+                "Presence dropped from now on: reason=broker away, waiting={MAX_WAITING_CHANGES}"
+            );
         }
         state.dropped += excess;
         drop(state);
@@ -135,7 +137,7 @@ impl Outgoing {
         state.committed = false;
         if limit > 0 && state.dropped > 0 {
             log::warn!(
-                "event=presence_dropped count={}",
+                "Presence dropped: count={}",
                 std::mem::take(&mut state.dropped)
             );
         }
@@ -216,8 +218,8 @@ impl PublisherThread {
             failures += 1;
             let pause = self.backoff.pause(failures);
             log::warn!(
-                "event=publish_failed publications={} failures={failures} retry_in={pause:?} \
-                 error=\"{error}\"",
+                "Publishing failed: publications={}, failures={failures}, retry_in={pause:?}, \
+                 error={error}",
                 batch.len()
             );
             if !self.outgoing.pause(pause) {
@@ -225,7 +227,7 @@ impl PublisherThread {
             }
         }
         if failures > 0 {
-            log::info!("event=publish_recovered failures={failures}");
+            log::info!("Publishing works again: failures={failures}");
         }
         true
     }

@@ -71,7 +71,9 @@ fn a_removed_member_gets_nothing_and_a_new_one_is_reached() {
     let mut alice = cluster.connect(0, "alice");
     let (mut bob, mut dave) = (cluster.connect(1, "bob"), cluster.connect(0, "dave"));
     let before = alice.send_group_message("team", "with bob, without dave");
+    // Who is a member is asked when a message is delivered: both gateways have done so.
     bob.expect_message(&before);
+    alice.expect_message(&before);
 
     cluster
         .services

@@ -5,9 +5,12 @@
 #![allow(dead_code, reason = "tests and drills each use a part")]
 
 pub mod broker;
+pub mod clients;
 pub mod connecting;
 pub mod flow;
+pub mod gateway;
 pub mod reconnects;
+pub mod services;
 
 use std::fmt;
 use std::time::Duration;
@@ -24,9 +27,16 @@ pub struct Drill {
 
 /// All drills. A file of scenarios adds its own here.
 pub fn drills() -> impl Iterator<Item = &'static Drill> {
-    [broker::DRILLS, reconnects::DRILLS, connecting::DRILLS]
-        .into_iter()
-        .flatten()
+    [
+        broker::DRILLS,
+        reconnects::DRILLS,
+        services::DRILLS,
+        gateway::DRILLS,
+        clients::DRILLS,
+        connecting::DRILLS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// What a scenario comes to.

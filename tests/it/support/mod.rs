@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod ledger;
 pub mod paths;
 pub mod process;
+pub mod puppet;
 pub mod raw;
 pub mod settings;
 pub mod wait;
