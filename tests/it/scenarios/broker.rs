@@ -51,9 +51,11 @@ pub fn killed(load: Load) -> Figures {
     let cluster = Cluster::on(Broker::private(), &load.settings(), 2);
     let flow = Flow::start(&cluster, load);
     flow.goes_on_for(load.messages / 8);
+    flow.pause_after(load.messages / 2);
     cluster.broker.kill9();
     all_are_ready(&cluster, false, DEADLINE);
     cluster.broker.restart();
+    flow.resume();
     let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
     tell(&cluster);
@@ -179,10 +181,12 @@ pub fn forgets(load: Load) -> Figures {
     wait_until_within(DEADLINE, "the close is noticed", down);
     recovers("connections closed", WATCH);
 
+    flow.pause_after(load.messages / 2);
     cluster.broker.kill9();
     cluster.broker.wipe();
     all_are_ready(&cluster, false, DEADLINE);
     cluster.broker.restart();
+    flow.resume();
     recovers("data wiped", WATCH);
 
     let mut figures = flow.finish(&cluster);

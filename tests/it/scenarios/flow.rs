@@ -74,6 +74,8 @@ struct Shared {
     refused: AtomicUsize,
     disconnects: AtomicUsize,
     slowest_answer: Mutex<Duration>,
+    /// At so many committed messages the senders pause.
+    limit: AtomicUsize,
     /// No new message is begun.
     stop: AtomicBool,
     /// All have what they must get, or it is too late.
@@ -83,7 +85,10 @@ struct Shared {
 impl Flow {
     /// Connects all devices, and then begins.
     pub fn start(cluster: &Cluster, load: Load) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            limit: AtomicUsize::new(usize::MAX),
+            ..Shared::default()
+        });
         let names = load.names();
         let ways: Vec<_> = cluster
             .gateways
@@ -136,6 +141,17 @@ impl Flow {
         wait_until_within(DEADLINE * 6, format!("{goal} are committed"), || {
             self.committed() >= goal
         });
+    }
+
+    /// The senders pause once about `count` more are committed, however long the fault takes: what
+    /// piles up does not depend on how fast this machine starts a broker.
+    pub fn pause_after(&self, count: usize) {
+        let limit = self.committed() + count;
+        self.shared.limit.store(limit, Ordering::SeqCst);
+    }
+
+    pub fn resume(&self) {
+        self.shared.limit.store(usize::MAX, Ordering::SeqCst);
     }
 
     /// Lets it flow until `watch` after `relief`, waits for what was committed by then, and
@@ -267,8 +283,11 @@ impl Device {
             } else if self.shared.stop.load(Ordering::SeqCst) {
                 self.sends = false;
                 self.shared.sending.fetch_sub(1, Ordering::SeqCst);
+            } else if self.is_paused() {
+                self.read(LOOK);
             } else if Instant::now() >= next {
-                next += pause;
+                // Without making up for what it could not send in time.
+                next = (next + pause).max(Instant::now());
                 count += 1;
                 self.send(count);
             } else {
@@ -281,6 +300,13 @@ impl Device {
             frames.into_iter().for_each(|frame| self.took(frame));
         }
         self.client
+    }
+
+    fn is_paused(&self) -> bool {
+        let Shared {
+            committed, limit, ..
+        } = &*self.shared;
+        committed.load(Ordering::SeqCst) >= limit.load(Ordering::SeqCst)
     }
 
     /// Sends one message, again and again until it is committed.
