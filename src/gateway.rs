@@ -14,7 +14,7 @@ use log::{info, warn};
 use crate::broker::Endpoint;
 use crate::broker::deliver::Deliver;
 use crate::broker::routes::{self, Routes};
-use crate::broker::supervisor::{BrokerEvent, Settings, Supervisor};
+use crate::broker::supervisor::{BrokerEvent, RETRY_FIRST, Settings, Supervisor};
 use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
@@ -46,7 +46,6 @@ pub struct Gateway {
     presence: Arc<Presence>,
     probe: Probe,
     feed: Box<dyn Feed>,
-    draining: Arc<AtomicBool>,
 }
 
 /// Where deliveries come from: the broker, or the services in this process.
@@ -166,6 +165,7 @@ impl Gateway {
             gateway_id: config.gateway.id.clone(),
             heartbeat: config.broker.heartbeat,
             prefetch: config.broker.prefetch,
+            retry_first: RETRY_FIRST,
         };
         Self::assemble(config, listener, backend, Arc::clone(&routes), |presence| {
             let supervisor =
@@ -188,7 +188,8 @@ impl Gateway {
         let embedded = embedded
             .consume(&backend.deliver)
             .map_err(StartError::Thread)?;
-        Self::assemble(config, listener, backend, routes, |_| {
+        Self::assemble(config, listener, backend, routes, |presence| {
+            presence.take_over();
             Ok(Box::new(embedded))
         })
     }
@@ -219,6 +220,7 @@ impl Gateway {
         );
         let presence = Arc::new(presence.map_err(StartError::Thread)?);
         let readiness = Arc::new(Readiness::default());
+        let draining = Arc::new(AtomicBool::new(false));
         let context = Arc::new(Context {
             config,
             registry,
@@ -228,17 +230,26 @@ impl Gateway {
                 routes,
             }),
             readiness: Arc::clone(&readiness),
+            draining: Arc::clone(&draining),
             pacing: Permits::new(CATCH_UPS),
             page,
         });
-        let listener =
-            Listener::start(listener, Arc::clone(&context)).map_err(StartError::Thread)?;
         let feed = feed(Arc::clone(&presence))?;
         readiness.add("broker", true, feed.check());
         let probe =
             Probe::start(Arc::clone(&context.services), &readiness).map_err(StartError::Thread)?;
         let presence_state = Arc::clone(&presence);
         readiness.add("presence_service", false, move || presence_state.state());
+        readiness.add("draining", true, move || {
+            if draining.load(Ordering::SeqCst) {
+                Err("the gateway is shutting down".into())
+            } else {
+                Ok(())
+            }
+        });
+        // Last of all: whoever asks is told of every check.
+        let listener =
+            Listener::start(listener, Arc::clone(&context)).map_err(StartError::Thread)?;
         let has_room = listener.has_room();
         readiness.add("capacity", true, move || {
             if has_room() {
@@ -247,23 +258,12 @@ impl Gateway {
                 Err("limits.max_connections is reached".into())
             }
         });
-        let draining = Arc::new(AtomicBool::new(false));
-        let is_draining = Arc::clone(&draining);
-        readiness.add("draining", true, move || {
-            let draining = is_draining.load(Ordering::SeqCst);
-            if draining {
-                Err("the gateway is shutting down".into())
-            } else {
-                Ok(())
-            }
-        });
         Ok(Self {
             context,
             listener,
             presence,
             probe,
             feed,
-            draining,
         })
     }
 
@@ -291,12 +291,14 @@ impl Gateway {
             "Shutting down: connections={}",
             self.context.registry.connections().len()
         );
-        self.draining.store(true, Ordering::SeqCst);
-        self.listener.drain();
+        self.context.draining.store(true, Ordering::SeqCst);
         self.close_connections(start, drain);
-        self.presence.stop();
+        // A Presence Service that does not answer leaves the feed half of the time.
+        let now = Instant::now();
+        self.presence
+            .stop(now + deadline.saturating_duration_since(now) / 2);
         self.feed.stop(deadline);
-        self.probe.stop();
+        self.probe.stop(deadline);
         let left = self.listener.stop(deadline);
         if left > 0 {
             warn!("Threads left behind: threads={left}");

@@ -121,7 +121,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             run_gateway(config, file.as_deref())
         }
         Some(Command::Check) => {
-            print!("{}", config::display(&config));
+            // Whoever closed standard output does not want to know.
+            let _ = write!(io::stdout(), "{}", config::display(&config));
             Ok(())
         }
         #[cfg(feature = "reference")]

@@ -8,7 +8,6 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
@@ -19,6 +18,7 @@ use crate::ids::UserId;
 use crate::registry::Registry;
 use crate::services::proto::{RenewLeaseRequest, UserOfflineRequest, UserOnlineRequest};
 use crate::services::{ServiceError, Services};
+use crate::threads::{Threads, USUAL_STACK};
 
 /// The wait after a failed call.
 const RETRY: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ type Gone = Box<dyn Fn(&UserId) + Send + Sync>;
 /// The presence of this gateway's users.
 pub struct Presence {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Arc<Threads>,
 }
 
 struct Shared {
@@ -50,6 +50,8 @@ struct State {
     agenda: BinaryHeap<Reverse<(Instant, UserId)>>,
     /// A predecessor's lease is to be ended first.
     take_over: bool,
+    /// The lease is this gateway's own, and not another one's with the same id.
+    owned: bool,
     /// Why the last call failed, if it did.
     failure: Option<String>,
     stopped: bool,
@@ -88,14 +90,12 @@ impl Presence {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        let thread = thread::Builder::new().name("presence".into()).spawn({
+        let thread: Arc<Threads> = Arc::default();
+        thread.spawn("presence".into(), USUAL_STACK, {
             let shared = Arc::clone(&shared);
             move || shared.run()
         })?;
-        Ok(Self {
-            shared,
-            thread: Mutex::new(Some(thread)),
-        })
+        Ok(Self { shared, thread })
     }
 
     /// The user has a connection more.
@@ -114,7 +114,8 @@ impl Presence {
     /// This gateway's queues are its own: the lease of a predecessor that crashed is ended, so
     /// that its users who did not come back go offline.
     pub fn take_over(&self) {
-        self.shared.state.lock().take_over = true;
+        let mut state = self.shared.state.lock();
+        (state.take_over, state.owned) = (true, true);
         self.shared.changed.notify_one();
     }
 
@@ -123,13 +124,13 @@ impl Presence {
         self.shared.state.lock().failure.clone().map_or(Ok(()), Err)
     }
 
-    /// All of this gateway's users go offline at once, and the thread ends.
-    pub fn stop(&self) {
+    /// All of this gateway's users go offline at once, and the thread ends. At `deadline` it is left
+    /// to the call that it waits for.
+    pub fn stop(&self, deadline: Instant) {
         self.shared.state.lock().stopped = true;
         self.shared.changed.notify_one();
-        if let Some(thread) = self.thread.lock().take() {
-            // A panic was reported when it happened.
-            let _ = thread.join();
+        if self.thread.join(deadline) > 0 {
+            warn!("Presence Service not waited for any longer");
         }
     }
 }
@@ -172,6 +173,10 @@ impl Shared {
                 },
                 Task::Look(user) => self.look(&user),
             }
+        }
+        if !self.state.lock().owned {
+            // It may be another gateway's, whose users stay.
+            return warn!("Users not taken offline: the queues were never this gateway's own");
         }
         // Ends the lease: all of this gateway's users are offline with one call.
         if let Err(error) = self.renew(Duration::ZERO) {

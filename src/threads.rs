@@ -1,4 +1,4 @@
-//! Threads that come and go, each with a name, all joined in the end.
+//! Threads that come and go, each with a name, all joined in the end, by a deadline.
 //!
 //! A thread cannot join itself. So each one that ends leaves its handle behind and joins the one
 //! that ended before it: at any time at most one ended thread waits to be joined.
@@ -10,6 +10,9 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
+
+/// What std gives a thread that asks for nothing else.
+pub const USUAL_STACK: usize = 2 << 20;
 
 /// A set of running threads.
 #[derive(Default)]

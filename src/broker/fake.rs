@@ -1,4 +1,5 @@
-//! For unit tests: a User Service that knows some groups, and the other services unreachable.
+//! For unit tests: a User Service that knows some groups, a Message Service that knows what is
+//! unread, and nothing else.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +14,8 @@ pub struct FakeUsers {
     groups: Mutex<HashMap<String, Vec<String>>>,
     failing: Mutex<Option<ErrorCode>>,
     calls: AtomicUsize,
+    /// Whoever asks.
+    pub unread: Mutex<Vec<Message>>,
 }
 
 impl FakeUsers {
@@ -61,8 +64,28 @@ impl Services for FakeUsers {
     fn group_history(&self, _: GetGroupHistoryRequest) -> Result<GetHistoryResponse> {
         unreachable()
     }
-    fn offline_messages(&self, _: GetOfflineMessagesRequest) -> Result<GetOfflineMessagesResponse> {
-        unreachable()
+    fn offline_messages(
+        &self,
+        request: GetOfflineMessagesRequest,
+    ) -> Result<GetOfflineMessagesResponse> {
+        let unread = self.unread.lock();
+        let position = unread
+            .iter()
+            .position(|message| message.id == request.after_id);
+        let start = match position {
+            Some(position) => position + 1,
+            None if request.after_id.is_empty() => 0,
+            None => {
+                return Err(ServiceError::new(
+                    ErrorCode::InvalidMessage,
+                    "no such message",
+                ));
+            }
+        };
+        Ok(GetOfflineMessagesResponse {
+            messages: unread[start..].to_vec(),
+            has_more: false,
+        })
     }
     fn ack_messages(&self, _: AckMessagesRequest) -> Result<()> {
         unreachable()

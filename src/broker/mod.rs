@@ -11,7 +11,7 @@ mod consume;
 pub mod deliver;
 mod endpoint;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 mod groups;
 pub mod local;
 pub mod publisher;

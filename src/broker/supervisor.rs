@@ -20,10 +20,12 @@ use super::session::{Parts, Session};
 use super::topology::Topology;
 
 /// Waits between two tries are jittered: half of these, up to all.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
+pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
 /// Where nobody listens, asking costs the broker nothing, and it is found soon when it returns.
 const RETRY_UNHEARD: Duration = Duration::from_secs(2);
+/// How long after the deadline a connection that was cut may take to end.
+const CUT_WITHIN: Duration = Duration::from_millis(500);
 /// Ample for what a prefetch holds, and short beside `shutdown.drain`.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -35,6 +37,8 @@ pub struct Settings {
     /// Whole seconds.
     pub heartbeat: Duration,
     pub prefetch: u16,
+    /// The first wait after a connection is lost: [`RETRY_FIRST`], save in tests of many losses.
+    pub retry_first: Duration,
 }
 
 /// What the composition root is told, on the `broker` thread.
@@ -90,13 +94,13 @@ impl Supervisor {
                 deliver,
                 routes,
             },
+            backoff: Backoff::new(settings.retry_first, RETRY_LONGEST),
             settings,
             shared: Arc::clone(&shared),
             quit,
             on_event: Box::new(on_event),
             owned: false,
             in_use_since: None,
-            backoff: Backoff::new(RETRY_FIRST, RETRY_LONGEST),
         };
         let thread = thread::Builder::new()
             .name("broker".into())
@@ -123,7 +127,7 @@ impl Supervisor {
 
     /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. A
     /// broker that does not answer is left after 5 s, and at `deadline`: the connection is cut, and
-    /// what is left then is a call to a service, at most.
+    /// what is left then is a call to a service, at most, which is not waited for.
     pub fn stop(self, deadline: Instant) {
         drop(self.quitter);
         let mut wait_until = deadline.min(Instant::now() + STOP_WITHIN);
@@ -131,6 +135,9 @@ impl Supervisor {
             // Again, should a connection have been opened just now.
             if let Some(cutter) = &*self.shared.cutter.lock() {
                 cutter.cut();
+            }
+            if Instant::now() > deadline + CUT_WITHIN {
+                return warn!("Broker thread left behind");
             }
             wait_until = Instant::now() + Duration::from_millis(100);
         }
@@ -192,14 +199,22 @@ impl Watch {
         let link = Link::open(endpoint, &name, *heartbeat, &self.quit).map_err(Failure::Opening)?;
         *self.shared.cutter.lock() = Some(link.cutter());
         let session = Session::declare(&self.parts, link, !self.owned).map_err(Failure::Serving)?;
-        let outcome = session.run(&self.quit, || {
+        let up = || {
             *self.shared.state.lock() = State::Up;
             info!("Broker up: address={}", self.settings.endpoint.address());
             self.backoff.reset();
             if !mem::replace(&mut self.owned, true) {
                 (self.on_event)(BrokerEvent::Owned);
             }
-        });
+        };
+        // Not logged: what broke the connection is known once it is closed.
+        let lost = |error: &AmqpError| {
+            let mut state = self.shared.state.lock();
+            if *state == State::Up {
+                *state = State::Down(format!("about to reconnect: {error}"));
+            }
+        };
+        let outcome = session.run(&self.quit, up, lost);
         outcome.map_err(Failure::Serving)
     }
 

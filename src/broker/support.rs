@@ -13,3 +13,5 @@ pub mod process;
 pub mod wait;
 #[path = "../../tests/it/support/watchdog.rs"]
 pub mod watchdog;
+#[path = "../../tests/it/support/wire.rs"]
+pub mod wire;

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -23,12 +23,11 @@ use crate::threads::Threads;
 const BACKLOG: i32 = 4_096;
 /// The wait after a failed accept, which the system's next moment may mend.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// How long the listener's own connection, which wakes the accept loop, may take.
-const WAKE_WITHIN: Duration = Duration::from_secs(1);
 
 /// The client listener and everything behind it.
 pub struct Listener {
     addr: SocketAddr,
+    listener: Arc<TcpListener>,
     shared: Arc<Shared>,
     acceptor: JoinHandle<()>,
 }
@@ -38,7 +37,6 @@ struct Shared {
     threads: Arc<Threads>,
     limits: Limits,
     refuser: Refuser,
-    draining: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -53,20 +51,21 @@ impl Listener {
     /// Accepts from now on.
     pub fn start(listener: TcpListener, context: Arc<Context>) -> io::Result<Self> {
         let addr = listener.local_addr()?;
+        let listener = Arc::new(listener);
         let shared = Arc::new(Shared {
             threads: Arc::default(),
             limits: Limits::new(&context.config),
             refuser: Refuser::start(Arc::clone(&context))?,
-            draining: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             context,
         });
         let acceptor = thread::Builder::new().name("accept".into()).spawn({
-            let shared = Arc::clone(&shared);
+            let (shared, listener) = (Arc::clone(&shared), Arc::clone(&listener));
             move || shared.accept(&listener)
         })?;
         Ok(Self {
             addr,
+            listener,
             shared,
             acceptor,
         })
@@ -83,17 +82,12 @@ impl Listener {
         move || connections.available() > 0
     }
 
-    /// From now on newcomers are answered with 503.
-    pub fn drain(&self) {
-        self.shared.draining.store(true, Ordering::SeqCst);
-    }
-
     /// Stops accepting and waits for the connection threads. Answers how many are left at
     /// `deadline`.
     pub fn stop(self, deadline: Instant) -> usize {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        // The accept loop looks at `stopped` when something comes.
-        let _ = TcpStream::connect_timeout(&reachable(self.addr), WAKE_WITHIN);
+        // On Linux this ends a blocked accept, with an error. It fails when that has ended already.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         // A panic was reported when it happened.
         let _ = self.acceptor.join();
         self.shared.refuser.stop();
@@ -102,31 +96,18 @@ impl Listener {
     }
 }
 
-/// An address that reaches a listener bound to `addr`, which may be a wildcard.
-fn reachable(addr: SocketAddr) -> SocketAddr {
-    let ip = match addr.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, addr.port())
-}
-
 impl Shared {
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
-        let mut spare = File::open("/dev/null").ok();
-        loop {
-            let accepted = listener.accept();
-            if self.stopped.load(Ordering::SeqCst) {
-                return;
-            }
-            match accepted {
+        let mut spare = open_spare();
+        while !self.stopped.load(Ordering::SeqCst) {
+            match listener.accept() {
                 Ok((socket, peer)) => self.take(socket, peer.ip()),
                 Err(error) if is_exhausted(&error) => {
-                    refuse_with_spare(listener, &mut spare, &error);
+                    self.take_with_spare(listener, &mut spare, &error);
                 }
                 // The client went away before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) if self.stopped.load(Ordering::SeqCst) => {}
                 Err(error) => {
                     error!("Accept failed, will be retried: error={error}");
                     thread::sleep(ACCEPT_RETRY);
@@ -158,31 +139,47 @@ impl Shared {
         }
     }
 
+    /// Out of descriptors: the spare one makes room to answer a client instead of leaving it, and
+    /// the loop with it, waiting. The wait for that client may be long: if there is a spare one
+    /// again by then, so is room.
+    fn take_with_spare(
+        self: &Arc<Self>,
+        listener: &TcpListener,
+        spare: &mut Option<File>,
+        why: &io::Error,
+    ) {
+        error!("Accept failed, refusing until there is room: error={why}");
+        drop(spare.take());
+        let accepted = listener.accept();
+        *spare = open_spare();
+        match accepted {
+            Ok((socket, peer)) if spare.is_some() => self.take(socket, peer.ip()),
+            Ok((socket, _)) => {
+                no_room().send(&socket);
+                drop(socket);
+                *spare = open_spare();
+            }
+            Err(_) => {}
+        }
+        if spare.is_none() {
+            thread::sleep(ACCEPT_RETRY);
+        }
+    }
+
     fn admit(
         &self,
         id: ConnectionId,
         socket: &Arc<TcpStream>,
         peer: IpAddr,
     ) -> Result<Admission, Answer> {
-        if self.draining.load(Ordering::SeqCst) {
-            return Err(Answer::unavailable("The gateway is shutting down"));
-        }
+        self.context.let_in()?;
         self.limits.admit(id, socket, peer)
     }
 }
 
-/// Out of descriptors: the spare one makes room to answer a client instead of leaving it, and the
-/// loop with it, waiting.
-fn refuse_with_spare(listener: &TcpListener, spare: &mut Option<File>, why: &io::Error) {
-    error!("Accept failed, refusing until there is room: error={why}");
-    drop(spare.take());
-    if let Ok((socket, _)) = listener.accept() {
-        no_room().send(&socket);
-    }
-    *spare = File::open("/dev/null").ok();
-    if spare.is_none() {
-        thread::sleep(ACCEPT_RETRY);
-    }
+/// A descriptor to give away.
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

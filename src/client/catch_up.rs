@@ -12,14 +12,16 @@ use log::warn;
 use super::connection::Connection;
 use super::permits::Permits;
 use super::protocol::{ChatMessage, Outgoing, timestamp};
-use crate::services::Services;
 use crate::services::proto::GetOfflineMessagesRequest;
+use crate::services::{ErrorCode, Services};
 
 /// Messages asked for at once.
 const PAGE: i32 = 50;
 /// The first wait after a failure; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// How long a page waits for its permit before the thread looks after the connection again.
+const PERMIT_WITHIN: Duration = Duration::from_secs(1);
 /// How long ids are remembered after a catch-up: longer than a publication is on its way while
 /// all is well. A message that comes later still is sent again under its same id.
 const SETTLING: Duration = Duration::from_secs(5);
@@ -96,11 +98,24 @@ impl CatchUp {
             after_id: self.position.clone(),
             limit: PAGE,
         };
-        let permit = self.pacing.acquire();
+        let Some(permit) = self.pacing.acquire_within(PERMIT_WITHIN) else {
+            self.stage = Stage::Running(Instant::now());
+            return;
+        };
         let answer = self.services.offline_messages(request);
         drop(permit);
         let page = match answer {
             Ok(page) => page,
+            // The service has another store by now, to which the position means nothing.
+            Err(error) if error.code == ErrorCode::InvalidMessage && !self.position.is_empty() => {
+                warn!(
+                    "Catch-up starts over: user={}, error={error}",
+                    connection.user()
+                );
+                self.position.clear();
+                self.stage = Stage::Running(Instant::now());
+                return;
+            }
             Err(error) => {
                 warn!(
                     "Catch-up failed, will be retried: user={}, conn_id={}, error={error}",
@@ -155,5 +170,59 @@ impl CatchUp {
         } else {
             Stage::Settling(Instant::now() + SETTLING)
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::fake::FakeUsers;
+    use crate::client::fixture::Client;
+    use crate::registry::Registry;
+    use crate::services::proto::Message;
+
+    fn message(id: &str) -> Message {
+        Message {
+            id: id.into(),
+            from_user_id: "alice".into(),
+            to_user_id: "bob".into(),
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn whoever_waits_for_a_permit_still_looks_after_the_connection() {
+        let bob = Client::join(&Registry::default(), "bob");
+        let (services, nobody_ends) = (Arc::new(FakeUsers::default()), Permits::new(0));
+        let mut catch_up = CatchUp::new(services, nobody_ends, Instant::now());
+        let (told, returned) = crossbeam::channel::bounded(1);
+        std::thread::spawn(move || {
+            catch_up.advance(&bob.connection, Instant::now());
+            catch_up.advance(&bob.connection, Instant::now());
+            told.send(catch_up.advance(&bob.connection, Instant::now()).is_some())
+        });
+        assert_eq!(returned.recv_timeout(Duration::from_secs(20)), Ok(true));
+    }
+
+    #[test]
+    fn a_position_that_the_service_no_longer_knows_is_given_up() {
+        let mut bob = Client::join(&Registry::default(), "bob");
+        let services = Arc::new(FakeUsers::default());
+        let start = Instant::now();
+        let mut catch_up = CatchUp::new(Arc::clone(&services) as _, Permits::new(1), start);
+        let mut advance = |times| {
+            for _ in 0..times {
+                catch_up.advance(&bob.connection, Instant::now());
+            }
+        };
+        *services.unread.lock() = vec![message("old")];
+        advance(2);
+        *services.unread.lock() = vec![message("new")];
+        bob.connection.request_catch_up();
+        advance(3);
+        for expected in ["old", "offline_complete", "new", "offline_complete"] {
+            let text = bob.next();
+            assert!(text.contains(expected), "{text}");
+        }
     }
 }

@@ -93,7 +93,11 @@ impl Connection {
         if self.hold.is_live() {
             return self.outbox.push(train);
         }
-        pushes.fold(false, |owed, push| self.push(&push) || owed)
+        let mut owed = false;
+        for push in pushes {
+            owed |= self.push(&push);
+        }
+        owed
     }
 
     /// Writes what is queued, as far as the socket takes it without blocking.

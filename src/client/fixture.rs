@@ -26,7 +26,8 @@ impl Client {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, peer) = listener.accept().unwrap();
-        let outbox = Outbox::new(Arc::new(accepted), Frame::raw(b""), 1_024, 1 << 20);
+        let (accepted, patience) = (Arc::new(accepted), Duration::from_secs(10));
+        let outbox = Outbox::new(accepted, patience, Frame::raw(b""), 1_024, 1 << 20);
         let hold = Hold::new(1_024, 1 << 20);
         assert!(hold.release().is_empty());
         let (id, user) = (ConnectionId::random(), UserId::new(user).unwrap());

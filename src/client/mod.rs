@@ -16,6 +16,7 @@ pub mod accept;
 mod admission;
 mod catch_up;
 mod dispatch;
+mod failpoint;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod handshake;
@@ -30,12 +31,14 @@ mod socket;
 mod writer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
 use crate::ids::UserId;
 use crate::readiness::Readiness;
 use crate::registry::Registry;
 use crate::services::Services;
+use head::Answer;
 use permits::Permits;
 
 /// The stack of a connection thread, in bytes. Only what is touched of it costs memory.
@@ -48,10 +51,22 @@ pub struct Context {
     pub services: Arc<dyn Services>,
     pub users: Arc<dyn Attendance>,
     pub readiness: Arc<Readiness>,
+    /// Nobody is let in any more.
+    pub draining: Arc<AtomicBool>,
     /// How many connections fetch a page of unread messages at a time.
     pub pacing: Arc<Permits>,
     /// The page at `/`, if there is one.
     pub page: Option<String>,
+}
+
+impl Context {
+    /// Refuses newcomers while the gateway shuts down.
+    fn let_in(&self) -> Result<(), Answer> {
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(Answer::unavailable("The gateway is shutting down"));
+        }
+        Ok(())
+    }
 }
 
 /// Who wants to know that users come and go: presence and the broker's routes.

@@ -35,9 +35,15 @@ const WRITE_SHARE: usize = 64 << 10;
 /// takes more.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(100);
 
+/// How long a blocking write waits for a socket that takes nothing before its thread looks up: the
+/// connection may have been closed meanwhile, or its client have been silent for too long.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// The queue and the write side of one connection.
 pub struct Outbox {
     socket: Arc<TcpStream>,
+    /// How long the socket may take nothing.
+    write_timeout: Duration,
     /// Allocated by the first frame: most connections are idle.
     queue: OnceLock<ArrayQueue<Frame>>,
     max_frames: usize,
@@ -59,6 +65,8 @@ struct WriteSide {
     unsent: VecDeque<Frame>,
     /// How many bytes of the first of them are written.
     written: usize,
+    /// Since when a blocking write has found no room.
+    stuck_since: Option<Instant>,
     /// The first frame of all, the answer to the upgrade request, is written.
     opened: bool,
 }
@@ -101,12 +109,16 @@ impl Outbox {
     /// frames and `max_bytes` bytes; an empty queue takes any one frame or train.
     pub fn new(
         socket: Arc<TcpStream>,
+        write_timeout: Duration,
         opening: Frame,
         max_frames: usize,
         max_bytes: usize,
     ) -> Self {
+        // Neither is zero, so setting it cannot fail on a socket of ours.
+        let _ = socket.set_write_timeout(Some(LOOK.min(write_timeout)));
         Self {
             socket,
+            write_timeout,
             queue: OnceLock::new(),
             max_frames,
             max_bytes,
@@ -114,6 +126,7 @@ impl Outbox {
             write_side: Mutex::new(WriteSide {
                 unsent: [opening].into(),
                 written: 0,
+                stuck_since: None,
                 opened: false,
             }),
             flush_owed: AtomicBool::new(false),
@@ -247,16 +260,15 @@ impl Outbox {
         }
     }
 
-    /// Writes what is queued and blocks until the socket has taken it all. A write that takes
-    /// nothing for the socket's write timeout closes the connection.
+    /// Writes a share of what is queued, and blocks while the socket takes nothing, though not for
+    /// longer than a [`LOOK`]: call it as long as it [is handed over](Outbox::is_handed_over). A
+    /// socket that takes nothing for the write timeout closes the connection.
     pub fn drain(&self) {
         let mut side = self.write_side.lock();
-        while self.closing.get().is_none() {
-            match self.write_queue(&mut side, SendFlags::empty()) {
-                Written::Everything => break,
-                Written::NotAll => {}
-                Written::Failed(reason) => self.close(reason),
-            }
+        match self.write_queue(&mut side, SendFlags::empty()) {
+            Written::Everything => {}
+            Written::NotAll => return,
+            Written::Failed(reason) => self.close(reason),
         }
         self.handed_over.store(false, SeqCst);
         self.release(side);
@@ -302,7 +314,7 @@ impl Outbox {
     }
 
     /// Writes all that is unsent, several frames with one call. A blocking write looks up after each
-    /// call, so that a client that takes little by little does not keep a connection that is to end.
+    /// call, so that a client that takes little or nothing does not keep a connection that is to end.
     fn write(&self, side: &mut WriteSide, flags: SendFlags) -> Written {
         let may_block = !flags.contains(SendFlags::DONTWAIT);
         while let Some(first) = side.unsent.front() {
@@ -314,6 +326,7 @@ impl Outbox {
             match send(&self.socket, &bytes, flags | SendFlags::NOSIGNAL) {
                 Ok(sent) => {
                     drop(bytes);
+                    side.stuck_since = None;
                     side.advance(sent);
                     let hindered = if may_block {
                         self.closing.get().is_some()
@@ -325,7 +338,7 @@ impl Outbox {
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) if may_block => {
+                Err(Errno::AGAIN) if may_block && side.is_stuck_for(self.write_timeout) => {
                     return Written::Failed(CloseReason::WriteTimeout);
                 }
                 Err(Errno::AGAIN) => return Written::NotAll,
@@ -415,6 +428,15 @@ impl WriteSide {
         bytes
     }
 
+    /// A blocking write has found no room; answers whether that has been so for `write_timeout`.
+    fn is_stuck_for(&mut self, write_timeout: Duration) -> bool {
+        let waited = LOOK.min(write_timeout);
+        let since = *self
+            .stuck_since
+            .get_or_insert_with(|| Instant::now() - waited);
+        since.elapsed() >= write_timeout
+    }
+
     /// Drops what the socket has taken.
     fn advance(&mut self, sent: usize) {
         self.written += sent;
@@ -445,10 +467,14 @@ mod tests {
             .set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
         let (socket, _) = listener.accept().unwrap();
-        socket
-            .set_write_timeout(Some(Duration::from_millis(200)))
-            .unwrap();
-        let outbox = Outbox::new(Arc::new(socket), Frame::raw(&[0]), max_frames, max_bytes);
+        let (socket, write_timeout) = (Arc::new(socket), Duration::from_millis(600));
+        let outbox = Outbox::new(
+            socket,
+            write_timeout,
+            Frame::raw(&[0]),
+            max_frames,
+            max_bytes,
+        );
         (Arc::new(outbox), client)
     }
 
@@ -551,11 +577,16 @@ mod tests {
     #[test]
     fn a_blocking_write_that_takes_nothing_is_a_write_timeout() {
         let (outbox, _client) = outbox(4, 1 << 20);
-        while !outbox.is_handed_over() {
-            deliver(&outbox, &Frame::raw(&[7; 60_000]));
-        }
+        deliver(&outbox, &Frame::raw(&vec![7; 32 << 20]));
+        let start = Instant::now();
         outbox.drain();
+        assert!(outbox.is_handed_over(), "the writer thread looks up");
+        while outbox.is_handed_over() {
+            outbox.drain();
+        }
         assert_eq!(outbox.closing(), Some(&CloseReason::WriteTimeout));
+        let stuck = start.elapsed();
+        assert!(stuck >= Duration::from_millis(500), "after {stuck:?}");
     }
 
     #[test]
@@ -570,8 +601,9 @@ mod tests {
         // The queue has room, and nobody but the writer tries the full socket.
         deliver(&outbox, &frame);
         let reader = thread::spawn(move || read(&mut client, 1 + (sent + 1) * 60_000).len());
-        outbox.drain();
-        assert!(!outbox.is_handed_over());
+        while outbox.is_handed_over() {
+            outbox.drain();
+        }
         assert_eq!(reader.join().unwrap(), 1 + (sent + 1) * 60_000);
         assert_eq!(outbox.closing(), None);
     }

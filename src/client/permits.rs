@@ -22,14 +22,6 @@ impl Permits {
         })
     }
 
-    /// Waits for a permit.
-    pub fn acquire(self: &Arc<Self>) -> Permit {
-        let mut free = self.free.lock();
-        self.returned.wait_while(&mut free, |free| *free == 0);
-        *free -= 1;
-        Permit(Arc::clone(self))
-    }
-
     /// How many permits are free.
     pub fn available(&self) -> usize {
         *self.free.lock()

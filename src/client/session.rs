@@ -21,7 +21,7 @@ use super::protocol::{Outgoing, timestamp};
 use super::rate::{RateLimit, Verdict};
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
-use super::{Context, Route, STACK};
+use super::{Context, Route, STACK, failpoint};
 use crate::ids::ConnectionId;
 use crate::services::ErrorCode;
 
@@ -51,8 +51,12 @@ pub(super) fn run(
         .and_then(|()| judge(&head, context))
     {
         Ok(accepted) => accepted,
-        Err(answer) => return refuse(&socket, &answer, &admission),
+        Err(answer) => {
+            admission.handshake_is_over();
+            return refuse(&socket, &answer, &admission);
+        }
     };
+    failpoint::reached("handshake", &accepted.user);
     let opened = Session::open(id, &socket, &accepted, &admission, context);
     admission.handshake_is_over();
     match opened {
@@ -104,7 +108,13 @@ impl Session {
             accepted.user.clone(),
             admission.peer(),
             accepted.expires_at,
-            Outbox::new(Arc::clone(socket), Frame::raw(&opening), frames, bytes),
+            Outbox::new(
+                Arc::clone(socket),
+                config.session.write_timeout,
+                Frame::raw(&opening),
+                frames,
+                bytes,
+            ),
             Hold::new(frames, bytes),
         ));
         let limits = &config.limits;
@@ -121,6 +131,10 @@ impl Session {
             context: Arc::clone(context),
             writer: None,
         };
+        // It is in the registry, so that a shutdown that begins after this look finds it there.
+        context.let_in().inspect_err(|_| {
+            session.connection.close(CloseReason::ShuttingDown);
+        })?;
         session.start_writer()?;
         Ok(session)
     }
@@ -163,10 +177,8 @@ impl Session {
         let connection = &*self.connection;
         let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer());
         info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
-        let session = &self.context.config.session;
-        // Neither timeout is zero, so setting them cannot fail on a socket of ours.
+        // None is not zero, so setting it cannot fail on a socket of ours.
         let _ = socket.set_read_timeout(None);
-        let _ = socket.set_write_timeout(Some(session.write_timeout));
         connection.outbox.write_through([]);
 
         let max_message_size = self.context.config.limits.max_message_size;
@@ -210,6 +222,7 @@ impl Session {
             }
             match incoming {
                 Incoming::Text(text) => {
+                    failpoint::reached("reader", connection.user());
                     let request = Request::parse(&text);
                     let answer = match rate.judge(Instant::now()) {
                         Verdict::Pass => dispatch.answer(request),

@@ -11,6 +11,7 @@ use super::Context;
 use super::catch_up::CatchUp;
 use super::close::CloseReason;
 use super::connection::{Connection, seconds_left};
+use super::failpoint;
 use super::frame::Frame;
 
 /// The longest sleep, so that a change of the wall clock is noticed.
@@ -34,10 +35,10 @@ fn serve(connection: &Connection, context: &Context, catch_up_at: Instant) {
     while !connection.is_closing() {
         if connection.outbox.is_handed_over() {
             connection.outbox.drain();
-            continue;
         }
         let now = Instant::now();
         if now >= next_ping {
+            failpoint::reached("writer", connection.user());
             next_ping = now + context.config.session.ping_interval;
             connection.outbox.send(&Frame::ping());
         }
@@ -51,6 +52,9 @@ fn serve(connection: &Connection, context: &Context, catch_up_at: Instant) {
         }
         let nap = token.map_or(NAP, |seconds| NAP.min(Duration::from_secs(seconds)));
         let next = catch_up.advance(connection, now).unwrap_or(idle_at);
+        if connection.outbox.is_handed_over() {
+            continue;
+        }
         let wake_at = next.min(idle_at).min(next_ping).min(now + nap);
         thread::park_timeout(wake_at.saturating_duration_since(Instant::now()));
     }
@@ -67,10 +71,15 @@ fn first_ping(connection: &Connection, context: &Context) -> Duration {
 
 /// Sends the Close frame and ends the socket, within `patience` and a write that was under way.
 fn leave(connection: &Connection, patience: Duration) {
-    let deadline = Instant::now() + patience;
     let Some(reason) = connection.outbox.closing() else {
         return connection.outbox.cut();
     };
+    // Whoever has been silent for so long gets a Close if there is room for it.
+    let patience = match reason {
+        CloseReason::Idle => Duration::ZERO,
+        _ => patience,
+    };
+    let deadline = Instant::now() + patience;
     let close = reason
         .frame()
         .map(|(code, words)| Frame::close(code, words));

@@ -52,7 +52,10 @@ pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
         })?,
         None => String::new(),
     };
-    parse(&name, &text, env::vars())
+    // A name or value that is no UTF-8 is no key of ours.
+    let variables = env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    parse(&name, &text, variables)
 }
 
 /// As [`load`], from a file's text and given environment variables.
@@ -67,7 +70,9 @@ pub fn parse(
     })?;
     let overrides = override_keys(&mut table, variables)?;
     let origin = |key: &str| {
-        let covers = |path: &str| key == path || key.starts_with(&format!("{path}."));
+        // A table that does not exist is the variable's fault, too.
+        let within = |outer: &str, inner: &str| inner.starts_with(&format!("{outer}."));
+        let covers = |path: &str| key == path || within(path, key) || within(key, path);
         let found = overrides.iter().find(|(path, _)| covers(path));
         found.map_or(file.to_owned(), |(_, variable)| variable.clone())
     };

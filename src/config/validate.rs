@@ -106,7 +106,12 @@ fn session(config: &Config) -> Checked {
         "session.ping_interval",
         "must be shorter than session.idle_timeout: a quiet client is known to live by its pongs",
     )?;
-    at_least_one(session.send_queue, "session.send_queue")?;
+    countable(session.idle_timeout, "session.idle_timeout")?;
+    require(
+        (1..=1_000_000).contains(&session.send_queue),
+        "session.send_queue",
+        "must be 1 to 1000000 frames",
+    )?;
     at_least_one(session.send_queue_bytes, "session.send_queue_bytes")
 }
 
@@ -144,6 +149,8 @@ fn backend(config: &Config) -> Checked {
         "presence.lease",
         "must be whole seconds, \"3s\" to \"1day\"",
     )?;
+    countable(config.groups.cache_ttl, "groups.cache_ttl")?;
+    countable(config.presence.offline_grace, "presence.offline_grace")?;
     positive(config.shutdown.drain, "shutdown.drain")
 }
 
@@ -220,7 +227,14 @@ fn not_yet(config: &Config) -> Checked {
 }
 
 fn positive(duration: Duration, key: &'static str) -> Checked {
-    require(!duration.is_zero(), key, "must be longer than 0")
+    require(!duration.is_zero(), key, "must be longer than 0")?;
+    countable(duration, key)
+}
+
+/// Added to the time of day, it still is a time.
+fn countable(duration: Duration, key: &'static str) -> Checked {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    require(duration <= YEAR, key, "must be a year at most")
 }
 
 fn at_least_one(number: usize, key: &'static str) -> Checked {

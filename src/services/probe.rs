@@ -2,8 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{info, warn};
@@ -12,6 +11,7 @@ use parking_lot::Mutex;
 use super::proto::{AckMessagesRequest, ValidateTokenRequest};
 use super::{Result, Services};
 use crate::readiness::Readiness;
+use crate::threads::{Threads, USUAL_STACK};
 
 /// How often a service is asked, and how often while one is out of reach.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -20,7 +20,7 @@ const INTERVAL_WHILE_AWAY: Duration = Duration::from_secs(1);
 /// The thread that asks. It ends when this is stopped or dropped.
 pub struct Probe {
     stop: Sender<()>,
-    thread: Option<JoinHandle<()>>,
+    thread: Arc<Threads>,
 }
 
 /// One service: its name, how to ask, and what it said last.
@@ -42,22 +42,18 @@ impl Probe {
             services.ack_messages(AckMessagesRequest::default())
         });
         let (stop, stopped) = bounded(0);
-        let thread = thread::Builder::new()
-            .name("probe".into())
-            .spawn(move || run(&*services, &[user, message], &stopped))?;
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        let thread: Arc<Threads> = Arc::default();
+        thread.spawn("probe".into(), USUAL_STACK, move || {
+            run(&*services, &[user, message], &stopped);
+        })?;
+        Ok(Self { stop, thread })
     }
 
-    /// Waits for the call that is under way, if one is.
-    pub fn stop(mut self) {
-        let (stop, _) = bounded(0);
-        self.stop = stop;
-        if let Some(thread) = self.thread.take() {
-            // A panic was reported when it happened.
-            let _ = thread.join();
+    /// Waits for the call that is under way, if one is, until `deadline`.
+    pub fn stop(self, deadline: Instant) {
+        drop(self.stop);
+        if self.thread.join(deadline) > 0 {
+            warn!("Services not waited for any longer");
         }
     }
 }

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::process::Held;
 use crate::support::raw::{FIN, TEXT, UPGRADE, head};
 use crate::support::settings::token_of;
 use crate::support::wait::wait_until_within;
@@ -27,7 +26,7 @@ fn ten_thousand_connects_leave_threads_descriptors_and_registry_where_they_were(
         .set("log.level", "warn");
     let gateway = Gateway::start(&settings);
     full_round(&gateway, &users);
-    let before = settled(&gateway);
+    let before = gateway.settled(0);
 
     let next = AtomicUsize::new(0);
     let upgraded = AtomicUsize::new(0);
@@ -55,7 +54,7 @@ fn ten_thousand_connects_leave_threads_descriptors_and_registry_where_they_were(
         upgraded.into_inner()
     );
 
-    let after = settled(&gateway);
+    let after = gateway.settled(0);
     assert_eq!(
         (after.threads, after.descriptors),
         (before.threads, before.descriptors)
@@ -142,25 +141,4 @@ fn full_round(gateway: &Gateway, users: &[String]) {
     let one_more = Client::try_connect(gateway.addr, &gateway.path, &token_of(&users[0]));
     assert!(one_more.is_err(), "the gateway is full");
     clients.into_iter().for_each(Client::close);
-}
-
-/// What the gateway holds once no connection is left: no thread is named after one.
-fn settled(gateway: &Gateway) -> Held {
-    let mut last = gateway.held();
-    let mut same = 0;
-    wait_until_within(Duration::from_secs(30), "the gateway settles", || {
-        let of_connections = gateway
-            .thread_names()
-            .iter()
-            .filter(|name| name.starts_with("r-") || name.starts_with("w-"))
-            .count();
-        let now = gateway.held();
-        let still = of_connections == 0
-            && (now.threads, now.descriptors) == (last.threads, last.descriptors);
-        same = if still { same + 1 } else { 0 };
-        last = now;
-        // A quarter of a second, and longer than the offline grace.
-        same > 50
-    });
-    last
 }

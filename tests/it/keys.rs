@@ -117,6 +117,49 @@ fn shutdown_drain_bounds_the_end() {
     wait_until("a second signal ends it at once", || !again.is_running());
 }
 
+/// Also when a call to a service would take longer.
+#[test]
+fn shutdown_drain_bounds_the_end_of_calls() {
+    let backend = Backend::start();
+    let settings = remote(&Settings::new(), &backend.url(), &Broker::shared().vhost())
+        .set("services.timeout", "20s")
+        .set("shutdown.drain", "2s");
+    let mut gateway = Gateway::start(&settings);
+    gateway.wait_ready();
+    for call in ["RenewLease", "ValidateToken", "AckMessages"] {
+        backend.slow(call, Duration::from_secs(60));
+    }
+    let start = Instant::now();
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.exit_code(), 0);
+    assert!(
+        start.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+/// A handshake that began before, and ends when the last client has been told to go.
+#[test]
+fn nobody_is_let_in_while_it_drains() {
+    let backend = Backend::start();
+    let settings = remote(&Settings::new(), &backend.url(), &Broker::shared().vhost());
+    let mut gateway = Gateway::start(&settings.set("services.timeout", "20s"));
+    gateway.wait_ready();
+    let mut late = gateway.raw();
+    let target = format!("{}?token={}", gateway.path, token_of("alice"));
+    let head = crate::support::raw::head("GET", &target, &UPGRADE);
+    let (first, rest) = head.split_at(20);
+    late.send(first);
+    // The end waits for this call; half of shutdown.drain at most.
+    backend.slow("RenewLease", Duration::from_secs(60));
+    gateway.signal(Signal::TERM);
+    wait_until("it drains", || gateway.get("/readyz").status == 503);
+    late.send(rest);
+    assert_eq!(late.response().status, 503);
+    assert_eq!(gateway.exit_code(), 0);
+}
+
 #[test]
 fn services_worker_threads_are_as_many() {
     let threads = |count: i64| {

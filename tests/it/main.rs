@@ -33,5 +33,11 @@ mod keys;
 /// 5,000 messages among 50 users: none lost, none out of order.
 mod ledger;
 
+/// What goes wrong, as functions of a size; the drills call the same.
+mod scenarios;
+
+/// Nothing is lost, whatever fails.
+mod faults;
+
 /// The support itself: a broker that starts, dies and returns; a backend that errs on demand.
 mod stand;

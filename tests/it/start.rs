@@ -37,6 +37,8 @@ const WRONG: &[(&str, &str)] = &[
     ("session.idle_timeout", "\"0s\""),
     ("session.write_timeout", "\"0s\""),
     ("session.send_queue", "0"),
+    ("session.send_queue", "1000000000000"),
+    ("session.idle_timeout", "\"9999999999999s\""),
     ("backend.mode", "\"cloud\""),
     ("services.user", "\"localhost:50051\""),
     ("services.message", "[]"),
@@ -48,6 +50,7 @@ const WRONG: &[(&str, &str)] = &[
     ("broker.heartbeat", "\"0s\""),
     ("groups.cache_ttl", "30"),
     ("presence.lease", "\"1s\""),
+    ("presence.offline_grace", "\"9999999999999s\""),
     ("shutdown.drain", "\"0s\""),
     ("log.level", "\"loud\""),
     ("embedded.tokens", "[\"alice\"]"),
@@ -89,6 +92,7 @@ fn a_wrong_variable_is_named_and_ends_with_2() {
     for (variable, value, key) in [
         ("GATEWAY_LIMITS__RATE", "fast", "limits.rate"),
         ("GATEWAY_LIMITS__RATES", "5", "limits.rates"),
+        ("GATEWAY_LIMIT__RATE", "5", "limit"),
         (
             "GATEWAY_SESSION__IDLE_TIMEOUT",
             "1 parsec",
@@ -168,6 +172,25 @@ fn check_prints_what_holds_and_hides_secrets() {
             .expect("a URL")
             .contains("broker:5672")
     );
+}
+
+#[test]
+fn an_environment_that_is_no_text_and_a_closed_output_are_no_matter() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::{Command, Stdio};
+
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let status = Command::new(env!("CARGO_BIN_EXE_ws-gateway"))
+        .arg("check")
+        .env("GATEWAY_NO__TEXT", OsStr::from_bytes(b"\xff"))
+        .current_dir(watchdog::directory("no-text"))
+        .stdout(writer)
+        .stderr(Stdio::null())
+        .status()
+        .expect("it runs");
+    assert_eq!(status.code(), Some(0));
 }
 
 #[test]
@@ -455,6 +478,9 @@ fn a_second_gateway_with_the_same_id_says_so_and_ends() {
         &chat::settings().set("broker.heartbeat", "1s"),
         1,
     );
+    let _alice = cluster.connect(0, "alice");
+    let mut bob = cluster.connect(0, "bob");
+    bob.expect_presence("alice", "online");
     let (mut second, _directory) = Gateway::launch(&cluster.settings("g0"), &[]);
     // It tries for three heartbeats and 5 s: a predecessor that died may still hold the queues.
     let code = second.exit_code_within(Duration::from_secs(40));
@@ -469,6 +495,12 @@ fn a_second_gateway_with_the_same_id_says_so_and_ends() {
         "no password in the log: {}",
         second.stderr()
     );
+    let _carol = cluster.connect(0, "carol");
+    let next = bob.expect_that("carol, or somebody offline", |frame| {
+        frame["type"] == "presence" && (frame["user_id"] == "carol" || frame["status"] == "offline")
+    });
+    assert_eq!(next["status"], "online", "the first one's users stay");
+    drop((_alice, bob, _carol));
     chat::single_chat(&cluster);
 }
 

@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -30,7 +31,26 @@ pub struct Backend {
 struct State {
     rules: Mutex<HashMap<&'static str, Rule>>,
     answers: Mutex<Answers>,
-    calls: Mutex<HashMap<&'static str, u64>>,
+    calls: Mutex<HashMap<&'static str, Calls>>,
+}
+
+/// How often a call came.
+#[derive(Clone, Copy, Default)]
+struct Calls {
+    total: u64,
+    under_way: u64,
+    /// The most that were under way at a time.
+    peak: u64,
+}
+
+/// A call that is under way, also when its caller gives up.
+struct UnderWay<'a>(&'a State, &'static str);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut calls = self.0.calls.lock().unwrap();
+        calls.entry(self.1).or_default().under_way -= 1;
+    }
 }
 
 /// What a call does before it is answered, named as in the contract (`"SendMessage"`).
@@ -117,13 +137,17 @@ impl Backend {
 
     /// How often this call came.
     pub fn calls(&self, call: &'static str) -> u64 {
-        self.state
-            .calls
-            .lock()
-            .unwrap()
-            .get(call)
-            .copied()
-            .unwrap_or_default()
+        self.counted(call).total
+    }
+
+    /// How many of this call were under way at a time, at most.
+    pub fn peak(&self, call: &'static str) -> u64 {
+        self.counted(call).peak
+    }
+
+    fn counted(&self, call: &'static str) -> Calls {
+        let calls = self.state.calls.lock().unwrap();
+        calls.get(call).copied().unwrap_or_default()
     }
 
     fn rule(&self, call: &'static str, rule: Rule) {
@@ -146,7 +170,7 @@ struct Fake(Arc<State>);
 impl Fake {
     /// Counts the call and does what its rule says.
     async fn came(&self, call: &'static str) -> Result<(), Status> {
-        *self.0.calls.lock().unwrap().entry(call).or_default() += 1;
+        let _under_way = self.count(call);
         let rule = self
             .0
             .rules
@@ -160,6 +184,15 @@ impl Fake {
             Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
             None => Ok(()),
         }
+    }
+
+    fn count(&self, call: &'static str) -> UnderWay<'_> {
+        let mut calls = self.0.calls.lock().unwrap();
+        let counted = calls.entry(call).or_default();
+        counted.total += 1;
+        counted.under_way += 1;
+        counted.peak = counted.peak.max(counted.under_way);
+        UnderWay(&self.0, call)
     }
 
     /// Counts the call, does what its rule says, and answers.
@@ -283,20 +316,51 @@ fn sent(answers: &Answers) -> SendMessageResponse {
 
 /// A server that answers whatever comes with something that is no gRPC. It ends with this process.
 pub fn garbage_server() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let addr = listener.local_addr().expect("a bound address");
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.expect("a connection");
-            thread::spawn(move || {
-                let mut bytes = [0; 1024];
-                while matches!(stream.read(&mut bytes), Ok(1..)) {
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+    let garbage = Garbage::start_at(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let url = format!("http://{}", garbage.addr);
+    std::mem::forget(garbage);
+    url
+}
+
+/// A server that answers whatever comes with something that is no gRPC.
+pub struct Garbage {
+    addr: SocketAddr,
+    over: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Garbage {
+    pub fn start_at(addr: SocketAddr) -> Self {
+        let listener = TcpListener::bind(addr).expect("a port");
+        let addr = listener.local_addr().expect("a bound address");
+        let over = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&over);
+        let thread = thread::spawn(move || {
+            for stream in listener.incoming() {
+                if seen.load(SeqCst) {
+                    return;
                 }
-            });
-        }
-    });
-    format!("http://{addr}")
+                let mut stream = stream.expect("a connection");
+                thread::spawn(move || {
+                    let mut bytes = [0; 1024];
+                    while matches!(stream.read(&mut bytes), Ok(1..)) {
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+                        let _ = stream.write_all(answer);
+                    }
+                });
+            }
+        });
+        let thread = Some(thread);
+        Self { addr, over, thread }
+    }
+}
+
+impl Drop for Garbage {
+    fn drop(&mut self) {
+        self.over.store(true, SeqCst);
+        let _ = TcpStream::connect(self.addr);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
 }
 
 /// A server that takes connections and never answers, as long as the listener lives.

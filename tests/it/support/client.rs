@@ -8,6 +8,7 @@ use std::{fmt, io};
 
 use serde_json::{Value, json};
 use tungstenite::client::IntoClientRequest;
+use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::http::{HeaderValue, Response, StatusCode};
 use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
@@ -70,7 +71,30 @@ impl Client {
         Self::open(addr, path, Some(token))
     }
 
+    /// Connects where there may be no gateway, or one that is about to go: `None` then.
+    pub fn try_reach(addr: SocketAddr, path: &str, token: &str) -> Option<Self> {
+        let stream = TcpStream::connect_timeout(&addr, DEADLINE).ok()?;
+        let socket = Self::upgrade(stream, addr, path, Some(token)).ok()?;
+        Self::greeted(socket)
+    }
+
     fn open(addr: SocketAddr, path: &str, bearer: Option<&str>) -> Result<Self, Refused> {
+        let stream = TcpStream::connect_timeout(&addr, DEADLINE)
+            .unwrap_or_else(|error| panic!("{addr} is not reached: {error}"));
+        match Self::upgrade(stream, addr, path, bearer) {
+            Ok(socket) => Ok(Self::greeted(socket).expect("the first frame is `connected`")),
+            Err(HandshakeError::Failure(Error::Http(answer))) => Err(refused(&answer)),
+            Err(error) => panic!("the handshake with {addr} fails: {error}"),
+        }
+    }
+
+    #[expect(clippy::result_large_err, reason = "tungstenite's own")]
+    fn upgrade(
+        stream: TcpStream,
+        addr: SocketAddr,
+        path: &str,
+        bearer: Option<&str>,
+    ) -> Result<WebSocket<TcpStream>, HandshakeError<ClientHandshake<TcpStream>>> {
         let mut request = format!("ws://{addr}{path}")
             .into_client_request()
             .expect("a URL");
@@ -78,8 +102,6 @@ impl Client {
             let value = HeaderValue::from_str(&format!("Bearer {token}")).expect("a header value");
             request.headers_mut().insert("Authorization", value);
         }
-        let stream = TcpStream::connect_timeout(&addr, DEADLINE)
-            .unwrap_or_else(|error| panic!("{addr} is not reached: {error}"));
         stream.set_nodelay(true).expect("a socket option");
         stream
             .set_read_timeout(Some(DEADLINE))
@@ -87,11 +109,11 @@ impl Client {
         stream
             .set_write_timeout(Some(DEADLINE))
             .expect("a socket option");
-        let socket = match tungstenite::client(request, stream) {
-            Ok((socket, _)) => socket,
-            Err(HandshakeError::Failure(Error::Http(answer))) => return Err(refused(&answer)),
-            Err(error) => panic!("the handshake with {addr} fails: {error}"),
-        };
+        tungstenite::client(request, stream).map(|(socket, _)| socket)
+    }
+
+    /// Reads `connected`; `None` when something else comes.
+    fn greeted(socket: WebSocket<TcpStream>) -> Option<Self> {
         let (held, requests) = (VecDeque::new(), 0);
         let mut client = Self {
             socket,
@@ -100,17 +122,13 @@ impl Client {
             user: String::new(),
             hello: Value::Null,
         };
-        client.hello = client.next();
-        assert_eq!(
-            client.hello["type"], "connected",
-            "the first frame: {}",
-            client.hello
-        );
-        client.user = client.hello["user_id"]
-            .as_str()
-            .expect("a user id")
-            .to_owned();
-        Ok(client)
+        let Event::Frame(hello) = client.read(DEADLINE) else {
+            return None;
+        };
+        assert_eq!(hello["type"], "connected", "the first frame: {hello}");
+        client.user = hello["user_id"].as_str().expect("a user id").to_owned();
+        client.hello = hello;
+        Some(client)
     }
 
     /// Sends `text` as it is.
@@ -132,10 +150,17 @@ impl Client {
 
     /// Sends a request, and returns its `request_id`.
     pub fn send_request(&mut self, kind: &str, data: Value) -> String {
+        self.try_send_request(kind, data)
+            .expect("the gateway reads")
+    }
+
+    /// As [`send_request`](Self::send_request); `None` when the connection has ended.
+    pub fn try_send_request(&mut self, kind: &str, data: Value) -> Option<String> {
         self.requests += 1;
         let id = format!("{}-{}", self.user, self.requests);
-        self.send(&json!({"type": kind, "request_id": id, "data": data}));
-        id
+        let request = json!({"type": kind, "request_id": id, "data": data});
+        let sent = self.socket.send(Message::text(request.to_string()));
+        sent.is_ok().then_some(id)
     }
 
     /// The answer to the request with this id.
@@ -227,6 +252,20 @@ impl Client {
         let pong = self.request("ping", Value::Null);
         assert_eq!(pong["type"], "pong", "{pong}");
         self.held.drain(..).collect()
+    }
+
+    /// As [`frames_until_pong`](Self::frames_until_pong); `None` when the connection has ended.
+    pub fn try_frames_until_pong(&mut self) -> Option<Vec<Value>> {
+        let id = self.try_send_request("ping", Value::Null)?;
+        loop {
+            match self.read(DEADLINE) {
+                Event::Frame(frame) if frame["request_id"] == id.as_str() => break,
+                Event::Frame(frame) => self.held.push_back(frame),
+                Event::End(_) => return None,
+                Event::Nothing => panic!("{self} has no pong; held: {:?}", self.held),
+            }
+        }
+        Some(self.take_held())
     }
 
     /// The frames held and not yet asked for.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use toml::Table;
 
 use super::amqp::Amqp;
-use super::broker::Broker;
+use super::broker::{Broker, free_port};
 use super::{Client, Gateway, Services, Settings};
 
 pub struct Cluster {
@@ -29,8 +29,14 @@ impl Cluster {
         let url = broker.vhost();
         let services = Services::start(settings, &url);
         let settings = remote(settings, &services.url(), &url);
-        let start =
-            |number| Gateway::start(&settings.clone().set("gateway.id", format!("g{number}")));
+        // A gateway that is started again finds its port free.
+        let start = |number| {
+            let settings = settings
+                .clone()
+                .set("gateway.id", format!("g{number}"))
+                .set("listen.addr", format!("127.0.0.1:{}", free_port()));
+            Gateway::start(&settings)
+        };
         let gateways: Vec<Gateway> = (0..count).map(start).collect();
         for gateway in &gateways {
             gateway.wait_ready();
@@ -52,6 +58,13 @@ impl Cluster {
     /// Connects `user` at one gateway, and waits until what was unread is through.
     pub fn connect(&self, gateway: usize, user: &str) -> Client {
         self.gateways[gateway].connect(user)
+    }
+
+    /// Starts a gateway that was killed or stopped again: its id, its address.
+    pub fn start_again(&mut self, gateway: usize) {
+        let settings = self.settings(&format!("g{gateway}"));
+        let addr = self.gateways[gateway].addr;
+        self.gateways[gateway] = Gateway::start_at(addr, &settings);
     }
 
     pub fn amqp(&self) -> Amqp {

@@ -2,13 +2,16 @@
 
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::broker::free_port;
-use super::process::{Process, Signal};
+use super::process::{Held, Process, Signal};
 use super::raw::{Raw, Response};
 use super::settings::{Settings, token_of};
+use super::wait::wait_until_within;
 use super::{Client, wait_until, watchdog};
 
 /// The binary that cargo built for these tests.
@@ -53,6 +56,23 @@ impl Gateway {
     pub fn start(settings: &Settings) -> Self {
         let (process, directory) = Self::launch(settings, &[]);
         Self::listening(process, directory)
+    }
+
+    /// Starts one whose user is bound by the limits of the system, as root is not.
+    pub fn start_unprivileged(settings: &Settings) -> Self {
+        const NOBODY: u32 = 65_534;
+        let directory = watchdog::directory("gateway");
+        let mut command = binary();
+        if rustix::process::getuid().is_root() {
+            // The binary may lie where nobody else may go.
+            let copy = directory.join("ws-gateway");
+            std::fs::copy(command.get_program(), &copy).expect("a copy of the binary");
+            command = Command::new(copy);
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command.arg("--config").arg(settings.write(&directory));
+        command.current_dir(&directory);
+        Self::listening(Process::start("the gateway", &mut command), directory)
     }
 
     /// Starts one whose address is that of one which is gone: clients know the way.
@@ -120,6 +140,27 @@ impl Gateway {
 
     pub fn wait_ready(&self) {
         wait_until("the gateway is ready", || self.is_ready());
+    }
+
+    /// What the gateway holds once no connection is left but `connections`: their threads apart,
+    /// none is named after one, and nothing changes for longer than the offline grace.
+    pub fn settled(&self, connections: usize) -> Held {
+        let mut last = self.held();
+        let mut same = 0;
+        wait_until_within(Duration::from_secs(30), "the gateway settles", || {
+            let of_connections = self
+                .thread_names()
+                .iter()
+                .filter(|name| name.starts_with("r-") || name.starts_with("w-"))
+                .count();
+            let now = self.held();
+            let still = of_connections == 2 * connections
+                && (now.threads, now.descriptors) == (last.threads, last.descriptors);
+            same = if still { same + 1 } else { 0 };
+            last = now;
+            same > 50
+        });
+        last
     }
 
     /// SIGTERM; every client of this gateway is closed with 1012, and the exit code is 0.

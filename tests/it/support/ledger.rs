@@ -1,6 +1,6 @@
 //! What was committed and what arrived: every message id, for each device, in order.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Mutex;
 
@@ -91,6 +91,17 @@ impl Ledger {
             .iter()
             .filter(|(_, entry)| for_user(entry));
         found.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Whether all that is committed for `user` has reached a device of theirs.
+    pub fn has_all(&self, user: &str) -> bool {
+        let entries = self.entries.lock().unwrap();
+        let devices = entries.received.values().filter(|(owner, _)| owner == user);
+        let reached: HashSet<&str> = devices
+            .flat_map(|(_, ids)| ids.iter().map(String::as_str))
+            .collect();
+        let mut committed = entries.committed.iter();
+        committed.all(|(id, entry)| !entry.is_for(user) || reached.contains(id.as_str()))
     }
 
     pub fn report(&self) -> Report {

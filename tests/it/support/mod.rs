@@ -15,10 +15,12 @@ pub mod gateway;
 pub mod ledger;
 pub mod paths;
 pub mod process;
+pub mod puppet;
 pub mod raw;
 pub mod settings;
 pub mod wait;
 pub mod watchdog;
+pub mod wire;
 
 pub use client::{Client, Event};
 pub use cluster::Cluster;

@@ -1,6 +1,7 @@
 //! A child process: its output as it comes, its signals, its end, and what it holds of the system.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -83,11 +84,31 @@ impl Process {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
-        rustix::process::kill_process(pid.expect("a process id"), signal)
+        rustix::process::kill_process(self.system_id(), signal)
             .unwrap_or_else(|error| panic!("{} takes no {signal:?}: {error}", self.name));
+    }
+
+    /// Sets the soft limit of a resource, named as for prlimit(1), while it runs; returns the one
+    /// before. As its own user, since root may be kept from it.
+    pub fn limit(&self, resource: &str, soft: &str) -> String {
+        let owner = fs::metadata(format!("/proc/{}", self.pid())).expect("/proc");
+        let prlimit = |arguments: &[&str]| {
+            let mut command = Command::new("prlimit");
+            command.uid(owner.uid()).gid(owner.gid());
+            command.args(["--pid", &self.pid().to_string()]);
+            let output = command.args(arguments).output().expect("prlimit runs");
+            assert!(output.status.success(), "{}: {output:?}", self.name);
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
+        let before = prlimit(&[&format!("--{resource}"), "--output=SOFT", "--noheadings"]);
+        prlimit(&[&format!("--{resource}={soft}:")]);
+        before
+    }
+
+    fn system_id(&self) -> rustix::process::Pid {
+        let pid = i32::try_from(self.pid()).ok();
+        pid.and_then(rustix::process::Pid::from_raw)
+            .expect("a process id")
     }
 
     /// The exit code, once it ended; fails when it still runs after [`DEADLINE`].
@@ -125,23 +146,49 @@ impl Process {
 
     /// Threads, open file descriptors, and resident memory in KiB.
     pub fn held(&self) -> Held {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("/proc");
-        let number = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let digits =
-                line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
-            digits
-                .and_then(|digits| digits.parse().ok())
-                .expect("a number in /proc")
-        };
         let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid()))
             .expect("/proc")
             .count();
         Held {
-            threads: number("Threads"),
+            threads: self.in_status("Threads"),
             descriptors,
-            resident_kib: number("VmRSS"),
+            resident_kib: self.in_status("VmRSS"),
         }
+    }
+
+    /// A number of `/proc/PID/status`.
+    fn in_status(&self, name: &str) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("/proc");
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let digits = line.and_then(|rest| rest.trim_start_matches(':').split_whitespace().next());
+        digits
+            .and_then(|digits| digits.parse().ok())
+            .expect("a number in /proc")
+    }
+
+    /// The lowest file descriptor that it has not open.
+    pub fn free_descriptor(&self) -> u64 {
+        let directory = format!("/proc/{}/fd", self.pid());
+        let open = |number: &u64| fs::symlink_metadata(format!("{directory}/{number}")).is_ok();
+        (0..).find(|number| !open(number)).expect("a free one")
+    }
+
+    /// Its address space, in bytes.
+    pub fn address_space(&self) -> u64 {
+        self.in_status("VmSize") as u64 * 1024
+    }
+
+    /// The processor time that it used, user and system.
+    pub fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("/proc");
+        let fields = stat.rsplit(") ").next().expect("fields after the name");
+        let ticks = |field: usize| {
+            let text = fields.split(' ').nth(field).expect("a field");
+            text.parse::<u64>().expect("a number")
+        };
+        // utime and stime, fields 14 and 15 of proc(5), in the hundredths of a second that Linux
+        // shows to programs.
+        Duration::from_millis(10 * (ticks(11) + ticks(12)))
     }
 
     /// The names of its threads, as Linux cuts them: 15 bytes.

@@ -49,6 +49,11 @@ impl Raw {
     pub fn connect(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect_timeout(&addr, DEADLINE)
             .unwrap_or_else(|error| panic!("{addr} is not reached: {error}"));
+        Self::over(stream)
+    }
+
+    /// Over a socket that is connected.
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("a socket option");
         stream
             .set_write_timeout(Some(DEADLINE))
@@ -233,6 +238,11 @@ impl Raw {
 
     pub fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// The socket; what was read and not consumed is forgotten.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
     }
 
     fn exactly(&mut self, length: usize) -> Vec<u8> {

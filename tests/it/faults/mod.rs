@@ -1,0 +1,23 @@
+//! The faults, and what each must show: committed means pushed, at the latest on the next connect.
+
+/// The broker dies, stalls, is in alarm, or forgets.
+mod broker;
+/// Its connection is cut again and again.
+mod reconnects;
+
+/// Services that are down, slow, or talk nonsense.
+mod services;
+
+/// A gateway that is killed or stopped.
+mod gateway;
+/// A panic inside one connection's handling.
+mod panics;
+/// Descriptors, threads and memory run out.
+mod resources;
+
+/// Clients that vanish, that read too slowly, that all come at once.
+mod clients;
+/// Messages while something is on its way: a member, a route, a page, a batch.
+mod connecting;
+/// The same delivery, or the same acknowledgement, twice.
+mod twice;

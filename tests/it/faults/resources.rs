@@ -1,0 +1,143 @@
+//! The system has no more to give: descriptors, threads, memory. Whoever is connected does not
+//! notice, newcomers are told 503, and it is over when the shortage is.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::raw::Raw;
+use crate::support::settings::token_of;
+use crate::support::wait::wait_until_within;
+use crate::support::{Client, Gateway, Settings};
+
+/// From relief to the first newcomer who is let in.
+const RECOVERY: Duration = Duration::from_secs(1);
+/// How long the processor is watched, and what it may do in that time: another core's worth of
+/// nothing, apart from timers.
+const WATCH: Duration = Duration::from_secs(1);
+const AT_REST: Duration = Duration::from_millis(150);
+
+fn settings() -> Settings {
+    Settings::new()
+        .users(["alice", "bob", "carol"])
+        .set("limits.max_connections_per_user", 50)
+        .set("limits.rate", 1000)
+        .set("log.level", "info")
+}
+
+/// Sets the soft limit of `resource` to what `limit` says once two clients talk, and shows what
+/// must hold until it is raised again. Up to `spare` newcomers may be let in before: the C library
+/// keeps the stacks of threads that ended.
+fn shortage_of(gateway: &Gateway, resource: &str, spare: usize, limit: fn(&Gateway) -> u64) {
+    let mut alice = gateway.connect("alice");
+    let mut bob = gateway.connect("bob");
+    let mut talk = || {
+        for _ in 0..5 {
+            let id = alice.send_message("bob", "still here?");
+            bob.expect_message(&id);
+            bob.ack(&[&id]);
+        }
+    };
+    talk();
+    let before = gateway.settled(2);
+
+    let usual = gateway.limit(resource, &limit(gateway).to_string());
+    let newcomer = || Client::try_connect(gateway.addr, &gateway.path, &token_of("carol"));
+    let let_in: Vec<Client> = std::iter::from_fn(|| newcomer().ok())
+        .take(spare + 1)
+        .collect();
+    assert!(let_in.len() <= spare, "there is no shortage");
+    for _ in 0..5 {
+        let refused = newcomer().err().map(|refused| refused.status);
+        assert_eq!(refused, Some(503));
+    }
+    talk();
+    // Newcomers at once: each is answered.
+    let mut newcomers: Vec<Raw> = (0..10).map(|_| gateway.raw()).collect();
+    for newcomer in &mut newcomers {
+        assert_eq!(
+            newcomer.try_upgrade(&gateway.path, "carol-token").status,
+            503
+        );
+        newcomer.finish_sending();
+    }
+    drop(newcomers);
+    let used = gateway.processor_time();
+    thread::sleep(WATCH);
+    let used = gateway.processor_time() - used;
+    assert!(used <= AT_REST, "{used:?} within {WATCH:?}");
+    talk();
+
+    gateway.limit(resource, &usual);
+    let relief = Instant::now();
+    wait_until_within(RECOVERY, "newcomers are let in again", || {
+        newcomer().is_ok()
+    });
+    println!(
+        "{resource}: {} let in before the first 503, {used:?} of processor time in {WATCH:?}, \
+         the next one let in {:?} after relief",
+        let_in.len(),
+        relief.elapsed()
+    );
+    talk();
+    drop(let_in);
+    let after = gateway.settled(2);
+    assert_eq!(
+        (after.threads, after.descriptors),
+        (before.threads, before.descriptors)
+    );
+}
+
+#[test]
+fn without_descriptors_newcomers_are_503_and_nobody_else_notices() {
+    let gateway = Gateway::start(&settings());
+    shortage_of(&gateway, "nofile", 1, |gateway| gateway.free_descriptor());
+    assert_eq!(gateway.stop(), 0);
+}
+
+/// The one newcomer who comes just when there is room again is let in, not refused.
+#[test]
+fn the_first_newcomer_after_relief_is_let_in() {
+    let gateway = Gateway::start(&settings());
+    gateway.settled(0);
+    let free = gateway.free_descriptor();
+    let usual = gateway.limit("nofile", &free.to_string());
+    let _took_the_last = gateway.connect("alice");
+    let refused = gateway.raw().try_upgrade(&gateway.path, "carol-token");
+    assert_eq!(refused.status, 503);
+    gateway.limit("nofile", &usual);
+    gateway.connect("carol");
+}
+
+#[test]
+fn a_gateway_without_descriptors_stops_as_ever() {
+    for relief in [true, false] {
+        let gateway = Gateway::start(&settings());
+        gateway.settled(0);
+        let free = gateway.free_descriptor();
+        let usual = gateway.limit("nofile", &free.to_string());
+        let mut alice = gateway.connect("alice");
+        let refused = gateway.raw().try_upgrade(&gateway.path, "carol-token");
+        assert_eq!(refused.status, 503);
+        if relief {
+            gateway.limit("nofile", &usual);
+        }
+        gateway.stop_with_clients(&mut [&mut alice]);
+    }
+}
+
+/// As when `vm.max_map_count` is reached, a stack cannot be mapped.
+#[test]
+fn without_memory_for_stacks_newcomers_are_503_and_nobody_else_notices() {
+    /// Less than a stack.
+    const LEFT: u64 = 128 << 10;
+    let gateway = Gateway::start(&settings());
+    shortage_of(&gateway, "as", 10, |gateway| gateway.address_space() + LEFT);
+    assert_eq!(gateway.stop(), 0);
+}
+
+#[test]
+fn without_threads_newcomers_are_503_and_nobody_else_notices() {
+    let gateway = Gateway::start_unprivileged(&settings());
+    shortage_of(&gateway, "nproc", 0, |_| 1);
+    assert_eq!(gateway.stop(), 0);
+}

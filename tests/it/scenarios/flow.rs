@@ -1,0 +1,373 @@
+//! Users who write to one another at a steady pace while something happens to what lies between
+//! them, and the account of what became of their messages.
+//!
+//! Each user sends from one device, and has one at every gateway of the cluster. A request that is
+//! refused is repeated with its `client_message_id`; a device whose connection ends comes back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::Figures;
+use crate::support::client::{is_push, sent};
+use crate::support::ledger::Ledger;
+use crate::support::settings::token_of;
+use crate::support::wait::wait_until_within;
+use crate::support::{Client, Cluster, DEADLINE, Event, Settings};
+
+/// The group that all users are in. Every fourth message is for it.
+const GROUP: &str = "all";
+/// A device that reads looks up at least this often.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How much flows.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    pub users: usize,
+    /// Messages at least, before the flow may end.
+    pub messages: usize,
+    /// Messages per second of all users together.
+    pub rate: u32,
+}
+
+impl Load {
+    fn names(self) -> Vec<String> {
+        (0..self.users).map(|n| format!("user{n:02}")).collect()
+    }
+
+    /// The users and their group, for the cluster; no limit is in the way.
+    pub fn settings(self) -> Settings {
+        let names = self.names();
+        let users = || names.iter().map(String::as_str);
+        Settings::new()
+            .users(users())
+            .group(GROUP, users())
+            .set("limits.rate", 100_000)
+            .set("limits.burst", 100_000)
+            .set("log.level", "info")
+    }
+}
+
+pub struct Flow {
+    load: Load,
+    shared: Arc<Shared>,
+    devices: Vec<JoinHandle<Client>>,
+}
+
+/// Where a device connects: one after the other, until one lets it in.
+type Way = Vec<(SocketAddr, String)>;
+
+#[derive(Default)]
+struct Shared {
+    ledger: Ledger,
+    /// When each `message_sent` came, and each push: (id, when).
+    committed_at: Mutex<BTreeMap<String, Instant>>,
+    received_at: Mutex<Vec<(String, Instant)>>,
+    committed: AtomicUsize,
+    /// Devices that may send still.
+    sending: AtomicUsize,
+    refused: AtomicUsize,
+    disconnects: AtomicUsize,
+    slowest_answer: Mutex<Duration>,
+    /// No new message is begun.
+    stop: AtomicBool,
+    /// All have what they must get, or it is too late.
+    end: AtomicBool,
+}
+
+impl Flow {
+    /// Connects all devices, and then begins.
+    pub fn start(cluster: &Cluster, load: Load) -> Self {
+        let shared = Arc::new(Shared::default());
+        let names = load.names();
+        let ways: Vec<_> = cluster
+            .gateways
+            .iter()
+            .map(|gateway| (gateway.addr, gateway.path.clone()))
+            .collect();
+        let mut devices = Vec::new();
+        for (number, user) in names.iter().enumerate() {
+            for home in 0..ways.len() {
+                let client = cluster.connect(home, user);
+                let name = format!("{user}/{home}");
+                shared.ledger.device(&name, user);
+                let mut way = ways.clone();
+                way.rotate_left(home);
+                let sends = home == number % ways.len();
+                let (shared, names) = (Arc::clone(&shared), names.clone());
+                devices.push(Device {
+                    name,
+                    user: user.clone(),
+                    number,
+                    names,
+                    way,
+                    sends,
+                    client,
+                    shared,
+                });
+            }
+        }
+        shared.sending.store(names.len(), Ordering::SeqCst);
+        let pause = Duration::from_secs(1) * names.len() as u32 / load.rate;
+        let devices = devices
+            .into_iter()
+            .map(|device| thread::spawn(move || device.live(pause)))
+            .collect();
+        Self {
+            load,
+            shared,
+            devices,
+        }
+    }
+
+    /// How many messages have been committed.
+    pub fn committed(&self) -> usize {
+        self.shared.committed.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `count` more are committed.
+    pub fn goes_on_for(&self, count: usize) {
+        let goal = self.committed() + count;
+        wait_until_within(DEADLINE * 6, format!("{goal} are committed"), || {
+            self.committed() >= goal
+        });
+    }
+
+    /// Lets it flow until `watch` after `relief`, waits for what was committed by then, and
+    /// answers how long at most a message waited for its first push, the time before `relief` not
+    /// counted.
+    pub fn recovery(&self, relief: Instant, watch: Duration) -> Duration {
+        let until = relief + watch;
+        thread::sleep(until.saturating_duration_since(Instant::now()));
+        wait_until_within(DEADLINE * 2, "what was committed is pushed", || {
+            self.waits(relief, until).all(|wait| wait.is_some())
+        });
+        self.waits(relief, until)
+            .flatten()
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// For each message that was committed before `until`, how long after `relief` and its commit
+    /// it was first pushed, if it was.
+    fn waits(&self, relief: Instant, until: Instant) -> impl Iterator<Item = Option<Duration>> {
+        let mut first = HashMap::new();
+        for (id, at) in self.shared.received_at.lock().unwrap().iter() {
+            first.entry(id.clone()).or_insert(*at);
+        }
+        let committed = self.shared.committed_at.lock().unwrap().clone();
+        let due = committed.into_iter().filter(move |(_, at)| *at < until);
+        due.map(move |(id, at)| {
+            let pushed = first.get(&id)?;
+            Some(pushed.saturating_duration_since(at.max(relief)))
+        })
+    }
+
+    /// How many messages have been committed and pushed to no device.
+    pub fn waiting(&self) -> usize {
+        let received = self.shared.received_at.lock().unwrap();
+        let pushed: BTreeSet<_> = received.iter().map(|(id, _)| id.as_str()).collect();
+        let committed = self.shared.committed_at.lock().unwrap();
+        committed
+            .keys()
+            .filter(|id| !pushed.contains(id.as_str()))
+            .count()
+    }
+
+    /// How many requests were answered with an error so far.
+    pub fn refused(&self) -> usize {
+        self.shared.refused.load(Ordering::SeqCst)
+    }
+
+    /// The longest wait for an answer so far.
+    pub fn slowest_answer(&self) -> Duration {
+        *self.shared.slowest_answer.lock().unwrap()
+    }
+
+    /// Ends it once enough has flowed, waits for what is under way, and counts. What some recipient
+    /// has nowhere may be pushed when they connect next, at the first gateway.
+    pub fn finish(mut self, cluster: &Cluster) -> Figures {
+        let goal = self.load.messages;
+        wait_until_within(DEADLINE * 12, format!("{goal} are committed"), || {
+            self.committed() >= goal
+        });
+        let shared = Arc::clone(&self.shared);
+        shared.stop.store(true, Ordering::SeqCst);
+        wait_until_within(DEADLINE * 3, "all requests are answered", || {
+            shared.sending.load(Ordering::SeqCst) == 0
+        });
+        // Too late is a finding, and no reason to fail here.
+        let patience = Instant::now() + DEADLINE;
+        while Instant::now() < patience && !shared.ledger.report().missing.is_empty() {
+            thread::sleep(LOOK);
+        }
+        shared.end.store(true, Ordering::SeqCst);
+        for device in self.devices.drain(..) {
+            device.join().expect("a device lives through it");
+        }
+
+        let live = shared.ledger.report();
+        let mut figures = Figures {
+            committed: live.committed,
+            delivered: live.delivered,
+            duplicated: live.duplicated,
+            missing: live.missing,
+            disordered: live.disordered,
+            disconnects: shared.disconnects.load(Ordering::SeqCst),
+            refused: shared.refused.load(Ordering::SeqCst),
+            slowest_answer: *shared.slowest_answer.lock().unwrap(),
+            ..Figures::default()
+        };
+        assert_eq!(live.stray, vec![], "{figures}");
+        let without: BTreeSet<_> = live.lost.into_iter().map(|(user, _)| user).collect();
+        for user in without {
+            next_connect(cluster, &user, &shared.ledger);
+        }
+        figures.lost = shared.ledger.report().lost;
+        figures
+    }
+}
+
+/// What is pushed to `user` on their next connect.
+fn next_connect(cluster: &Cluster, user: &str, ledger: &Ledger) {
+    let name = format!("{user}/next");
+    ledger.device(&name, user);
+    let mut client = cluster.connect(0, user);
+    for push in client.take_held().iter().filter(|frame| is_push(frame)) {
+        ledger.received(&name, push["id"].as_str().expect("an id"));
+    }
+}
+
+/// One device of one user.
+struct Device {
+    name: String,
+    user: String,
+    number: usize,
+    /// Of all users.
+    names: Vec<String>,
+    way: Way,
+    sends: bool,
+    client: Client,
+    shared: Arc<Shared>,
+}
+
+impl Device {
+    fn live(mut self, pause: Duration) -> Client {
+        // One after the other, not all at once.
+        let mut next = Instant::now() + pause * self.number as u32 / self.names.len() as u32;
+        let mut count = 0;
+        while !self.shared.end.load(Ordering::SeqCst) {
+            if !self.sends {
+                self.read(LOOK);
+            } else if self.shared.stop.load(Ordering::SeqCst) {
+                self.sends = false;
+                self.shared.sending.fetch_sub(1, Ordering::SeqCst);
+            } else if Instant::now() >= next {
+                next += pause;
+                count += 1;
+                self.send(count);
+            } else {
+                self.read((next - Instant::now().min(next)).min(LOOK));
+            }
+        }
+        // What is on its way here is before the pong; a device that just lost its connection has
+        // been counted.
+        if let Some(frames) = self.client.try_frames_until_pong() {
+            frames.into_iter().for_each(|frame| self.took(frame));
+        }
+        self.client
+    }
+
+    /// Sends one message, again and again until it is committed.
+    fn send(&mut self, count: usize) {
+        let to = &self.names[(self.number + 1 + count % (self.names.len() - 1)) % self.names.len()];
+        let others = || self.names.iter().filter(|name| **name != self.user);
+        let client_message_id = format!("{}-{count}", self.user);
+        let (kind, recipients, data) = if count.is_multiple_of(4) {
+            let data = json!({"group_id": GROUP, "content": client_message_id, "client_message_id": client_message_id});
+            (
+                "send_group_message",
+                others().cloned().collect::<Vec<_>>(),
+                data,
+            )
+        } else {
+            let data = json!({"to_user_id": to, "content": client_message_id, "client_message_id": client_message_id});
+            ("send_message", vec![to.clone()], data)
+        };
+        while !self.shared.end.load(Ordering::SeqCst) {
+            let began = Instant::now();
+            let Some(answer) = self.request(kind, &data) else {
+                continue;
+            };
+            let took = began.elapsed();
+            let mut slowest = self.shared.slowest_answer.lock().unwrap();
+            *slowest = (*slowest).max(took);
+            drop(slowest);
+            if answer["type"] == "error" {
+                self.shared.refused.fetch_add(1, Ordering::SeqCst);
+                self.read(LOOK);
+                continue;
+            }
+            let id = sent(answer);
+            let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+            self.shared.ledger.committed(&self.user, &recipients, &id);
+            let mut committed_at = self.shared.committed_at.lock().unwrap();
+            committed_at.insert(id, Instant::now());
+            self.shared.committed.fetch_add(1, Ordering::SeqCst);
+            return;
+        }
+    }
+
+    /// The answer to one request; `None` when the connection ended first.
+    fn request(&mut self, kind: &str, data: &Value) -> Option<Value> {
+        let id = self.client.try_send_request(kind, data.clone());
+        let end = Instant::now() + DEADLINE;
+        while let Some(id) = &id {
+            match self.client.next_event(LOOK) {
+                Event::Frame(frame) if frame["request_id"] == **id => return Some(frame),
+                Event::Frame(frame) => self.took(frame),
+                Event::Nothing => assert!(Instant::now() < end, "{} has no answer", self.name),
+                Event::End(_) => break,
+            }
+        }
+        self.come_back();
+        None
+    }
+
+    fn read(&mut self, wait: Duration) {
+        match self.client.next_event(wait) {
+            Event::Frame(frame) => self.took(frame),
+            Event::Nothing => {}
+            Event::End(_) => self.come_back(),
+        }
+    }
+
+    fn took(&self, frame: Value) {
+        if is_push(&frame) {
+            let id = frame["id"].as_str().expect("an id");
+            self.shared.ledger.received(&self.name, id);
+            let mut received_at = self.shared.received_at.lock().unwrap();
+            received_at.push((id.to_owned(), Instant::now()));
+        }
+    }
+
+    /// The connection ended: another one, here or at the next gateway.
+    fn come_back(&mut self) {
+        self.shared.disconnects.fetch_add(1, Ordering::SeqCst);
+        let token = token_of(&self.user);
+        while !self.shared.end.load(Ordering::SeqCst) {
+            for (addr, path) in &self.way {
+                if let Some(client) = Client::try_reach(*addr, path, &token) {
+                    self.client = client;
+                    return;
+                }
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Services die, and come back.
+
+use std::time::{Duration, Instant};
+
+use super::flow::{Flow, Load};
+use super::{Drill, Figures};
+use crate::support::broker::Broker;
+use crate::support::cluster::remote;
+use crate::support::raw::Raw;
+use crate::support::{Cluster, Gateway, Services, Settings};
+
+pub const DRILLS: &[Drill] = &[
+    Drill {
+        name: "service-down",
+        about: "the services are killed with SIGKILL and started again while 20,000 messages flow",
+        run: || {
+            killed(Load {
+                users: 20,
+                messages: 20_000,
+                rate: 500,
+            })
+        },
+    },
+    Drill {
+        name: "presence-restarted",
+        about: "the Presence Service is killed and started again; 200 users are announced again",
+        run: || presence_restarted(200).0,
+    },
+];
+
+/// How long a recovery is watched.
+const WATCH: Duration = Duration::from_secs(4);
+
+/// `kill -9` of the services' process, and a restart at once.
+pub fn killed(load: Load) -> Figures {
+    let mut cluster = Cluster::on(Broker::shared(), &load.settings(), 2);
+    let flow = Flow::start(&cluster, load);
+    flow.goes_on_for(load.messages / 4);
+    cluster.services.kill();
+    crate::support::wait_until("the gateway is not ready", || {
+        !cluster.gateways[0].is_ready()
+    });
+    cluster.services.start_again();
+    let recovered = flow.recovery(Instant::now(), WATCH);
+    let mut figures = flow.finish(&cluster);
+    figures.recovered = Some(recovered);
+    figures
+}
+
+/// `presence.lease` where the Presence Service is restarted.
+pub const LEASE: Duration = Duration::from_secs(9);
+
+/// The Presence Service, a process of its own here, forgets everyone. Returns how long after its
+/// return all were online again.
+pub fn presence_restarted(count: usize) -> (Figures, Duration) {
+    let users: Vec<String> = (0..count).map(|number| format!("user{number}")).collect();
+    let all = || users.iter().map(String::as_str).chain(["watcher"]);
+    let settings = Settings::new()
+        .users(all())
+        .group("all", all())
+        .set("presence.lease", "9s")
+        .set("session.send_queue", 4_096);
+    let broker = Broker::shared().vhost();
+    let services = Services::start(&settings, &broker);
+    let mut presence = Services::start(&settings, &broker);
+    let gateway = Gateway::start(
+        &remote(&settings, &services.url(), &broker).set("services.presence", presence.url()),
+    );
+    gateway.wait_ready();
+    let mut watcher = gateway.connect("watcher");
+    let _here: Vec<Raw> = users.iter().map(|user| gateway.raw_session(user)).collect();
+    for user in &users {
+        watcher.expect_presence(user, "online");
+    }
+    presence.restart();
+    let back = Instant::now();
+    for user in &users {
+        watcher.expect_presence(user, "online");
+    }
+    let took = back.elapsed();
+    let offline = watcher
+        .frames_until_pong()
+        .into_iter()
+        .filter(|frame| frame["type"] == "presence" && frame["status"] == "offline")
+        .count();
+    assert_eq!(offline, 0, "nobody was offline");
+    let mut figures = Figures {
+        recovered: Some(took),
+        ..Figures::default()
+    };
+    figures.note(format!(
+        "all {count} online again, with a lease of {LEASE:?}"
+    ));
+    (figures, took)
+}
