@@ -234,27 +234,28 @@ impl Gateway {
             pacing: Permits::new(CATCH_UPS),
             page,
         });
-        let listener =
-            Listener::start(listener, Arc::clone(&context)).map_err(StartError::Thread)?;
         let feed = feed(Arc::clone(&presence))?;
         readiness.add("broker", true, feed.check());
         let probe =
             Probe::start(Arc::clone(&context.services), &readiness).map_err(StartError::Thread)?;
         let presence_state = Arc::clone(&presence);
         readiness.add("presence_service", false, move || presence_state.state());
+        readiness.add("draining", true, move || {
+            if draining.load(Ordering::SeqCst) {
+                Err("the gateway is shutting down".into())
+            } else {
+                Ok(())
+            }
+        });
+        // Last of all: whoever asks is told of every check.
+        let listener =
+            Listener::start(listener, Arc::clone(&context)).map_err(StartError::Thread)?;
         let has_room = listener.has_room();
         readiness.add("capacity", true, move || {
             if has_room() {
                 Ok(())
             } else {
                 Err("limits.max_connections is reached".into())
-            }
-        });
-        readiness.add("draining", true, move || {
-            if draining.load(Ordering::SeqCst) {
-                Err("the gateway is shutting down".into())
-            } else {
-                Ok(())
             }
         });
         Ok(Self {

@@ -110,4 +110,18 @@ mod tests {
         assert_eq!(id.short().len(), 12);
         assert!(id.to_string().starts_with(&id.short()));
     }
+
+    #[test]
+    fn fractions_are_spread_from_0_to_1() {
+        let fractions: Vec<_> = (0..1_000)
+            .map(|_| ConnectionId::random().fraction())
+            .collect();
+        for tenth in 0..10 {
+            let within = f64::from(tenth) / 10.0..f64::from(tenth + 1) / 10.0;
+            assert!(
+                fractions.iter().any(|fraction| within.contains(fraction)),
+                "{within:?}"
+            );
+        }
+    }
 }

@@ -107,6 +107,10 @@ impl Hand {
             Ok(Err(Undone::Garbage(reason))) => reason,
             Err(_) => {
                 error!("Delivering panicked: queue={}", self.queue.name());
+                // What was taken before it may be gone with it. It is unread, so it comes again.
+                for connection in self.deliver.registry.connections() {
+                    connection.request_catch_up();
+                }
                 "delivering it panicked".into()
             }
         };

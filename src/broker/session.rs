@@ -67,9 +67,15 @@ impl<'p> Session<'p> {
     }
 
     /// Consumes until told to quit, and then deletes the queues; or until something is lost, which
-    /// is the error. `up` is called once all queues are ours.
-    pub fn run(mut self, quit: &Quit, up: impl FnOnce()) -> Result<(), AmqpError> {
-        let outcome = self.work(quit, up);
+    /// is the error. `up` is called once all queues are ours, and `lost` as soon as something is,
+    /// before the threads are waited for, which may be in the middle of a call to a service.
+    pub fn run(
+        mut self,
+        quit: &Quit,
+        up: impl FnOnce(),
+        lost: impl FnOnce(&AmqpError),
+    ) -> Result<(), AmqpError> {
+        let outcome = self.work(quit, up, lost);
         if outcome.is_ok() {
             // What they hold is unread in the Message Service. If this fails, they expire.
             self.parts.topology.delete(&self.control)?;
@@ -82,7 +88,12 @@ impl<'p> Session<'p> {
     }
 
     /// Runs the threads and joins them.
-    fn work(&mut self, quit: &Quit, up: impl FnOnce()) -> Result<(), AmqpError> {
+    fn work(
+        &mut self,
+        quit: &Quit,
+        up: impl FnOnce(),
+        lost: impl FnOnce(&AmqpError),
+    ) -> Result<(), AmqpError> {
         let (quitter, workers_quit) = Quit::pair();
         // Large enough for all that is told while nobody listens: no thread waits at its end.
         let (events, told) = bounded(4 * THREADS);
@@ -97,6 +108,9 @@ impl<'p> Session<'p> {
             };
             let outcome = crew.watch(&mut self.link, &told, quit, up);
             self.parts.routes.end();
+            if let Err(error) = &outcome {
+                lost(error);
+            }
             crew.dismiss(quitter, &told, outcome.is_err(), || cutter.cut());
             outcome
         })

@@ -199,14 +199,22 @@ impl Watch {
         let link = Link::open(endpoint, &name, *heartbeat, &self.quit).map_err(Failure::Opening)?;
         *self.shared.cutter.lock() = Some(link.cutter());
         let session = Session::declare(&self.parts, link, !self.owned).map_err(Failure::Serving)?;
-        let outcome = session.run(&self.quit, || {
+        let up = || {
             *self.shared.state.lock() = State::Up;
             info!("Broker up: address={}", self.settings.endpoint.address());
             self.backoff.reset();
             if !mem::replace(&mut self.owned, true) {
                 (self.on_event)(BrokerEvent::Owned);
             }
-        });
+        };
+        // Not logged: what broke the connection is known once it is closed.
+        let lost = |error: &AmqpError| {
+            let mut state = self.shared.state.lock();
+            if *state == State::Up {
+                *state = State::Down(format!("about to reconnect: {error}"));
+            }
+        };
+        let outcome = session.run(&self.quit, up, lost);
         outcome.map_err(Failure::Serving)
     }
 

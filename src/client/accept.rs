@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -23,12 +23,11 @@ use crate::threads::Threads;
 const BACKLOG: i32 = 4_096;
 /// The wait after a failed accept, which the system's next moment may mend.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// How long the listener's own connection, which wakes the accept loop, may take.
-const WAKE_WITHIN: Duration = Duration::from_secs(1);
 
 /// The client listener and everything behind it.
 pub struct Listener {
     addr: SocketAddr,
+    listener: Arc<TcpListener>,
     shared: Arc<Shared>,
     acceptor: JoinHandle<()>,
 }
@@ -52,6 +51,7 @@ impl Listener {
     /// Accepts from now on.
     pub fn start(listener: TcpListener, context: Arc<Context>) -> io::Result<Self> {
         let addr = listener.local_addr()?;
+        let listener = Arc::new(listener);
         let shared = Arc::new(Shared {
             threads: Arc::default(),
             limits: Limits::new(&context.config),
@@ -60,11 +60,12 @@ impl Listener {
             context,
         });
         let acceptor = thread::Builder::new().name("accept".into()).spawn({
-            let shared = Arc::clone(&shared);
+            let (shared, listener) = (Arc::clone(&shared), Arc::clone(&listener));
             move || shared.accept(&listener)
         })?;
         Ok(Self {
             addr,
+            listener,
             shared,
             acceptor,
         })
@@ -85,24 +86,14 @@ impl Listener {
     /// `deadline`.
     pub fn stop(self, deadline: Instant) -> usize {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        // The accept loop looks at `stopped` when something comes.
-        let _ = TcpStream::connect_timeout(&reachable(self.addr), WAKE_WITHIN);
+        // On Linux this ends a blocked accept, with an error. It fails when that has ended already.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         // A panic was reported when it happened.
         let _ = self.acceptor.join();
         self.shared.refuser.stop();
         self.shared.limits.cut_handshakes();
         self.shared.threads.join(deadline)
     }
-}
-
-/// An address that reaches a listener bound to `addr`, which may be a wildcard.
-fn reachable(addr: SocketAddr) -> SocketAddr {
-    let ip = match addr.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, addr.port())
 }
 
 impl Shared {
@@ -116,6 +107,7 @@ impl Shared {
                 }
                 // The client went away before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) if self.stopped.load(Ordering::SeqCst) => {}
                 Err(error) => {
                     error!("Accept failed, will be retried: error={error}");
                     thread::sleep(ACCEPT_RETRY);

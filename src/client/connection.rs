@@ -75,9 +75,12 @@ impl Connection {
     pub fn push(&self, push: &Push) -> bool {
         match self.hold.pass(push) {
             Passage::Done => false,
-            Passage::NoRoom => {
-                self.close(CloseReason::SlowConsumer);
-                false
+            Passage::Overflow(frames) => {
+                let mut owed = false;
+                for frame in &frames {
+                    owed |= self.outbox.push(frame);
+                }
+                owed
             }
             Passage::Open if push.kind() == PushKind::Presence && self.outbox.is_half_full() => {
                 false

@@ -19,14 +19,16 @@ use super::protocol::{Push, PushKind};
 const REMEMBERED: usize = 1_024;
 
 /// What is to become of a push.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
+#[cfg_attr(test, derive(PartialEq))]
 pub enum Passage {
     /// Into the queue.
     Open,
     /// Nothing more is to be done: it is held, has been sent, or is left to a later page.
     Done,
-    /// It must not be lost, and there is no room for it.
-    NoRoom,
+    /// It would be lost, and there is no room to hold it: into the queue with what was held, the
+    /// push itself last. No unread message is among them.
+    Overflow(Vec<Frame>),
 }
 
 /// The gate before one connection's queue.
@@ -105,11 +107,13 @@ impl Hold {
                 held.missed = true;
                 return Passage::Done;
             }
-            PushKind::OwnCopy if full && !held.let_go() => return Passage::NoRoom,
+            PushKind::OwnCopy if full && !held.let_go() => {
+                held.add(push);
+                return Passage::Overflow(held.take());
+            }
             _ => {}
         }
-        held.bytes += push.frame().len();
-        held.pushes.push_back(push.clone());
+        held.add(push);
         Passage::Done
     }
 
@@ -168,14 +172,7 @@ impl Hold {
             }
             return Vec::new();
         }
-        held.bytes = 0;
-        let pushes = std::mem::take(&mut held.pushes);
-        for push in &pushes {
-            if let Some(id) = push.message_id() {
-                remember(&mut held.sent, id.clone());
-            }
-        }
-        pushes.iter().map(|push| push.frame().clone()).collect()
+        held.take()
     }
 
     /// What was sent need not be remembered any longer.
@@ -189,6 +186,21 @@ impl Hold {
 }
 
 impl Held {
+    fn add(&mut self, push: &Push) {
+        self.bytes += push.frame().len();
+        self.pushes.push_back(push.clone());
+    }
+
+    /// Takes all that is held, to be sent.
+    fn take(&mut self) -> Vec<Frame> {
+        self.bytes = 0;
+        let pushes = std::mem::take(&mut self.pushes);
+        for id in pushes.iter().filter_map(Push::message_id) {
+            remember(&mut self.sent, id.clone());
+        }
+        pushes.iter().map(|push| push.frame().clone()).collect()
+    }
+
     /// Makes room: the newest unread message is left to a later page.
     fn let_go(&mut self) -> bool {
         let newest = self
@@ -309,11 +321,15 @@ mod tests {
         assert_eq!(hold.pass(&unread("m1")), Passage::Done);
         assert_eq!(hold.pass(&other), Passage::Done);
         assert!(hold.has_missed());
-        assert_eq!(hold.pass(&unread("c3").as_own_copy()), Passage::NoRoom);
+        // No unread message is left to make room: the copies need not wait for catch-up.
+        let third = unread("c3").as_own_copy();
+        let copies = [copy, other, third].map(|copy| copy.frame().clone());
         assert_eq!(
-            released(&hold),
-            [copy.frame().clone(), other.frame().clone()]
+            hold.pass(&unread("c3").as_own_copy()),
+            Passage::Overflow(copies.to_vec())
         );
+        assert!(released(&hold).is_empty());
+        assert_eq!(hold.pass(&unread("c3").as_own_copy()), Passage::Done);
     }
 
     #[test]

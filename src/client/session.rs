@@ -51,7 +51,10 @@ pub(super) fn run(
         .and_then(|()| judge(&head, context))
     {
         Ok(accepted) => accepted,
-        Err(answer) => return refuse(&socket, &answer, &admission),
+        Err(answer) => {
+            admission.handshake_is_over();
+            return refuse(&socket, &answer, &admission);
+        }
     };
     failpoint::reached("handshake", &accepted.user);
     let opened = Session::open(id, &socket, &accepted, &admission, context);

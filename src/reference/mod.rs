@@ -139,7 +139,7 @@ impl Reference {
         };
         let publisher_thread = publisher_thread.spawn().map_err(ReferenceError::Start)?;
         log::info!(
-            "event=reference_started addr={addr} database={} tokens={} groups={}",
+            "Services started: addr={addr}, database={}, tokens={}, groups={}",
             embedded.database.display(),
             embedded.tokens.len(),
             embedded.groups.len()
@@ -194,7 +194,7 @@ impl Reference {
             self.directories.replace(previous);
             return Err(ReferenceError::Reload);
         }
-        log::info!("event=reference_reloaded differences={count}");
+        log::info!("Tokens and groups read again: differences={count}");
         Ok(())
     }
 
@@ -220,7 +220,7 @@ impl Reference {
             .block_on(async { timeout(half(deadline), server).await })
             .is_err()
         {
-            log::warn!("event=reference_calls_cut reason=deadline");
+            log::warn!("Calls cut: reason=deadline");
         }
         outgoing.stop_by(Instant::now() + half(deadline));
         publisher_thread.join_by(Instant::now() + half(deadline));
@@ -228,7 +228,7 @@ impl Reference {
         drop(runtime.block_on(async { timeout(half(deadline), self.store.stop()).await }));
         store_thread.join_by(deadline);
         runtime.shutdown_timeout(left(deadline));
-        log::info!("event=reference_stopped");
+        log::info!("Services stopped");
     }
 }
 

@@ -38,9 +38,10 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
+    /// A broker that returns is found within 2 s: what is committed meanwhile waits for that.
     pub const DEFAULT: Self = Self {
         first: Duration::from_millis(100),
-        longest: Duration::from_secs(5),
+        longest: Duration::from_secs(2),
     };
 
     /// The pause after failure number `failures`, which counts from 1. Somewhere between the
@@ -106,7 +107,9 @@ impl Outgoing {
         let excess = state.changes.len().saturating_sub(MAX_WAITING_CHANGES);
         state.changes.drain(..excess);
         if excess > 0 && state.dropped == 0 {
-            log::warn!("event=presence_dropping reason=broker_away waiting={MAX_WAITING_CHANGES}");
+            log::warn!(
+                "Presence dropped from now on: reason=broker away, waiting={MAX_WAITING_CHANGES}"
+            );
         }
         state.dropped += excess;
         drop(state);
@@ -134,7 +137,7 @@ impl Outgoing {
         state.committed = false;
         if limit > 0 && state.dropped > 0 {
             log::warn!(
-                "event=presence_dropped count={}",
+                "Presence dropped: count={}",
                 std::mem::take(&mut state.dropped)
             );
         }
@@ -215,8 +218,8 @@ impl PublisherThread {
             failures += 1;
             let pause = self.backoff.pause(failures);
             log::warn!(
-                "event=publish_failed publications={} failures={failures} retry_in={pause:?} \
-                 error=\"{error}\"",
+                "Publishing failed: publications={}, failures={failures}, retry_in={pause:?}, \
+                 error={error}",
                 batch.len()
             );
             if !self.outgoing.pause(pause) {
@@ -224,7 +227,7 @@ impl PublisherThread {
             }
         }
         if failures > 0 {
-            log::info!("event=publish_recovered failures={failures}");
+            log::info!("Publishing works again: failures={failures}");
         }
         true
     }
@@ -255,7 +258,7 @@ mod tests {
             );
         }
         assert!(backoff.pause(1) <= Duration::from_millis(200));
-        assert!(backoff.pause(50) >= Duration::from_millis(2_500));
+        assert!(backoff.pause(50) >= backoff.longest / 2);
         let distinct: std::collections::HashSet<_> = (0..9).map(|_| backoff.pause(50)).collect();
         assert!(distinct.len() > 1);
     }

@@ -36,7 +36,7 @@ impl Services {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let incoming = incoming.then(|accepted| async {
             if let Err(error) = &accepted {
-                log::warn!("event=reference_accept_failed error=\"{error}\"");
+                log::warn!("Services do not accept, will be retried: error={error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
             accepted
@@ -54,7 +54,7 @@ impl Services {
             .serve_with_incoming_shutdown(incoming, async { drop(stop.await) })
             .await;
         if let Err(error) = served {
-            log::error!("event=reference_server_failed error=\"{error}\"");
+            log::error!("Services have ended: error={error}");
         }
     }
 }

@@ -34,14 +34,11 @@ impl Worker {
         match self.ended.recv_deadline(deadline) {
             Err(RecvTimeoutError::Disconnected) => {
                 if self.handle.join().is_err() {
-                    log::error!("event=thread_panicked thread={}", self.name);
+                    log::error!("Thread panicked: thread={}", self.name);
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                log::error!(
-                    "event=thread_left_behind thread={} reason=deadline",
-                    self.name
-                );
+                log::error!("Thread left behind: thread={}, reason=deadline", self.name);
             }
             Ok(never) => match never {},
         }

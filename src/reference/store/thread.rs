@@ -60,7 +60,7 @@ impl StoreThread {
                     answers.into_iter().for_each(|answer| answer());
                 }
                 Err(error) => {
-                    log::error!("event=store_commit_failed changes={changes} error=\"{error}\"");
+                    log::error!("Commit failed: changes={changes}, error={error}");
                 }
             }
             if stop {
@@ -78,7 +78,7 @@ impl StoreThread {
             match job {
                 Job::Query(query) => {
                     if let Err(error) = query(&self.connection) {
-                        log::error!("event=store_query_failed error=\"{error}\"");
+                        log::error!("Query failed: error={error}");
                     }
                 }
                 Job::Change(change) => batch.changes.push(change),

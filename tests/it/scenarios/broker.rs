@@ -56,6 +56,7 @@ pub fn killed(load: Load) -> Figures {
     cluster.broker.restart();
     let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
+    tell(&cluster);
     figures.recovered = Some(recovered);
     figures
 }
@@ -134,6 +135,7 @@ pub fn alarm(load: Load, during: usize) -> Figures {
     cluster.broker.memory_alarm(false);
     let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
+    tell(&cluster);
     figures.recovered = Some(recovered);
     figures.note(format!("{waiting} waited in the outbox"));
     figures.note(format!("answers during the alarm within {slowest:?}"));
@@ -184,6 +186,7 @@ pub fn forgets(load: Load) -> Figures {
     recovers("data wiped", WATCH);
 
     let mut figures = flow.finish(&cluster);
+    tell(&cluster);
     figures.recovered = recovered.iter().map(|(_, after)| *after).max();
     for (what, after) in recovered {
         figures.note(format!("{what}: {after:?}"));
@@ -196,6 +199,17 @@ fn all_are_ready(cluster: &Cluster, ready: bool, deadline: Duration) -> Duration
     let what = format!("ready is {ready} everywhere");
     let as_wanted = |gateway: &Gateway| gateway.is_ready() == ready;
     wait_until_within(deadline, what, || cluster.gateways.iter().all(as_wanted))
+}
+
+/// Prints what the processes said of the broker and of ends: when a test fails, this says why.
+fn tell(cluster: &Cluster) {
+    let gateways = cluster.gateways.iter().map(|gateway| gateway.stderr());
+    for log in gateways.chain([cluster.services.stderr()]) {
+        let of_broker = |line: &&str| line.contains("Broker ") || line.contains("ublish");
+        log.lines()
+            .filter(of_broker)
+            .for_each(|line| println!("{line}"));
+    }
 }
 
 /// The configuration for the flow and for one user besides.

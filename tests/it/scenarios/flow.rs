@@ -4,7 +4,7 @@
 //! Each user sends from one device, and has one at every gateway of the cluster. A request that is
 //! refused is repeated with its `client_message_id`; a device whose connection ends comes back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,8 +22,6 @@ use crate::support::{Client, Cluster, DEADLINE, Event, Settings};
 
 /// The group that all users are in. Every fourth message is for it.
 const GROUP: &str = "all";
-/// A push that takes longer than this from its `message_sent` is late.
-const LATE: Duration = Duration::from_secs(1);
 /// A device that reads looks up at least this often.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -140,40 +138,34 @@ impl Flow {
         });
     }
 
-    /// Waits until a message that is committed from now on has been pushed. Returns how long that
-    /// took.
-    pub fn is_delivered_again(&self) -> Duration {
-        let now = Instant::now();
-        wait_until_within(DEADLINE * 2, "pushes come again", || {
-            let committed = self.shared.committed_at.lock().unwrap();
-            let received = self.shared.received_at.lock().unwrap();
-            let mut latest = received.iter().rev().take(200);
-            latest.any(|(id, _)| committed.get(id).is_some_and(|at| *at > now))
-        })
-    }
-
     /// Lets it flow until `watch` after `relief`, waits for what was committed by then, and
-    /// answers when, after `relief`, the last push came late.
+    /// answers how long at most a message waited for its first push, the time before `relief` not
+    /// counted.
     pub fn recovery(&self, relief: Instant, watch: Duration) -> Duration {
         let until = relief + watch;
         thread::sleep(until.saturating_duration_since(Instant::now()));
         wait_until_within(DEADLINE * 2, "what was committed is pushed", || {
-            let received = self.shared.received_at.lock().unwrap();
-            let pushed: BTreeSet<_> = received.iter().map(|(id, _)| id.as_str()).collect();
-            let committed = self.shared.committed_at.lock().unwrap();
-            let mut due = committed.iter().filter(|(_, at)| **at < until);
-            due.all(|(id, _)| pushed.contains(id.as_str()))
+            self.waits(relief, until).all(|wait| wait.is_some())
         });
-        let committed = self.shared.committed_at.lock().unwrap();
-        let received = self.shared.received_at.lock().unwrap();
-        let mut first = BTreeSet::new();
-        let late = received.iter().filter(|(id, at)| {
-            let sent = committed.get(id).filter(|sent| **sent < until);
-            first.insert(id.as_str())
-                && sent.is_some_and(|sent| at.saturating_duration_since(*sent) > LATE)
-        });
-        let last = late.map(|(_, at)| *at).max();
-        last.map_or(Duration::ZERO, |at| at.saturating_duration_since(relief))
+        self.waits(relief, until)
+            .flatten()
+            .max()
+            .unwrap_or_default()
+    }
+
+    /// For each message that was committed before `until`, how long after `relief` and its commit
+    /// it was first pushed, if it was.
+    fn waits(&self, relief: Instant, until: Instant) -> impl Iterator<Item = Option<Duration>> {
+        let mut first = HashMap::new();
+        for (id, at) in self.shared.received_at.lock().unwrap().iter() {
+            first.entry(id.clone()).or_insert(*at);
+        }
+        let committed = self.shared.committed_at.lock().unwrap().clone();
+        let due = committed.into_iter().filter(move |(_, at)| *at < until);
+        due.map(move |(id, at)| {
+            let pushed = first.get(&id)?;
+            Some(pushed.saturating_duration_since(at.max(relief)))
+        })
     }
 
     /// How many messages have been committed and pushed to no device.

@@ -60,7 +60,8 @@ pub struct Figures {
     pub refused: usize,
     /// The longest wait for an answer.
     pub slowest_answer: Duration,
-    /// From relief to the last push that came late, where the fault ends at a moment.
+    /// Where the fault ends at a moment: how long after it, and after its commit, a message was
+    /// first pushed, at most.
     pub recovered: Option<Duration>,
     /// What else was measured.
     pub notes: Vec<String>,
