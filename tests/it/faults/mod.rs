@@ -10,7 +10,8 @@ mod services;
 
 /// A gateway that is killed or stopped.
 mod gateway;
-/// A panic inside one connection's handling.
+/// A panic inside one connection's handling. Release builds have no failpoint.
+#[cfg(debug_assertions)]
 mod panics;
 /// Descriptors, threads and memory run out.
 mod resources;

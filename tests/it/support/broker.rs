@@ -124,8 +124,14 @@ impl Broker {
         wait_for(START, what, look).1
     }
 
-    /// Runs `rabbitmqctl`, and returns what it printed.
+    /// Runs `rabbitmqctl` once the broker is fully up (its port answers a little earlier), and
+    /// returns what it printed.
     pub fn rabbitmqctl(&self, arguments: &[&str]) -> String {
+        self.ctl(&["await_startup", "--timeout", "60"]);
+        self.ctl(arguments)
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(format!("{SCRIPTS}/rabbitmqctl"));
         environment(&mut command, &self.directory, &self.node);
         let output = command
