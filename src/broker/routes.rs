@@ -126,9 +126,13 @@ impl Routes {
     }
 
     /// The broker is back: everyone who is connected here is to be bound, whatever was, and who
-    /// left meanwhile is to be unbound.
+    /// left meanwhile is to be unbound. Call it before anything is consumed: until their binding is
+    /// confirmed and they are caught up, nobody is pushed what is newer than what they missed.
     pub fn begin(&self) {
         let Some(table) = &self.table else { return };
+        for connection in self.registry.connections() {
+            connection.hold_back();
+        }
         let mut table = table.lock();
         let before = mem::take(&mut *table);
         for user in self.registry.users() {

@@ -135,6 +135,7 @@ impl Crew<'_, '_> {
         quit: &Quit,
         up: impl FnOnce(),
     ) -> Result<(), AmqpError> {
+        self.parts.routes.begin();
         for queue in Queue::ALL {
             self.start_consumer(queue, link.channel()?)?;
         }
@@ -194,7 +195,6 @@ impl Crew<'_, '_> {
             channel,
             queue: self.parts.topology.queue(Queue::Single),
         };
-        routes.begin();
         self.spawn(Worker::Routes, "routes".into(), move || {
             match routes.serve(&mut binder) {
                 Ok(()) => Ended::Quit,

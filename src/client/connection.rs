@@ -108,8 +108,15 @@ impl Connection {
         self.outbox.flush();
     }
 
-    /// Something may have been missed: what is unread is to be pushed again.
+    /// Something may have been missed, and a catch-up will be requested: until it is through,
+    /// pushes wait for it, so that none comes before an earlier one.
+    pub fn hold_back(&self) {
+        self.hold.begin();
+    }
+
+    /// Something may have been missed: what is unread is to be pushed again, before anything new.
     pub fn request_catch_up(&self) {
+        self.hold_back();
         self.catch_up_requested.store(true, Ordering::SeqCst);
         self.outbox.wake_writer();
     }

@@ -62,6 +62,7 @@ pub(super) enum HeadError {
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     status: u16,
+    refusal: bool,
     content_type: &'static str,
     /// Further header fields, each with its line end.
     headers: String,
@@ -80,6 +81,7 @@ impl Answer {
         };
         Self {
             status,
+            refusal: true,
             content_type: "application/json",
             headers: headers.into(),
             body: error_json(None, code, message),
@@ -108,6 +110,7 @@ impl Answer {
         let headers = "Cache-Control: no-store\r\n".into();
         Self {
             status,
+            refusal: false,
             content_type,
             headers,
             body: body.into(),
@@ -118,6 +121,11 @@ impl Answer {
         self.status
     }
 
+    /// Whether it turns a client away; a page does not, whatever its status.
+    pub fn is_refusal(&self) -> bool {
+        self.refusal
+    }
+
     /// The whole answer, for one write.
     pub fn bytes(&self) -> Vec<u8> {
         let Self {
@@ -125,6 +133,7 @@ impl Answer {
             content_type,
             headers,
             body,
+            ..
         } = self;
         let mut bytes = format!(
             "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\

@@ -149,7 +149,7 @@ impl Refused {
     /// An answer fits into the buffer of a fresh socket, so it never blocks; whoever is gone needs
     /// none. The socket is closed once the client has closed its end, or at the deadline.
     fn send(&mut self, answer: &Answer) {
-        if answer.status() >= 300 {
+        if answer.is_refusal() {
             info!("Connection refused: status={}", answer.status());
         }
         let _ = (&*self.socket).write_all(&answer.bytes());

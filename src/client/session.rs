@@ -66,7 +66,7 @@ pub(super) fn run(
 }
 
 fn refuse(socket: &TcpStream, answer: &Answer, admission: &Admission) {
-    if answer.status() >= 300 {
+    if answer.is_refusal() {
         info!(
             "Connection refused: peer={}, status={}",
             admission.peer(),
