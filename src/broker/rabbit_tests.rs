@@ -89,10 +89,11 @@ impl Side {
         self.supervisor.check()().unwrap_err()
     }
 
-    /// Connects and waits for the route.
+    /// Connects and waits for the route and for the catch-up that follows.
     fn join(&self, user: &str) -> Client {
         let client = Client::join(&self.registry, user);
         self.is_routed(user);
+        client.is_caught_up();
         client
     }
 
@@ -162,7 +163,6 @@ fn what_is_published_arrives_in_order_and_is_acknowledged() {
     let url = Broker::shared().vhost();
     let side = Side::up(&url);
     let mut bob = side.join("bob");
-    bob.is_caught_up();
     publisher(&url).publish(&to_bob(0..1_000)).unwrap();
     receives(&mut bob, 0..1_000);
     // Stopping acknowledges and deletes: nothing is left to see.
@@ -334,7 +334,6 @@ fn a_deleted_queue_is_declared_again() {
     let url = Broker::shared().vhost();
     let side = Side::up(&url);
     let mut bob = side.join("bob");
-    bob.is_caught_up();
     Amqp::open(&url).delete_queue("queue.gateway.g.presence");
     assert!(side.goes_down().contains("deleted"));
     side.comes_up();
@@ -415,7 +414,6 @@ fn a_broker_that_is_killed_and_restarted_is_found_again() {
     let mut publisher = publisher(&url);
     publisher.publish(&to_bob(0..10)).unwrap();
     receives(&mut bob, 0..10);
-    bob.is_caught_up();
 
     broker.kill9();
     side.goes_down();

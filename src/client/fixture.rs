@@ -1,5 +1,6 @@
 //! For unit tests of other parts: a connection that is live, and its client's end of the socket.
 
+use std::cell::Cell;
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -15,19 +16,26 @@ use crate::config::OverLimit;
 use crate::ids::{ConnectionId, UserId};
 use crate::registry::Registry;
 
+/// How long a frame or a catch-up is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a wait for a frame lasts before it looks whether catch-up was requested.
+const LOOK: Duration = Duration::from_millis(5);
+
 pub(crate) struct Client {
     pub connection: Arc<Connection>,
     socket: TcpStream,
+    /// A catch-up was done that nobody has asked about yet.
+    caught_up: Cell<bool>,
 }
 
 impl Client {
-    /// Connects and registers; nothing is held back, since there is no catch-up.
+    /// Connects and registers; nothing is held back until catch-up is requested.
     pub fn join(registry: &Registry, user: &str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, peer) = listener.accept().unwrap();
-        let (accepted, patience) = (Arc::new(accepted), Duration::from_secs(10));
-        let outbox = Outbox::new(accepted, patience, Frame::raw(b""), 1_024, 1 << 20);
+        let accepted = Arc::new(accepted);
+        let outbox = Outbox::new(accepted, PATIENCE, Frame::raw(b""), 1_024, 1 << 20);
         let hold = Hold::new(1_024, 1 << 20);
         assert!(hold.release().is_empty());
         let (id, user) = (ConnectionId::random(), UserId::new(user).unwrap());
@@ -36,14 +44,17 @@ impl Client {
         registry
             .admit(&connection, usize::MAX, OverLimit::Reject)
             .unwrap();
-        Self { connection, socket }
+        Self {
+            connection,
+            socket,
+            caught_up: Cell::new(false),
+        }
     }
 
     /// The text of the next frame, waited for.
     pub fn next(&mut self) -> String {
-        self.socket
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        self.await_frame();
+        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut header = [0; 2];
         self.socket.read_exact(&mut header).expect("a frame");
         assert_eq!(header[0], 0x81, "a text frame");
@@ -60,6 +71,32 @@ impl Client {
         String::from_utf8(text).unwrap()
     }
 
+    fn await_frame(&self) {
+        self.socket.set_read_timeout(Some(LOOK)).unwrap();
+        let give_up = Instant::now() + PATIENCE;
+        while let Err(error) = self.socket.peek(&mut [0]) {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+            assert!(Instant::now() < give_up, "no frame");
+            self.catch_up();
+        }
+    }
+
+    /// Does what the writer thread would, if catch-up was requested. Nothing is unread here, so
+    /// what was held back is all there is to send; what was sent is remembered from then on.
+    fn catch_up(&self) {
+        if !self.connection.take_catch_up_request() {
+            return;
+        }
+        loop {
+            let held = self.connection.hold.release();
+            if held.is_empty() {
+                break;
+            }
+            self.connection.outbox.write_through(held);
+        }
+        self.caught_up.set(true);
+    }
+
     /// Whether nothing has been written that was not read.
     pub fn is_quiet(&mut self) -> bool {
         self.socket.set_nonblocking(true).unwrap();
@@ -70,14 +107,15 @@ impl Client {
 
     /// Whether catch-up was requested since the last call.
     pub fn takes_catch_up(&self) -> bool {
-        self.connection.take_catch_up_request()
+        self.catch_up();
+        self.caught_up.take()
     }
 
     /// Waits until catch-up is requested.
     pub fn is_caught_up(&self) {
-        let patience = Instant::now() + Duration::from_secs(20);
+        let give_up = Instant::now() + PATIENCE;
         while !self.takes_catch_up() {
-            assert!(Instant::now() < patience, "no catch-up");
+            assert!(Instant::now() < give_up, "no catch-up");
             thread::yield_now();
         }
     }
