@@ -26,6 +26,7 @@
 //! | a close code | `client/close.rs` |
 //! | when unread messages are pushed | `client/catch_up.rs`, `client/hold.rs` |
 //! | how bytes leave | `client/outbox.rs` |
+//! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
 //! | a call to a service | `services/mod.rs`, `services/grpc.rs` |
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |

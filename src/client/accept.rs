@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use super::admission::{Admission, Limits, no_room};
 use super::head::Answer;
 use super::refuser::Refuser;
-use super::{Context, STACK, session};
+use super::stack::STACK;
+use super::{Context, session};
 use crate::ids::ConnectionId;
 use crate::threads::Threads;
 

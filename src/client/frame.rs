@@ -13,6 +13,12 @@ const PONG: u8 = 0xA;
 
 /// The longest payload of a control frame (RFC 6455, section 5.5).
 const MAX_CONTROL: usize = 125;
+/// The longest header of an unmasked frame.
+const MAX_HEADER: usize = 10;
+
+/// What a frame is put together in, at first. It is more than malloc keeps back for the thread that
+/// frees it (1,032 bytes), or each connection's threads would keep one.
+const SCRATCH: usize = 2 << 10;
 
 /// Bytes that are ready for the socket: a frame, or a train of several. Cloning shares them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,31 +28,50 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// A text frame with `payload`, which is UTF-8.
-    pub fn text(payload: &[u8]) -> Self {
-        Self::encode(TEXT, payload)
+    /// A text frame; `write` appends its payload, which is UTF-8.
+    pub fn text(write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        Self::text_behind("", write)
+    }
+
+    /// A text frame behind the answer to the upgrade request: a connection's first bytes.
+    pub fn text_behind(prefix: &str, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let mut bytes = Vec::with_capacity(SCRATCH);
+        // The header's length follows from the payload's: so the prefix and the header are put in
+        // front of it once it is there.
+        let payload_at = prefix.len() + MAX_HEADER;
+        bytes.resize(payload_at, 0);
+        write(&mut bytes);
+        let (header, length) = header(TEXT, bytes.len() - payload_at);
+        let header_at = payload_at - length;
+        bytes[header_at..payload_at].copy_from_slice(&header[..length]);
+        let start = header_at - prefix.len();
+        bytes[start..header_at].copy_from_slice(prefix.as_bytes());
+        Self::raw(&bytes[start..])
     }
 
     pub fn ping() -> Self {
-        Self::encode(PING, &[])
+        Self::control(PING, &[])
     }
 
     /// The answer to a ping that carried `payload`, at most 125 bytes.
     pub fn pong(payload: &[u8]) -> Self {
-        Self::encode(PONG, &payload[..payload.len().min(MAX_CONTROL)])
+        Self::control(PONG, &payload[..payload.len().min(MAX_CONTROL)])
     }
 
     /// A Close frame; a reason is cut where a control frame ends.
     pub fn close(code: u16, reason: &str) -> Self {
         let end = reason.floor_char_boundary(MAX_CONTROL - 2);
-        Self::encode(
-            CLOSE,
-            &[&code.to_be_bytes(), &reason.as_bytes()[..end]].concat(),
-        )
+        let payload = [&code.to_be_bytes(), &reason.as_bytes()[..end]].concat();
+        Self::control(CLOSE, &payload)
     }
 
-    /// Bytes that go before the first frame: the answer to the upgrade request.
-    pub fn raw(bytes: &[u8]) -> Self {
+    fn control(opcode: u8, payload: &[u8]) -> Self {
+        let (header, length) = header(opcode, payload.len());
+        Self::raw(&[&header[..length], payload].concat())
+    }
+
+    /// Bytes as they are to leave.
+    pub(super) fn raw(bytes: &[u8]) -> Self {
         Self {
             bytes: bytes.into(),
             count: 1,
@@ -87,43 +112,57 @@ impl Frame {
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
+}
 
-    fn encode(opcode: u8, payload: &[u8]) -> Self {
-        let mut frame = Vec::with_capacity(10 + payload.len());
-        frame.push(FIN | opcode);
-        match payload.len() {
-            length @ 0..=125 => frame.push(length as u8),
-            length @ 126..=0xFFFF => {
-                frame.push(126);
-                frame.extend((length as u16).to_be_bytes());
-            }
-            length => {
-                frame.push(127);
-                frame.extend((length as u64).to_be_bytes());
-            }
+/// The header of an unmasked frame with a payload of `length` bytes, and its own length.
+fn header(opcode: u8, length: usize) -> ([u8; MAX_HEADER], usize) {
+    let mut header = [0; MAX_HEADER];
+    header[0] = FIN | opcode;
+    let end = match length {
+        0..=125 => {
+            header[1] = length as u8;
+            2
         }
-        frame.extend(payload);
-        Self {
-            bytes: frame.into(),
-            count: 1,
+        126..=0xFFFF => {
+            header[1] = 126;
+            header[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+            4
         }
-    }
+        _ => {
+            header[1] = 127;
+            header[2..].copy_from_slice(&(length as u64).to_be_bytes());
+            MAX_HEADER
+        }
+    };
+    (header, end)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn text(payload: &str) -> Frame {
+        Frame::text(|bytes| bytes.extend(payload.as_bytes()))
+    }
+
     #[test]
     fn a_header_grows_with_its_payload() {
         let header = |length: usize| {
-            let frame = Frame::text(&vec![b'x'; length]);
+            let frame = text(&"x".repeat(length));
             frame.bytes()[..frame.len() - length].to_vec()
         };
         assert_eq!(header(125), [0x81, 125]);
         assert_eq!(header(126), [0x81, 126, 0, 126]);
         assert_eq!(header(65_535), [0x81, 126, 0xFF, 0xFF]);
         assert_eq!(header(65_536), [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_prefix_comes_right_before_the_header() {
+        let payload = "x".repeat(200);
+        let frame = Frame::text_behind("101\r\n", |bytes| bytes.extend(payload.as_bytes()));
+        let expected = [b"101\r\n".as_slice(), text(&payload).bytes()].concat();
+        assert_eq!(frame.bytes(), expected);
     }
 
     #[test]
@@ -135,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_train_is_its_frames_one_behind_the_other() {
-        let frames = [Frame::text(b"a"), Frame::text(b"bc")];
+        let frames = [text("a"), text("bc")];
         let train = Frame::train(frames.iter());
         assert_eq!(
             train.bytes(),

@@ -1,6 +1,7 @@
 //! From a request head to an authenticated user: every check that comes before the upgrade, in the
 //! order in which a client is told of them.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use log::{info, warn};
@@ -23,7 +24,7 @@ pub(super) struct Accepted {
 }
 
 /// Judges `head`: path, method, upgrade header fields, Origin, token. The limits come after it.
-pub(super) fn judge(head: &Head, context: &Context) -> Result<Accepted, Answer> {
+pub(super) fn judge(head: &Head<'_>, context: &Context) -> Result<Accepted, Answer> {
     if let Some(page) = page(head, context)? {
         return Err(page);
     }
@@ -42,12 +43,12 @@ pub(super) fn judge(head: &Head, context: &Context) -> Result<Accepted, Answer> 
 }
 
 /// Method and path. Answers a page for the paths that are no WebSocket.
-pub(super) fn page(head: &Head, context: &Context) -> Result<Option<Answer>, Answer> {
+pub(super) fn page(head: &Head<'_>, context: &Context) -> Result<Option<Answer>, Answer> {
     if head.method != "GET" {
         let message = "Only GET is allowed here";
         return Err(Answer::error(405, ErrorCode::InvalidMessage, message));
     }
-    match head.path.as_str() {
+    match head.path {
         path if path == context.config.listen.path => Ok(None),
         "/healthz" => Ok(Some(Answer::page(200, "text/plain", "ok\n"))),
         "/readyz" => {
@@ -75,7 +76,7 @@ pub(super) fn page(head: &Head, context: &Context) -> Result<Option<Answer>, Ans
 }
 
 /// The client's key, if it asks for WebSocket version 13 (RFC 6455, section 4.2.1).
-fn upgrade_key(head: &Head) -> Result<String, Answer> {
+fn upgrade_key<'b>(head: &Head<'b>) -> Result<Cow<'b, str>, Answer> {
     let upgrade = head.lists("Upgrade", "websocket") && head.lists("Connection", "Upgrade");
     if !upgrade || head.header("Sec-WebSocket-Version").as_deref() != Some("13") {
         let message = "This is a WebSocket, version 13: send the upgrade header fields";
@@ -102,7 +103,7 @@ fn upgrade_key(head: &Head) -> Result<String, Answer> {
 
 /// Exact scheme, host and port, when origins are configured. Programs, which send no Origin, pass:
 /// the check is there to keep other sites' pages from using a visitor's address.
-fn check_origin(head: &Head, allowed: &[String]) -> Result<(), Answer> {
+fn check_origin(head: &Head<'_>, allowed: &[String]) -> Result<(), Answer> {
     let Some(origin) = head.header("Origin") else {
         return Ok(());
     };
@@ -120,7 +121,7 @@ fn check_origin(head: &Head, allowed: &[String]) -> Result<(), Answer> {
     ))
 }
 
-fn authenticate(head: &Head, context: &Context) -> Result<(UserId, i64), Answer> {
+fn authenticate(head: &Head<'_>, context: &Context) -> Result<(UserId, i64), Answer> {
     let unauthorized = |message: &str| Answer::error(401, ErrorCode::Unauthenticated, message);
     let token = token(head).ok_or_else(|| {
         unauthorized("Missing token: send `Authorization: Bearer TOKEN` or `?token=TOKEN`")
@@ -149,7 +150,7 @@ fn authenticate(head: &Head, context: &Context) -> Result<(UserId, i64), Answer>
 }
 
 /// `Authorization: Bearer T` (RFC 6750, section 2.1), else the query parameter `token`.
-fn token(head: &Head) -> Option<String> {
+fn token(head: &Head<'_>) -> Option<String> {
     if let Some(authorization) = head.header("Authorization")
         && let Some((scheme, token)) = authorization.split_once(' ')
         && scheme.eq_ignore_ascii_case("Bearer")
@@ -165,7 +166,7 @@ fn token(head: &Head) -> Option<String> {
 
 /// The client's address: the peer's own, or, behind a trusted proxy, the last address in
 /// `X-Forwarded-For` that is no trusted proxy itself.
-pub(super) fn client_address(head: &Head, peer: IpAddr, trusted: &[IpAddr]) -> IpAddr {
+pub(super) fn client_address(head: &Head<'_>, peer: IpAddr, trusted: &[IpAddr]) -> IpAddr {
     if !trusted.contains(&peer) {
         return peer;
     }
@@ -188,9 +189,9 @@ mod tests {
     use super::super::head::parse_head;
     use super::*;
 
-    fn head(fields: &str) -> Head {
+    fn head(fields: &str) -> Head<'static> {
         let text = format!("GET /ws?x=1&token=q%20t HTTP/1.1\r\n{fields}\r\n");
-        parse_head(text.as_bytes())
+        parse_head(text.leak().as_bytes())
             .expect("no error")
             .expect("complete")
     }

@@ -3,7 +3,8 @@
 //! its request head is read ([`head`]) and judged ([`handshake`]), its session runs ([`session`]),
 //! reading frames from the socket ([`socket`]), parsing them ([`request`]), calling the services
 //! ([`dispatch`]), and answering ([`protocol`]) through the outbox ([`outbox`]), whose writer
-//! thread ([`writer`]) also keeps time and catches up on unread messages ([`catch_up`]).
+//! thread ([`writer`]) also keeps time and catches up on unread messages ([`catch_up`]). What both
+//! threads cost in memory is the business of [`stack`].
 
 pub mod close;
 pub mod connection;
@@ -28,6 +29,7 @@ mod refuser;
 mod request;
 mod session;
 mod socket;
+mod stack;
 mod writer;
 
 use std::sync::Arc;
@@ -40,9 +42,6 @@ use crate::registry::Registry;
 use crate::services::Services;
 use head::Answer;
 use permits::Permits;
-
-/// The stack of a connection thread, in bytes. Only what is touched of it costs memory.
-const STACK: usize = 256 << 10;
 
 /// What every connection uses of the gateway.
 pub struct Context {

@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::queue::SegQueue;
 use parking_lot::{Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -44,8 +44,9 @@ pub struct Outbox {
     socket: Arc<TcpStream>,
     /// How long the socket may take nothing.
     write_timeout: Duration,
-    /// Allocated by the first frame: most connections are idle.
-    queue: OnceLock<ArrayQueue<Frame>>,
+    /// Made for the first push, since most connections are idle, and grown block by block, within
+    /// the bounds that `load` keeps.
+    queue: OnceLock<Box<SegQueue<Frame>>>,
     max_frames: usize,
     max_bytes: usize,
     /// The [`load`] of what is in `queue`, and of what is about to be pushed.
@@ -171,11 +172,23 @@ impl Outbox {
         }
     }
 
-    /// Queues and writes `frame` on behalf of the connection's own reader or writer thread, which
+    /// Writes or queues `frame` on behalf of the connection's own reader or writer thread, which
     /// waits while the queue is full: that slows down only the client that does not read.
-    pub fn send(&self, frame: &Frame) {
+    pub fn send(&self, frame: Frame) {
+        if self.closing.get().is_none()
+            && !self.is_handed_over()
+            && let Some(mut side) = self.write_side.try_lock()
+        {
+            // Past the queue, which a connection that is only asked and answered never makes.
+            self.take_queue(&mut side);
+            side.unsent.push_back(frame);
+            if self.write_now(side) {
+                self.look_again();
+            }
+            return;
+        }
         while self.closing.get().is_none() {
-            if self.queue_up(frame) != Queued::Full {
+            if self.queue_up(&frame) != Queued::Full {
                 return self.flush();
             }
             self.drain();
@@ -186,9 +199,7 @@ impl Outbox {
     /// opening, and for catch-up, which must not fill the queue, nor overtake what is in it.
     pub fn write_through(&self, frames: impl IntoIterator<Item = Frame>) {
         let mut side = self.write_side.lock();
-        while let Some(frame) = self.pop() {
-            side.unsent.push_back(frame);
-        }
+        self.take_queue(&mut side);
         side.unsent.extend(frames);
         while self.closing.get().is_none() {
             match self.write(&mut side, SendFlags::empty()) {
@@ -197,23 +208,25 @@ impl Outbox {
                 Written::Failed(reason) => self.close(reason),
             }
         }
-        self.release(side);
+        drop(side);
+        self.look_again();
     }
 
     fn queue_up(&self, frame: &Frame) -> Queued {
         if self.closing.get().is_some() {
             return Queued::Behind;
         }
-        let queue = self.queue.get_or_init(|| ArrayQueue::new(self.max_frames));
         let load = load(frame);
         let before = self.load.fetch_add(load, SeqCst);
         let fits = before == 0
             || (frames_of(before) + frame.count() <= self.max_frames
                 && bytes_of(before) + frame.len() <= self.max_bytes);
-        if !fits || queue.push(frame.clone()).is_err() {
+        if !fits {
             self.load.fetch_sub(load, SeqCst);
             return Queued::Full;
         }
+        let queue = self.queue.get_or_init(Box::default);
+        queue.push(frame.clone());
         if self.flush_owed.swap(true, SeqCst) {
             Queued::Behind
         } else {
@@ -228,7 +241,7 @@ impl Outbox {
     }
 
     fn is_empty(&self) -> bool {
-        self.queue.get().is_none_or(ArrayQueue::is_empty)
+        self.queue.get().is_none_or(|queue| queue.is_empty())
     }
 
     /// Writes what is queued, unless somebody else is at it. Never blocks.
@@ -240,24 +253,32 @@ impl Outbox {
             if self.handed_over.load(SeqCst) {
                 return;
             }
-            let Some(mut side) = self.write_side.try_lock() else {
+            let Some(side) = self.write_side.try_lock() else {
                 return;
             };
-            match self.write_queue(&mut side, SendFlags::DONTWAIT) {
-                Written::Everything => {}
-                Written::NotAll => {
-                    self.handed_over.store(true, SeqCst);
-                    drop(side);
-                    return self.wake_writer();
-                }
-                Written::Failed(reason) => return self.close(reason),
+            if !self.write_now(side) {
+                return;
             }
-            drop(side);
             fence(SeqCst);
             if self.is_empty() {
                 return;
             }
         }
+    }
+
+    /// Writes what is queued as far as the socket takes it, hands over if there is more, and frees
+    /// the write side. Answers whether all is written.
+    fn write_now(&self, mut side: MutexGuard<'_, WriteSide>) -> bool {
+        match self.write_queue(&mut side, SendFlags::DONTWAIT) {
+            Written::Everything => return true,
+            Written::NotAll => {
+                self.handed_over.store(true, SeqCst);
+                drop(side);
+                self.wake_writer();
+            }
+            Written::Failed(reason) => self.close(reason),
+        }
+        false
     }
 
     /// Writes a share of what is queued, and blocks while the socket takes nothing, though not for
@@ -271,20 +292,26 @@ impl Outbox {
             Written::Failed(reason) => self.close(reason),
         }
         self.handed_over.store(false, SeqCst);
-        self.release(side);
+        drop(side);
+        self.look_again();
     }
 
-    /// Frees the write side after a blocking write, and writes what was queued meanwhile.
-    fn release(&self, side: MutexGuard<'_, WriteSide>) {
-        drop(side);
+    /// Writes what was queued while the write side, free by now, was held.
+    fn look_again(&self) {
         fence(SeqCst);
         if !self.is_empty() && self.closing.get().is_none() {
             self.flush();
         }
     }
 
+    fn take_queue(&self, side: &mut WriteSide) {
+        while let Some(frame) = self.pop() {
+            side.unsent.push_back(frame);
+        }
+    }
+
     fn pop(&self) -> Option<Frame> {
-        let frame = self.queue.get().and_then(ArrayQueue::pop)?;
+        let frame = self.queue.get()?.pop()?;
         self.load.fetch_sub(load(&frame), SeqCst);
         Some(frame)
     }

@@ -244,25 +244,33 @@ impl Outgoing<'_> {
     pub fn frame(&self) -> Frame {
         frame(self)
     }
+
+    /// Behind the answer to the upgrade request.
+    pub fn frame_behind(&self, switching: &str) -> Frame {
+        Frame::text_behind(switching, |bytes| write_json(self, bytes))
+    }
 }
 
 /// An `error` object: the payload of an error frame, and the body of an HTTP error.
 pub(super) fn error_json(request_id: Option<&str>, code: ErrorCode, message: &str) -> Vec<u8> {
-    json(&Outgoing::Error {
+    let mut json = Vec::new();
+    let error = Outgoing::Error {
         request_id,
         code: code.as_str(),
         message,
         timestamp: timestamp(),
-    })
+    };
+    write_json(&error, &mut json);
+    json
 }
 
 fn frame(value: &impl Serialize) -> Frame {
-    Frame::text(&json(value))
+    Frame::text(|bytes| write_json(value, bytes))
 }
 
-fn json(value: &impl Serialize) -> Vec<u8> {
+fn write_json(value: &impl Serialize, into: &mut Vec<u8>) {
     // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
-    serde_json::to_vec(value).expect("strings and numbers are JSON")
+    serde_json::to_writer(into, value).expect("strings and numbers are JSON");
 }
 
 fn display<S: Serializer>(id: &ConnectionId, serializer: S) -> Result<S::Ok, S::Error> {

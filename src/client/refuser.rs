@@ -138,7 +138,7 @@ impl Refused {
         now < self.deadline
     }
 
-    fn answer_to(&self, head: &Head, context: &Context) -> Answer {
+    fn answer_to(&self, head: &Head<'_>, context: &Context) -> Answer {
         match page(head, context) {
             Ok(Some(page)) => page,
             Ok(None) => self.answer.clone(),

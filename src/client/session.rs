@@ -14,14 +14,15 @@ use super::connection::Connection;
 use super::dispatch::{Dispatch, error};
 use super::frame::Frame;
 use super::handshake::{Accepted, client_address, judge};
-use super::head::{Answer, Head, HeadError, read_head};
+use super::head::{Answer, HeadError, MAX_HEAD, read_head};
 use super::hold::Hold;
 use super::outbox::Outbox;
 use super::protocol::{Outgoing, timestamp};
 use super::rate::{RateLimit, Verdict};
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
-use super::{Context, Route, STACK, failpoint};
+use super::stack::{self, STACK};
+use super::{Context, Route, failpoint};
 use crate::ids::ConnectionId;
 use crate::services::ErrorCode;
 
@@ -35,11 +36,27 @@ pub(super) fn run(
     mut admission: Admission,
     context: &Arc<Context>,
 ) {
+    if let Some((session, early)) = shake_hands(id, &socket, &mut admission, context) {
+        session.serve(socket, early);
+    }
+}
+
+/// From the first byte to a registered connection, and what the client sent early; or a refusal.
+///
+/// Not inlined: its frame is large, and would stay on the stack of a connection that waits.
+#[inline(never)]
+fn shake_hands(
+    id: ConnectionId,
+    socket: &Arc<TcpStream>,
+    admission: &mut Admission,
+    context: &Arc<Context>,
+) -> Option<(Session, Vec<u8>)> {
     let deadline = Instant::now() + context.config.listen.handshake_timeout;
-    let head = match read_head(&socket, deadline) {
+    let mut bytes = Vec::with_capacity(MAX_HEAD);
+    let head = match read_head(socket, deadline, &mut bytes) {
         Ok(head) => head,
-        Err(HeadError::Gone) => return,
-        Err(HeadError::Answer(answer)) => return refuse(&socket, &answer, &admission),
+        Err(HeadError::Gone) => return None,
+        Err(HeadError::Answer(answer)) => return refuse(socket, &answer, admission),
     };
     let client = client_address(
         &head,
@@ -53,19 +70,19 @@ pub(super) fn run(
         Ok(accepted) => accepted,
         Err(answer) => {
             admission.handshake_is_over();
-            return refuse(&socket, &answer, &admission);
+            return refuse(socket, &answer, admission);
         }
     };
     failpoint::reached("handshake", &accepted.user);
-    let opened = Session::open(id, &socket, &accepted, &admission, context);
+    let opened = Session::open(id, socket, &accepted, admission, context);
     admission.handshake_is_over();
     match opened {
-        Ok(session) => session.serve(socket, head),
-        Err(answer) => refuse(&socket, &answer, &admission),
+        Ok(session) => Some((session, head.early.to_vec())),
+        Err(answer) => refuse(socket, &answer, admission),
     }
 }
 
-fn refuse(socket: &TcpStream, answer: &Answer, admission: &Admission) {
+fn refuse<T>(socket: &TcpStream, answer: &Answer, admission: &Admission) -> Option<T> {
     if answer.is_refusal() {
         info!(
             "Connection refused: peer={}, status={}",
@@ -74,6 +91,7 @@ fn refuse(socket: &TcpStream, answer: &Answer, admission: &Admission) {
         );
     }
     answer.send(socket);
+    None
 }
 
 /// A registered connection. Whatever happens, its end gives back what it holds of the gateway.
@@ -101,7 +119,6 @@ impl Session {
             max_message_size: config.limits.max_message_size,
             timestamp: timestamp(),
         };
-        let opening = [accepted.switching.as_bytes(), connected.frame().bytes()].concat();
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
         let connection = Arc::new(Connection::new(
             id,
@@ -111,7 +128,7 @@ impl Session {
             Outbox::new(
                 Arc::clone(socket),
                 config.session.write_timeout,
-                Frame::raw(&opening),
+                connected.frame_behind(&accepted.switching),
                 frames,
                 bytes,
             ),
@@ -173,16 +190,17 @@ impl Session {
     }
 
     /// Upgrades, then reads until the connection ends.
-    fn serve(self, socket: Arc<TcpStream>, head: Head) {
+    fn serve(self, socket: Arc<TcpStream>, early: Vec<u8>) {
         let connection = &*self.connection;
         let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer());
         info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
         // None is not zero, so setting it cannot fail on a socket of ours.
         let _ = socket.set_read_timeout(None);
         connection.outbox.write_through([]);
+        stack::trim();
 
         let max_message_size = self.context.config.limits.max_message_size;
-        let mut reader = FrameReader::new(socket, head.early, max_message_size);
+        let mut reader = FrameReader::new(socket, early, max_message_size);
         let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
         let reason = read.unwrap_or(CloseReason::Internal);
         let client_is_done = matches!(reason, CloseReason::ByClient(_) | CloseReason::Vanished);
@@ -200,43 +218,50 @@ impl Session {
 
     /// One request at a time; answers why it ended.
     fn read(&self, reader: &mut FrameReader) -> CloseReason {
-        let Self {
-            connection,
-            context,
-            ..
-        } = self;
-        let limits = &context.config.limits;
+        let limits = &self.context.config.limits;
         let mut rate = RateLimit::new(limits.rate, limits.burst, Instant::now());
-        let dispatch = Dispatch {
-            context,
-            connection,
-        };
         loop {
             let incoming = match reader.read() {
                 Ok(incoming) => incoming,
                 Err(reason) => return reason,
             };
-            connection.heard();
-            if let Some(reason) = connection.outbox.closing() {
+            self.connection.heard();
+            if let Some(reason) = self.connection.outbox.closing() {
                 return reason.clone();
             }
-            match incoming {
-                Incoming::Text(text) => {
-                    failpoint::reached("reader", connection.user());
-                    let request = Request::parse(&text);
-                    let answer = match rate.judge(Instant::now()) {
-                        Verdict::Pass => dispatch.answer(request),
-                        Verdict::Refuse => {
-                            let message = "Too many requests";
-                            error(request.id.as_deref(), ErrorCode::RateLimited, message)
-                        }
-                        Verdict::Close => return CloseReason::RateExceeded,
-                    };
-                    connection.outbox.send(&answer);
-                }
-                Incoming::Ping(payload) => connection.outbox.send(&Frame::pong(&payload)),
-                Incoming::Pong => {}
+            let answer = match incoming {
+                Incoming::Text(text) => match self.answer(&text, &mut rate) {
+                    Some(answer) => answer,
+                    None => return CloseReason::RateExceeded,
+                },
+                Incoming::Ping(payload) => Frame::pong(&payload),
+                Incoming::Pong => continue,
+            };
+            self.connection.outbox.send(answer);
+        }
+    }
+
+    /// The answer to one request, or `None` when there have been too many.
+    ///
+    /// Not inlined, like [`shake_hands`].
+    #[inline(never)]
+    fn answer(&self, text: &str, rate: &mut RateLimit) -> Option<Frame> {
+        failpoint::reached("reader", self.connection.user());
+        let request = Request::parse(text);
+        match rate.judge(Instant::now()) {
+            Verdict::Pass => {
+                let dispatch = Dispatch {
+                    context: &self.context,
+                    connection: &self.connection,
+                };
+                Some(dispatch.answer(request))
             }
+            Verdict::Refuse => {
+                let message = "Too many requests";
+                let code = ErrorCode::RateLimited;
+                Some(error(request.id.as_deref(), code, message))
+            }
+            Verdict::Close => None,
         }
     }
 }

@@ -14,8 +14,9 @@ use tungstenite::{Message, Utf8Bytes, WebSocket};
 
 use super::close::CloseReason;
 
-/// tungstenite's default is 128 KiB for each connection.
-const READ_BUFFER: usize = 4 << 10;
+/// Ample for a chat message; a longer one takes several reads. It is each connection's own, and
+/// tungstenite's default is 128 KiB.
+const READ_BUFFER: usize = 512;
 
 /// A frame from the client that concerns the session.
 pub(super) enum Incoming {
