@@ -1,0 +1,104 @@
+//! The closed loop: each client sends a message, waits for `message_sent`, and sends the next.
+
+use serde_json::{Value, json};
+
+use super::Count;
+use super::connection::Connection;
+use crate::clock::{self, percentile};
+
+const SIZE: usize = 200;
+/// After the last answer, pushes that are still on their way have this long.
+const DRAIN_NS: u64 = 60_000_000_000;
+
+pub struct Exchange {
+    clients: usize,
+    started: u64,
+    /// No request is sent after it.
+    end: u64,
+    /// What each client sends at most.
+    limit: u64,
+    waiting: usize,
+    sent: u64,
+    errors: u64,
+    /// When the last answer came.
+    answered_at: u64,
+    latencies: Vec<u32>,
+}
+
+impl Exchange {
+    pub fn new(clients: usize, seconds: u64, limit: u64) -> Self {
+        let now = clock::now();
+        Self {
+            clients,
+            started: now,
+            end: now + seconds * 1_000_000_000,
+            limit,
+            waiting: 0,
+            sent: 0,
+            errors: 0,
+            answered_at: now,
+            latencies: Vec::new(),
+        }
+    }
+
+    pub fn start(mut self, connections: &mut [Connection]) -> Self {
+        for (number, connection) in connections.iter_mut().take(self.clients).enumerate() {
+            connection.left = self.limit;
+            self.waiting += 1;
+            self.send(number, connection);
+        }
+        self
+    }
+
+    fn send(&mut self, number: usize, connection: &mut Connection) {
+        let now = clock::now();
+        let data = json!({
+            "to_user_id": format!("u{}", (number + 1) % self.clients),
+            "content": clock::content(now, SIZE),
+            "message_type": "text",
+        });
+        let request = json!({"type": "send_message", "request_id": "1", "data": data});
+        connection.asked_at = Some(now);
+        connection.left -= 1;
+        connection.send(request.to_string().as_bytes());
+    }
+
+    pub fn answered(&mut self, number: usize, connection: &mut Connection, failed: bool) {
+        let now = clock::now();
+        let Some(asked_at) = connection.asked_at.take() else {
+            return;
+        };
+        self.errors += u64::from(failed);
+        self.sent += u64::from(!failed);
+        self.answered_at = now;
+        let micros = (now - asked_at) / 1_000;
+        self.latencies
+            .push(u32::try_from(micros).unwrap_or(u32::MAX));
+        if now < self.end && connection.left > 0 {
+            self.send(number, connection);
+        } else {
+            self.waiting -= 1;
+        }
+    }
+
+    /// The answer, once each message has come to its sender and its recipient.
+    pub fn check(&mut self, count: &Count, now: u64) -> Option<Value> {
+        let expected = 2 * self.sent;
+        let drained = self.waiting == 0 && count.pushes >= expected;
+        if !drained && now < self.answered_at.max(self.end.min(now)) + DRAIN_NS {
+            return None;
+        }
+        self.latencies.sort_unstable();
+        let seconds = (self.answered_at - self.started).max(1) as f64 / 1e9;
+        Some(json!({
+            "sent": self.sent,
+            "errors": self.errors,
+            "unanswered": self.waiting,
+            "seconds": seconds,
+            "lost": expected.saturating_sub(count.pushes),
+            "p50_us": percentile(&self.latencies, 0.5),
+            "p99_us": percentile(&self.latencies, 0.99),
+            "pushed_s": count.last.saturating_sub(self.started) as f64 / 1e9,
+        }))
+    }
+}

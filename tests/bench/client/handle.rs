@@ -1,0 +1,44 @@
+//! The benchmark's end of the client process.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use crate::remote::Remote;
+
+/// A running client process; its connections end with it.
+pub struct Client(Remote);
+
+impl Client {
+    pub fn start() -> Self {
+        Self(Remote::start(&["client"]))
+    }
+
+    /// Connects users u0 to `count`, `window` at a time; all must be served.
+    pub fn connect(&mut self, addr: SocketAddr, count: usize, window: usize) -> Value {
+        let answer = self.try_connect(addr, count, window);
+        assert_eq!(answer["complete"], count, "not all are served: {answer}");
+        answer
+    }
+
+    /// As [`connect`](Self::connect), whoever is refused.
+    pub fn try_connect(&mut self, addr: SocketAddr, count: usize, window: usize) -> Value {
+        self.0.ask(&format!("connect {addr} {count} {window}"))
+    }
+
+    /// From now on each connection is to get `count` pushes. `timed`: takes their latency.
+    pub fn expect(&mut self, count: u64, timed: bool) {
+        let how = if timed { "timed" } else { "untimed" };
+        self.0.ask(&format!("expect {count} {how}"));
+    }
+
+    /// What came of what is expected, once it is there, or after `seconds`.
+    pub fn report(&mut self, seconds: u64) -> Value {
+        self.0.ask(&format!("report {seconds}"))
+    }
+
+    /// The first `clients` connections send to each other, for `seconds` and `limit` each at most.
+    pub fn exchange(&mut self, clients: usize, seconds: u64, limit: u64) -> Value {
+        self.0.ask(&format!("exchange {clients} {seconds} {limit}"))
+    }
+}

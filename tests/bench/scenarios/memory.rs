@@ -1,0 +1,83 @@
+//! Resident memory of the gateway at 5,000 connections: idle, and after each has sent and received
+//! 100 messages.
+
+use std::thread;
+use std::time::Duration;
+
+use super::{Bench, Scenario, up_to};
+use crate::client::Client;
+use crate::cpu::resident_kib;
+use crate::results::{GATEWAY, Metric};
+use crate::servers::{Kind, Server};
+use crate::session::HANDSHAKES;
+
+const CONNECTIONS: usize = 5_000;
+
+pub const IDLE: Scenario = Scenario {
+    name: "memory-idle",
+    about: "resident memory per idle connection, at 5,000",
+    targets: &[up_to(Metric::MemoryPerConnection, 24.0)],
+    run: idle,
+};
+
+pub const USED: Scenario = Scenario {
+    name: "memory-used",
+    about: "the same after each connection has sent and received 100 messages (quick: 10)",
+    targets: &[
+        up_to(Metric::MemoryPerConnection, 32.0),
+        up_to(Metric::Lost, 0.0),
+    ],
+    run: used,
+};
+
+fn idle(bench: &mut Bench) {
+    measure(bench, IDLE.name, 0);
+}
+
+fn used(bench: &mut Bench) {
+    let messages = bench.effort.size(100, 10);
+    measure(bench, USED.name, messages);
+}
+
+/// Once: memory does not depend on what else the machine does.
+fn measure(bench: &mut Bench, scenario: &str, messages: u64) {
+    bench.end_sessions();
+    let server = Server::start(Kind::Gateway, bench.stand.url(Kind::Gateway), CONNECTIONS);
+    let before = resident_kib(&server.process);
+    let mut client = Client::start();
+    client.connect(server.addr, CONNECTIONS, HANDSHAKES);
+    if messages > 0 {
+        const UNTIL_ALL_ARE_SENT_S: u64 = 600;
+        let report = client.exchange(CONNECTIONS, UNTIL_ALL_ARE_SENT_S, messages);
+        eprintln!("  {scenario}: {report}");
+        let missing = CONNECTIONS as f64 * messages as f64 - report["sent"].as_f64().unwrap_or(0.0);
+        let lost = report["lost"].as_f64().unwrap_or(f64::NAN);
+        bench.add(scenario, GATEWAY, Metric::Lost, lost + missing);
+    }
+    let whole = settled(&server);
+    eprintln!("  {scenario}: {before} KiB before, {whole} KiB with {CONNECTIONS} connections");
+    let connections = CONNECTIONS as f64;
+    bench.add(
+        scenario,
+        GATEWAY,
+        Metric::MemoryPerConnection,
+        (whole - before) / connections,
+    );
+    bench.add(scenario, GATEWAY, Metric::MemoryWhole, whole / connections);
+    drop(client);
+    bench.delete_queues(Kind::Gateway, &server.kill());
+}
+
+/// Resident memory once it has not changed for a while.
+fn settled(server: &Server) -> f64 {
+    const LOOK: Duration = Duration::from_millis(500);
+    let mut last = f64::NAN;
+    loop {
+        let now = resident_kib(&server.process);
+        if (now - last).abs() < 64.0 {
+            return now;
+        }
+        last = now;
+        thread::sleep(LOOK);
+    }
+}

@@ -1,0 +1,106 @@
+//! A server with its clients connected, and what they are put through: a burst that waits for a
+//! server that was stopped, a paced stream, a closed loop.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::publisher::{Publisher, To};
+use crate::servers::{Kind, Server, Stand};
+use crate::window::{Figures, Window};
+
+/// Handshakes at once, where connecting is not what is measured.
+pub const HANDSHAKES: usize = 64;
+/// How long pushes may take before they count as lost.
+pub const PATIENCE_S: u64 = 60;
+/// The group that all clients are in.
+pub const GROUP: &str = "all";
+
+pub struct Session {
+    pub server: Server,
+    pub client: Client,
+    pub publisher: Publisher,
+    pub connections: usize,
+}
+
+impl Session {
+    /// Starts `kind` and connects so many users, who are all in [`GROUP`] afterwards.
+    pub fn start(stand: &Stand, kind: Kind, connections: usize) -> Self {
+        let server = Server::start(kind, stand.url(kind), connections);
+        Self::connect(stand, kind, server, connections)
+    }
+
+    /// As [`start`](Self::start), with a server that runs.
+    pub fn connect(stand: &Stand, kind: Kind, mut server: Server, connections: usize) -> Self {
+        let mut client = Client::start();
+        client.connect(server.addr, connections, HANDSHAKES);
+        server.services.form_group(GROUP, connections);
+        let mut session = Self {
+            publisher: Publisher::open(stand.url(kind)),
+            server,
+            client,
+            connections,
+        };
+        // The first one has the members fetched.
+        session.saturated(2, 200);
+        session
+    }
+
+    /// Stops the server, publishes `count` messages to the group, and lets it go.
+    pub fn saturated(&mut self, count: u64, size: usize) -> Figures {
+        let to = (0..count).map(|_| To::Group(GROUP));
+        self.burst(to, count, size)
+    }
+
+    /// Stops the server, publishes `each` messages for each user, and lets it go.
+    pub fn saturated_single(&mut self, each: u64, size: usize) -> Figures {
+        let connections = self.connections as u64;
+        let to = (0..each * connections).map(|number| To::User((number % connections) as usize));
+        self.burst(to, each, size)
+    }
+
+    /// While it is stopped the broker hands it no more than its prefetch, and publishing takes no
+    /// processor time from it later.
+    fn burst<'a>(&mut self, to: impl Iterator<Item = To<'a>>, each: u64, size: usize) -> Figures {
+        self.server.pause();
+        self.client.expect(each, false);
+        for to in to {
+            self.publisher.publish(to, size);
+        }
+        self.publisher.settle();
+        let window = Window::open(&self.server.process);
+        self.server.resume();
+        let report = self.client.report(PATIENCE_S);
+        window.close(&self.server.process, &report)
+    }
+
+    /// Publishes `rate` messages a second to the group for so long.
+    pub fn paced(&mut self, rate: f64, duration: Duration, size: usize) -> Figures {
+        let count = (rate * duration.as_secs_f64()).ceil().max(1.0) as u64;
+        self.client.expect(count, true);
+        let window = Window::open(&self.server.process);
+        let to = (0..count).map(|_| To::Group(GROUP));
+        self.publisher.paced(to, rate, size);
+        let report = self.client.report(PATIENCE_S);
+        window.close(&self.server.process, &report)
+    }
+
+    /// All clients send to one another; see [`Client::exchange`].
+    pub fn exchange(&mut self, seconds: u64, limit: u64) -> Value {
+        self.client.exchange(self.connections, seconds, limit)
+    }
+
+    /// Ends it, and leaves nothing behind on the broker.
+    pub fn end(self) {
+        let Self {
+            server,
+            client,
+            publisher,
+            ..
+        } = self;
+        let id = server.kill();
+        drop(client);
+        publisher.delete_queues(&id);
+    }
+}
