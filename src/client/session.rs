@@ -237,7 +237,7 @@ impl Session {
                 Incoming::Ping(payload) => Frame::pong(&payload),
                 Incoming::Pong => continue,
             };
-            self.connection.outbox.send(answer);
+            self.connection.outbox.send(&answer);
         }
     }
 

@@ -40,7 +40,7 @@ fn serve(connection: &Connection, context: &Context, catch_up_at: Instant) {
         if now >= next_ping {
             failpoint::reached("writer", connection.user());
             next_ping = now + context.config.session.ping_interval;
-            connection.outbox.send(Frame::ping());
+            connection.outbox.send(&Frame::ping());
         }
         let idle_at = connection.last_heard() + context.config.session.idle_timeout;
         if now >= idle_at {

@@ -104,5 +104,7 @@ fn message(number: u64, size: usize) -> String {
 }
 
 fn frame(payload: &str) -> Vec<u8> {
-    Frame::text(payload.as_bytes()).bytes().to_vec()
+    Frame::text(|bytes| bytes.extend(payload.as_bytes()))
+        .bytes()
+        .to_vec()
 }

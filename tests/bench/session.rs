@@ -1,6 +1,7 @@
 //! A server with its clients connected, and what they are put through: a burst that waits for a
 //! server that was stopped, a paced stream, a closed loop.
 
+use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,6 +15,9 @@ use crate::window::{Figures, Window};
 pub const HANDSHAKES: usize = 64;
 /// How long pushes may take before they count as lost.
 pub const PATIENCE_S: u64 = 60;
+/// For 5 s after a catch-up, and so after each connect, the gateway compares what it pushes with
+/// what it has sent. All servers are given that time: what is measured is how they go on.
+const SETTLED: Duration = Duration::from_secs(6);
 /// The group that all clients are in.
 pub const GROUP: &str = "all";
 
@@ -44,6 +48,7 @@ impl Session {
         };
         // The first one has the members fetched.
         session.saturated(2, 200);
+        thread::sleep(SETTLED);
         session
     }
 
