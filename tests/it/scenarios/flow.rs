@@ -73,6 +73,8 @@ struct Shared {
     sending: AtomicUsize,
     refused: AtomicUsize,
     disconnects: AtomicUsize,
+    /// Connections that took the place of those.
+    returns: AtomicUsize,
     slowest_answer: Mutex<Duration>,
     /// At so many committed messages the senders pause.
     limit: AtomicUsize,
@@ -200,6 +202,11 @@ impl Flow {
         self.shared.refused.load(Ordering::SeqCst)
     }
 
+    /// How many connections that ended have another one in their place so far.
+    pub fn returned(&self) -> usize {
+        self.shared.returns.load(Ordering::SeqCst)
+    }
+
     /// The longest wait for an answer so far.
     pub fn slowest_answer(&self) -> Duration {
         *self.shared.slowest_answer.lock().unwrap()
@@ -236,10 +243,11 @@ impl Flow {
             disordered: live.disordered,
             disconnects: shared.disconnects.load(Ordering::SeqCst),
             refused: shared.refused.load(Ordering::SeqCst),
-            slowest_answer: *shared.slowest_answer.lock().unwrap(),
+            slowest_answer: Some(*shared.slowest_answer.lock().unwrap()),
             ..Figures::default()
         };
-        assert_eq!(live.stray, vec![], "{figures}");
+        let strays = format!("nothing comes to the wrong device: {:?}", live.stray);
+        figures.demand(live.stray.is_empty(), strays);
         let without: BTreeSet<_> = live.lost.into_iter().map(|(user, _)| user).collect();
         for user in without {
             next_connect(cluster, &user, &shared.ledger);
@@ -390,6 +398,7 @@ impl Device {
             for (addr, path) in &self.way {
                 if let Some(client) = Client::try_reach(*addr, path, &token) {
                     self.client = client;
+                    self.shared.returns.fetch_add(1, Ordering::SeqCst);
                     return;
                 }
             }
