@@ -44,7 +44,8 @@ impl Client {
         let (accepted, peer) = listener.accept().unwrap();
         let accepted = Arc::new(accepted);
         let outbox = Outbox::new(accepted, PATIENCE, Frame::raw(b""), 1_024, 1 << 20);
-        let hold = Hold::new(1_024, 1 << 20);
+        // Nothing is unread here, so nothing may be left to a later page.
+        let hold = Hold::new(usize::MAX, usize::MAX / 2);
         let (id, user) = (ConnectionId::random(), UserId::new(user).unwrap());
         let connection = Arc::new(Connection::new(id, user, peer.ip(), 0, outbox, hold));
         connection.outbox.write_through([]);
