@@ -178,12 +178,6 @@ impl Process {
         self.in_status("VmSize") as u64 * 1024
     }
 
-    /// How many memory mappings it has.
-    pub fn mappings(&self) -> usize {
-        let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).expect("/proc");
-        maps.lines().count()
-    }
-
     /// The processor time that it used, user and system.
     pub fn processor_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("/proc");
