@@ -25,8 +25,8 @@ pub const DRILLS: &[Drill] = &[
     },
     Drill {
         name: "presence-restarted",
-        about: "the Presence Service is killed and started again; 200 users are announced again",
-        run: || presence_restarted(200),
+        about: "the Presence Service is killed and started again, at the default lease; 200 users",
+        run: || presence_restarted(200, Duration::from_secs(60)),
     },
 ];
 
@@ -51,12 +51,9 @@ pub fn killed(load: Load) -> Figures {
     figures
 }
 
-/// `presence.lease` where the Presence Service is restarted.
-pub const LEASE: Duration = Duration::from_secs(9);
-
 /// The Presence Service, a process of its own here, forgets everyone. While it is away, a message
-/// goes to the watcher for each user.
-pub fn presence_restarted(count: usize) -> Figures {
+/// goes to the watcher for each user. `lease`: `presence.lease`, in whole seconds.
+pub fn presence_restarted(count: usize, lease: Duration) -> Figures {
     let users: Vec<String> = (0..count).map(|number| format!("user{number}")).collect();
     let all = || {
         users
@@ -67,7 +64,7 @@ pub fn presence_restarted(count: usize) -> Figures {
     let settings = Settings::new()
         .users(all())
         .group("all", all())
-        .set("presence.lease", "9s")
+        .set("presence.lease", format!("{}s", lease.as_secs()))
         .set("session.send_queue", 4_096)
         .set("limits.rate", 100_000)
         .set("limits.burst", 100_000);
@@ -109,8 +106,8 @@ pub fn presence_restarted(count: usize) -> Figures {
     figures.recovered = Some(took);
     figures.demand_unnoticed();
     figures.demand(offline == 0, "nobody was offline");
-    figures.demand_recovery_within(LEASE / 3);
-    let lease = rounded(LEASE);
+    figures.demand_recovery_within(lease / 3);
+    let lease = rounded(lease);
     figures.note(format!(
         "recovered: all {count} are online again, with a lease of {lease}"
     ));
