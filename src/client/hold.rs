@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::frame::Frame;
 use super::protocol::{Push, PushKind};
 
-/// How many ids are remembered. Older ones were published long ago.
+/// How many ids are remembered at least: the newest so many. Older ones were published long ago.
 const REMEMBERED: usize = 1_024;
 
 /// What is to become of a push.
@@ -44,7 +44,7 @@ pub struct Hold {
 
 enum State {
     Holding(Box<Held>),
-    Settling(HashSet<Arc<str>>),
+    Settling(Sent),
     Live,
 }
 
@@ -57,7 +57,7 @@ struct Held {
     /// An unread message was let go: catch-up has to look again.
     missed: bool,
     /// The ids of messages that have been sent.
-    sent: HashSet<Arc<str>>,
+    sent: Sent,
 }
 
 impl Hold {
@@ -90,7 +90,7 @@ impl Hold {
             State::Settling(sent) => match push.message_id() {
                 Some(id) if sent.contains(id) => Passage::Done,
                 Some(id) => {
-                    remember(sent, id.clone());
+                    sent.insert(id.clone());
                     Passage::Open
                 }
                 None => Passage::Open,
@@ -131,7 +131,7 @@ impl Hold {
         let sent = match &mut *state {
             State::Holding(held) => return held.due = true,
             State::Settling(sent) => std::mem::take(sent),
-            State::Live => HashSet::new(),
+            State::Live => Sent::default(),
         };
         *state = State::Holding(Box::new(Held {
             due: true,
@@ -156,7 +156,7 @@ impl Hold {
         if held.sent.contains(id) {
             return false;
         }
-        remember(&mut held.sent, id.into());
+        held.sent.insert(id.into());
         let Held { pushes, bytes, .. } = &mut **held;
         pushes.retain(|push| {
             let same = push.message_id().is_some_and(|held| &**held == id);
@@ -215,7 +215,7 @@ impl Held {
         self.bytes = 0;
         let pushes = std::mem::take(&mut self.pushes);
         for id in pushes.iter().filter_map(Push::message_id) {
-            remember(&mut self.sent, id.clone());
+            self.sent.insert(id.clone());
         }
         pushes.iter().map(|push| push.frame().clone()).collect()
     }
@@ -235,11 +235,24 @@ impl Held {
     }
 }
 
-fn remember(sent: &mut HashSet<Arc<str>>, id: Arc<str>) {
-    if sent.len() >= REMEMBERED {
-        sent.clear();
+/// Ids of messages that have been sent, in two generations: the older one is forgotten whole.
+#[derive(Default)]
+struct Sent {
+    newer: HashSet<Arc<str>>,
+    older: HashSet<Arc<str>>,
+}
+
+impl Sent {
+    fn contains(&self, id: &str) -> bool {
+        self.newer.contains(id) || self.older.contains(id)
     }
-    sent.insert(id);
+
+    fn insert(&mut self, id: Arc<str>) {
+        if self.newer.len() >= REMEMBERED {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(id);
+    }
 }
 
 #[cfg(test)]
@@ -324,6 +337,21 @@ mod tests {
         );
         assert!(hold.release().is_empty());
         assert_eq!(hold.pass(&unread("m7")), Passage::Open);
+    }
+
+    #[test]
+    fn the_newest_that_were_sent_are_remembered_however_many_there_were() {
+        let hold = started(8);
+        let ids: Vec<String> = (0..3 * REMEMBERED + 1)
+            .map(|number| format!("m{number}"))
+            .collect();
+        for (number, id) in ids.iter().enumerate() {
+            assert!(hold.claim(id));
+            let newest = &ids[(number + 1).saturating_sub(REMEMBERED)..=number];
+            let first = newest.first().expect("one at least");
+            assert!(!hold.claim(first), "{first} at {number}");
+        }
+        assert!(hold.claim(&ids[0]), "long ago");
     }
 
     #[test]

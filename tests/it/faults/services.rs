@@ -396,5 +396,5 @@ fn services_that_are_killed_lose_nothing() {
 
 #[test]
 fn after_a_restart_of_the_presence_service_all_are_online_again_in_time() {
-    services::presence_restarted(50, Duration::from_secs(9)).assert_sound();
+    services::presence_restarted(50, Duration::from_secs(24)).assert_sound();
 }

@@ -106,7 +106,7 @@ impl fmt::Display for Figures {
             (
                 "duplicated",
                 self.duplicated,
-                "pushes again, of what nobody acknowledged",
+                "pushes again, of what was not acknowledged",
             ),
             ("lost", self.lost.len(), ""),
             (
