@@ -44,7 +44,7 @@ const LARGE: Load = Load {
 };
 /// How many messages at most pile up in the services' outbox while the broker is gone: publishing
 /// them is the services' work, and takes no part of the gateway's time to recover.
-const PILE: usize = 1_000;
+const PILE: usize = 250;
 /// Of the configuration that all tests share, `shutdown.drain`, and what a process needs to end.
 const SHUTDOWN: Duration = Duration::from_secs(6);
 /// How long a recovery is watched: whoever waits between tries comes back within it.
