@@ -21,8 +21,9 @@ use crate::services::{ServiceError, Services};
 use crate::threads::{Threads, USUAL_STACK};
 
 /// How often a lease is renewed before it would end. A Presence Service that was restarted has all
-/// users again within a third of the lease: the fourth leaves time to announce them.
-const RENEWALS: u32 = 4;
+/// users again within a third of the lease: half of that finds the restart out, and half of it is
+/// left to announce them, one after the other.
+const RENEWALS: u32 = 6;
 /// The wait after a failed call.
 const RETRY: Duration = Duration::from_secs(1);
 

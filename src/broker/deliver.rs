@@ -12,6 +12,7 @@ use super::groups::{Groups, Members};
 use super::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
+use crate::client::failpoint;
 use crate::client::frame::Frame;
 use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
@@ -133,6 +134,7 @@ impl Hand {
 
     fn single(&mut self, delivery: &Delivery<'_>) -> Result<(), Undone> {
         let user = user_of("user.", delivery)?;
+        failpoint::reached("deliver", &user);
         match delivery.kind {
             "" | KIND_MESSAGE => {
                 let message: Message = decode(delivery)?;

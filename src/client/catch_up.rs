@@ -50,7 +50,8 @@ enum Stage {
 }
 
 impl CatchUp {
-    /// Runs for the first time at `start`, or earlier when it is requested.
+    /// Runs for the first time at `start`, or earlier when it is requested. Where nobody has
+    /// requested it, the user's route is not there yet: then another one is due, and pushes wait.
     pub fn new(services: Arc<dyn Services>, pacing: Arc<Permits>, start: Instant) -> Self {
         Self {
             services,
@@ -66,10 +67,11 @@ impl CatchUp {
     /// before the next request.
     pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
         if connection.take_catch_up_request() {
-            self.begin(connection, now);
+            connection.hold.start();
+            self.begin(now);
         }
         match self.stage {
-            Stage::Waiting(start) if now >= start => self.begin(connection, now),
+            Stage::Waiting(start) if now >= start => self.begin(now),
             Stage::Running(due) if now >= due => self.page(connection),
             Stage::Settling(end) if now >= end => {
                 connection.hold.settle();
@@ -83,8 +85,7 @@ impl CatchUp {
         }
     }
 
-    fn begin(&mut self, connection: &Connection, now: Instant) {
-        connection.hold.begin();
+    fn begin(&mut self, now: Instant) {
         if !matches!(self.stage, Stage::Running(_)) {
             self.sent = 0;
             self.backoff = MIN_BACKOFF;
@@ -168,6 +169,7 @@ impl CatchUp {
         self.stage = if connection.hold.has_missed() {
             Stage::Running(Instant::now())
         } else {
+            // Where a catch-up is due, this has nothing to settle.
             Stage::Settling(Instant::now() + SETTLING)
         };
     }
@@ -178,6 +180,7 @@ mod tests {
     use super::*;
     use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
+    use crate::client::protocol::Push;
     use crate::registry::Registry;
     use crate::services::proto::Message;
 
@@ -202,6 +205,40 @@ mod tests {
             told.send(catch_up.advance(&bob.connection, Instant::now()).is_some())
         });
         assert_eq!(returned.recv_timeout(Duration::from_secs(20)), Ok(true));
+    }
+
+    /// The broker returns, or confirms the route, while a catch-up runs that may have looked before
+    /// the last message that went past: what comes live is newer.
+    #[test]
+    fn what_comes_before_the_catch_up_that_is_due_waits_for_it() {
+        let mut bob = Client::connect(&Registry::default(), "bob");
+        let services = Arc::new(FakeUsers::default());
+        let start = Instant::now();
+        let mut catch_up = CatchUp::new(Arc::clone(&services) as _, Permits::new(1), start);
+        let mut advance = || {
+            for _ in 0..3 {
+                catch_up.advance(&bob.connection, Instant::now());
+            }
+        };
+        let live = |id| bob.connection.push(&Push::message(&message(id), false));
+        *services.unread.lock() = vec![message("m1")];
+        advance();
+        *services.unread.lock() = vec![message("m2"), message("m3")];
+        assert!(!live("m3"), "it waits");
+        bob.connection.request_catch_up();
+        assert!(!live("m4"), "it waits, too");
+        advance();
+        for expected in [
+            "m1",
+            "offline_complete",
+            "m2",
+            "m3",
+            "offline_complete",
+            "m4",
+        ] {
+            let text = bob.next();
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
     }
 
     #[test]

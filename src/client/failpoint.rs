@@ -1,12 +1,12 @@
-//! For tests: a connection's thread that panics on demand. `WS_GATEWAY_PANIC=reader:mallory` has
-//! the reader threads of mallory's connections panic on the next request; the places are
-//! `handshake`, `reader` and `writer`. Only debug builds look.
+//! For tests: a thread that panics on demand. `WS_GATEWAY_PANIC=reader:mallory` has the reader
+//! threads of mallory's connections panic on the next request; the places are `handshake`, `reader`,
+//! `writer`, and `deliver`, where the consumer thread panics. Only debug builds look.
 
 use crate::ids::UserId;
 
 /// Panics if the environment asks for it at this `place`, for this `user`.
 #[cfg(debug_assertions)]
-pub(super) fn reached(place: &str, user: &UserId) {
+pub(crate) fn reached(place: &str, user: &UserId) {
     let asked = std::env::var("WS_GATEWAY_PANIC").unwrap_or_default();
     assert!(
         asked.split_once(':') != Some((place, user.as_str())),
@@ -15,4 +15,4 @@ pub(super) fn reached(place: &str, user: &UserId) {
 }
 
 #[cfg(not(debug_assertions))]
-pub(super) fn reached(_: &str, _: &UserId) {}
+pub(crate) fn reached(_: &str, _: &UserId) {}

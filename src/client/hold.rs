@@ -2,7 +2,9 @@
 //! order, and a message that is in both is sent once.
 //!
 //! A connection is *holding* from its registration until its catch-up is through, and again
-//! whenever another catch-up runs. Then it is *settling*: what was sent is still remembered, since
+//! whenever another catch-up is due. A catch-up is *due* from the moment that something may have been
+//! missed until the one starts that was requested for it: another one that ends meanwhile may have
+//! looked too early, and ends no hold. Then the connection is *settling*: what was sent is still remembered, since
 //! the live push of a message that catch-up brought may be on its way. Then it is *live*.
 
 use std::collections::{HashSet, VecDeque};
@@ -15,7 +17,7 @@ use parking_lot::Mutex;
 use super::frame::Frame;
 use super::protocol::{Push, PushKind};
 
-/// How many ids are remembered. Older ones were published long ago.
+/// How many ids are remembered at least: the newest so many. Older ones were published long ago.
 const REMEMBERED: usize = 1_024;
 
 /// What is to become of a push.
@@ -42,26 +44,31 @@ pub struct Hold {
 
 enum State {
     Holding(Box<Held>),
-    Settling(HashSet<Arc<str>>),
+    Settling(Sent),
     Live,
 }
 
 #[derive(Default)]
 struct Held {
+    /// A catch-up is due that has not started.
+    due: bool,
     pushes: VecDeque<Push>,
     bytes: usize,
     /// An unread message was let go: catch-up has to look again.
     missed: bool,
     /// The ids of messages that have been sent.
-    sent: HashSet<Arc<str>>,
+    sent: Sent,
 }
 
 impl Hold {
-    /// Starts out holding, up to the bounds of the queue.
+    /// Starts out holding, up to the bounds of the queue, with a catch-up due.
     pub fn new(max_frames: usize, max_bytes: usize) -> Self {
         Self {
             live: AtomicBool::new(false),
-            state: Mutex::new(State::Holding(Box::default())),
+            state: Mutex::new(State::Holding(Box::new(Held {
+                due: true,
+                ..Held::default()
+            }))),
             max_frames,
             max_bytes,
         }
@@ -83,7 +90,7 @@ impl Hold {
             State::Settling(sent) => match push.message_id() {
                 Some(id) if sent.contains(id) => Passage::Done,
                 Some(id) => {
-                    remember(sent, id.clone());
+                    sent.insert(id.clone());
                     Passage::Open
                 }
                 None => Passage::Open,
@@ -117,19 +124,27 @@ impl Hold {
         Passage::Done
     }
 
-    /// Catch-up begins: from now on pushes wait.
+    /// Another catch-up is due: from now on pushes wait for it.
     pub fn begin(&self) {
         let mut state = self.state.lock();
         self.live.store(false, Release);
         let sent = match &mut *state {
-            State::Holding(_) => return,
+            State::Holding(held) => return held.due = true,
             State::Settling(sent) => std::mem::take(sent),
-            State::Live => HashSet::new(),
+            State::Live => Sent::default(),
         };
         *state = State::Holding(Box::new(Held {
+            due: true,
             sent,
             ..Held::default()
         }));
+    }
+
+    /// The catch-up that was due starts: when it is through, so is the hold.
+    pub fn start(&self) {
+        if let State::Holding(held) = &mut *self.state.lock() {
+            held.due = false;
+        }
     }
 
     /// Whether catch-up is to send the message `id` now. Answers true once for each id.
@@ -141,7 +156,7 @@ impl Hold {
         if held.sent.contains(id) {
             return false;
         }
-        remember(&mut held.sent, id.into());
+        held.sent.insert(id.into());
         let Held { pushes, bytes, .. } = &mut **held;
         pushes.retain(|push| {
             let same = push.message_id().is_some_and(|held| &**held == id);
@@ -151,21 +166,25 @@ impl Hold {
         true
     }
 
-    /// Whether an unread message was let go since the last call.
+    /// Whether an unread message was let go since the last call that another page is to bring now.
+    /// Where a catch-up is due, that is left to it.
     pub fn has_missed(&self) -> bool {
         match &mut *self.state.lock() {
-            State::Holding(held) => std::mem::take(&mut held.missed),
+            State::Holding(held) if !held.due => std::mem::take(&mut held.missed),
             _ => false,
         }
     }
 
     /// What is held and is to be sent now; empty when nothing is, and then the hold is over, unless
-    /// [`Hold::has_missed`] says otherwise. Call it until it is.
+    /// [`Hold::has_missed`] says otherwise, or a catch-up is due. Call it until it is.
     pub fn release(&self) -> Vec<Frame> {
         let mut state = self.state.lock();
         let State::Holding(held) = &mut *state else {
             return Vec::new();
         };
+        if held.due {
+            return Vec::new();
+        }
         if held.pushes.is_empty() {
             if !held.missed {
                 *state = State::Settling(std::mem::take(&mut held.sent));
@@ -196,7 +215,7 @@ impl Held {
         self.bytes = 0;
         let pushes = std::mem::take(&mut self.pushes);
         for id in pushes.iter().filter_map(Push::message_id) {
-            remember(&mut self.sent, id.clone());
+            self.sent.insert(id.clone());
         }
         pushes.iter().map(|push| push.frame().clone()).collect()
     }
@@ -216,11 +235,24 @@ impl Held {
     }
 }
 
-fn remember(sent: &mut HashSet<Arc<str>>, id: Arc<str>) {
-    if sent.len() >= REMEMBERED {
-        sent.clear();
+/// Ids of messages that have been sent, in two generations: the older one is forgotten whole.
+#[derive(Default)]
+struct Sent {
+    newer: HashSet<Arc<str>>,
+    older: HashSet<Arc<str>>,
+}
+
+impl Sent {
+    fn contains(&self, id: &str) -> bool {
+        self.newer.contains(id) || self.older.contains(id)
     }
-    sent.insert(id);
+
+    fn insert(&mut self, id: Arc<str>) {
+        if self.newer.len() >= REMEMBERED {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(id);
+    }
 }
 
 #[cfg(test)]
@@ -243,6 +275,13 @@ mod tests {
         Push::presence(&UserId::new("bob").unwrap(), true, 0)
     }
 
+    /// A hold whose first catch-up has started.
+    fn started(max_frames: usize) -> Hold {
+        let hold = Hold::new(max_frames, 1 << 20);
+        hold.start();
+        hold
+    }
+
     fn released(hold: &Hold) -> Vec<Frame> {
         let mut frames = Vec::new();
         loop {
@@ -256,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_message_that_is_in_both_is_sent_once() {
-        let hold = Hold::new(8, 1 << 20);
+        let hold = started(8);
         // The live push comes first, or second, or after catch-up is through.
         assert_eq!(hold.pass(&unread("m1")), Passage::Done);
         assert!(hold.claim("m1"));
@@ -269,6 +308,7 @@ mod tests {
         assert_eq!(hold.pass(&unread("m5")), Passage::Open);
         // Another catch-up brings nothing again that was sent since.
         hold.begin();
+        hold.start();
         assert!(!hold.claim("m4"));
         assert!(!hold.claim("m5"));
         assert!(released(&hold).is_empty());
@@ -277,8 +317,46 @@ mod tests {
     }
 
     #[test]
+    fn a_catch_up_that_started_before_another_was_due_ends_no_hold() {
+        let hold = started(2);
+        assert!(hold.claim("m1"));
+        // Something may have been missed after its page was read.
+        hold.begin();
+        for id in ["m3", "m4", "m5"] {
+            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+        }
+        assert!(hold.release().is_empty());
+        assert!(!hold.has_missed(), "m5 is left to the one that is due");
+        assert_eq!(hold.pass(&unread("m6")), Passage::Done);
+        hold.start();
+        assert!(hold.has_missed());
+        assert!(
+            ["m2", "m3", "m4", "m5", "m6"]
+                .iter()
+                .all(|id| hold.claim(id))
+        );
+        assert!(hold.release().is_empty());
+        assert_eq!(hold.pass(&unread("m7")), Passage::Open);
+    }
+
+    #[test]
+    fn the_newest_that_were_sent_are_remembered_however_many_there_were() {
+        let hold = started(8);
+        let ids: Vec<String> = (0..3 * REMEMBERED + 1)
+            .map(|number| format!("m{number}"))
+            .collect();
+        for (number, id) in ids.iter().enumerate() {
+            assert!(hold.claim(id));
+            let newest = &ids[(number + 1).saturating_sub(REMEMBERED)..=number];
+            let first = newest.first().expect("one at least");
+            assert!(!hold.claim(first), "{first} at {number}");
+        }
+        assert!(hold.claim(&ids[0]), "long ago");
+    }
+
+    #[test]
     fn beyond_the_bounds_unread_messages_are_left_to_a_later_page() {
-        let hold = Hold::new(4, 1 << 20);
+        let hold = started(4);
         for id in ["m1", "m2", "m3", "m4"] {
             assert_eq!(hold.pass(&unread(id)), Passage::Done);
         }
@@ -290,7 +368,7 @@ mod tests {
 
     #[test]
     fn what_is_let_go_while_the_held_is_sent_is_neither_forgotten_nor_overtaken() {
-        let hold = Hold::new(2, 1 << 20);
+        let hold = started(2);
         for id in ["m1", "m2", "m3"] {
             assert_eq!(hold.pass(&unread(id)), Passage::Done);
         }
@@ -315,7 +393,7 @@ mod tests {
 
     #[test]
     fn an_own_copy_takes_the_place_of_an_unread_message() {
-        let hold = Hold::new(2, 1 << 20);
+        let hold = started(2);
         let (copy, other) = (unread("c1").as_own_copy(), unread("c2").as_own_copy());
         assert_eq!(hold.pass(&copy), Passage::Done);
         assert_eq!(hold.pass(&unread("m1")), Passage::Done);
@@ -334,7 +412,7 @@ mod tests {
 
     #[test]
     fn presence_is_left_out_once_the_hold_is_half_full() {
-        let hold = Hold::new(4, 1 << 20);
+        let hold = started(4);
         for _ in 0..5 {
             assert_eq!(hold.pass(&presence()), Passage::Done);
         }

@@ -17,7 +17,7 @@ pub mod accept;
 mod admission;
 mod catch_up;
 mod dispatch;
-mod failpoint;
+pub(crate) mod failpoint;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod handshake;

@@ -1,4 +1,5 @@
-//! The dependency direction of the code, held: who may name whom. It reads `src/` as text.
+//! The dependency direction of the code, held: who may name whom. It reads `src/` as text. And the
+//! README's promise: each test that it names is there.
 
 use std::path::Path;
 
@@ -298,5 +299,49 @@ fn what_may_be_named_and_what_only_looks_like_a_name_is_let_through() {
         ),
     ] {
         assert_eq!(violation(file, text), None, "{file}: {text}");
+    }
+}
+
+/// The tests that the promise's table in the README names, as `module::test` or `module::*`.
+fn promised(readme: &str) -> Vec<String> {
+    let table = readme.split("## The promise").nth(1).expect("the promise");
+    let table = table.split("\n## ").next().expect("a section");
+    let mut names: Vec<String> = Vec::new();
+    // Behind the heads of its columns and the line below them.
+    let rows = table.lines().filter(|line| line.starts_with("| "));
+    for row in rows.skip(2) {
+        let shown_by = row.trim_end_matches('|').rsplit('|').next().expect("cells");
+        names.extend(shown_by.split('`').skip(1).step_by(2).map(str::to_owned));
+    }
+    names
+}
+
+/// Whether `tests/it/` has the test `name`, not ignored; or, for `module::*`, any.
+fn has_test(name: &str) -> bool {
+    let (module, test) = name.rsplit_once("::").expect("a module and a test");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let file = directory.join(module.replace("::", "/") + ".rs");
+    let Ok(text) = std::fs::read_to_string(file) else {
+        return false;
+    };
+    let mut tests = text.split("#[test]\n").skip(1);
+    tests.any(|text| {
+        let written = text.trim_start().strip_prefix("fn ");
+        let written = written.and_then(|text| text.split('(').next());
+        written.is_some_and(|written| test == "*" || written == test)
+    })
+}
+
+#[test]
+fn each_test_that_the_promise_names_is_there() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(readme).expect("the README");
+    let names = promised(&readme);
+    assert!(names.len() >= 15, "the table is read: {names:?}");
+    for name in &names {
+        assert!(has_test(name), "README.md, The promise: there is no {name}");
+    }
+    for name in ["faults::nowhere::*", "faults::clients::puppet", "ledger::x"] {
+        assert!(!has_test(name), "{name} is no test");
     }
 }

@@ -13,7 +13,8 @@ use std::process::ExitCode;
 
 use scenarios::{Drill, drills};
 
-const LOST: u8 = 1;
+/// Something was lost, or another clause of the promise does not hold.
+const BROKEN: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -39,23 +40,26 @@ fn main() -> ExitCode {
 
 fn list() -> ExitCode {
     for drill in drills() {
-        println!("{:16} {}", drill.name, drill.about);
+        println!("{:18} {}", drill.name, drill.about);
     }
     ExitCode::SUCCESS
 }
 
 fn run(drill: &Drill) -> ExitCode {
     println!("{}: {}", drill.name, drill.about);
-    // A broken clause has said so on standard error.
+    // What kept it from going on is on standard error.
     let Ok(figures) = catch_unwind(drill.run) else {
         println!("failed");
-        return ExitCode::from(LOST);
+        return ExitCode::from(BROKEN);
     };
-    println!("{figures}");
-    if figures.lost.is_empty() {
+    print!("{figures}");
+    for clause in &figures.broken {
+        println!("not kept: {clause}");
+    }
+    if figures.broken.is_empty() {
+        println!("kept");
         ExitCode::SUCCESS
     } else {
-        println!("lost (recipient, id): {:?}", figures.lost);
-        ExitCode::from(LOST)
+        ExitCode::from(BROKEN)
     }
 }

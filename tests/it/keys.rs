@@ -283,7 +283,8 @@ fn presence_lease_is_renewed_well_within_it() {
     let took = wait_until_within(Duration::from_secs(10), "three renewals", || {
         backend.calls("RenewLease") >= before + 3
     });
-    assert!(took > Duration::from_millis(1500), "{took:?}");
+    // A sixth of it lies between two of them.
+    assert!(took > Duration::from_millis(900), "{took:?}");
     wait_until("alice is announced", || backend.calls("UserOnline") >= 1);
     let announced = backend.calls("UserOnline");
     backend.answer(|answers| answers.lease_unknown = true);

@@ -1,10 +1,13 @@
-//! A panic inside one connection's handling ends that connection, and nothing else.
+//! A panic inside one connection's handling ends that connection, and nothing else; one inside a
+//! consumer ends nothing.
 
 use serde_json::Value;
 
+use crate::support::broker::Broker;
+use crate::support::client::is_push;
 use crate::support::raw::{FIN, TEXT};
 use crate::support::settings::token_of;
-use crate::support::{Gateway, Settings};
+use crate::support::{Cluster, Gateway, Settings};
 
 /// A gateway that panics at `place` of mallory's connections.
 fn gateway(place: &str) -> Gateway {
@@ -69,4 +72,39 @@ fn a_panic_in_a_handshake_leaves_nothing_behind() {
         mallory.send(crate::support::raw::head("GET", &gateway.path, &headers));
         mallory.expect_end();
     });
+}
+
+/// What is delivered then is a dead letter. It is unread, and all who are connected are caught up:
+/// nobody misses it, and nobody is disconnected.
+#[test]
+fn a_panic_of_a_consumer_thread_loses_nothing_and_nobody() {
+    let settings = Settings::new().users(["alice", "bob", "mallory"]);
+    let cluster = Cluster::on(Broker::shared(), &settings, 1);
+    let panicking = [("WS_GATEWAY_PANIC", "deliver:mallory")];
+    let (process, directory) = Gateway::launch(&cluster.settings("panics"), &panicking);
+    let gateway = Gateway::listening(process, directory);
+    gateway.wait_ready();
+    let [mut alice, mut bob, mut mallory] =
+        ["alice", "bob", "mallory"].map(|user| gateway.connect(user));
+    let before = gateway.settled(3);
+    for round in 1..=3 {
+        let id = alice.send_message("mallory", "a bomb");
+        mallory.expect_message(&id);
+        mallory.ack(&[&id]);
+        let letters = || cluster.amqp().ready("queue.dead-letter");
+        crate::support::wait_until("it is a dead letter", || letters() == round);
+        // The same consumer goes on for others.
+        let id = alice.send_message("bob", "still here?");
+        bob.expect_message(&id);
+        bob.ack(&[&id]);
+    }
+    assert!(
+        !mallory.frames_until_pong().iter().any(is_push),
+        "each once"
+    );
+    let after = gateway.settled(3);
+    assert_eq!(
+        (after.threads, after.descriptors),
+        (before.threads, before.descriptors)
+    );
 }

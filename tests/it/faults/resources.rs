@@ -1,9 +1,11 @@
 //! The system has no more to give: descriptors, threads, memory. Whoever is connected does not
 //! notice, newcomers are told 503, and it is over when the shortage is.
 
+use std::cell::RefCell;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::hog;
 use crate::support::raw::Raw;
 use crate::support::settings::token_of;
 use crate::support::wait::wait_until_within;
@@ -24,10 +26,23 @@ fn settings() -> Settings {
         .set("log.level", "info")
 }
 
-/// Sets the soft limit of `resource` to what `limit` says once two clients talk, and shows what
-/// must hold until it is raised again. Up to `spare` newcomers may be let in before: the C library
-/// keeps the stacks of threads that ended.
+/// Sets the soft limit of `resource` to what `limit` says until relief.
 fn shortage_of(gateway: &Gateway, resource: &str, spare: usize, limit: fn(&Gateway) -> u64) {
+    let usual = RefCell::new(String::new());
+    let begin = || *usual.borrow_mut() = gateway.limit(resource, &limit(gateway).to_string());
+    let relief = || drop(gateway.limit(resource, &usual.borrow()));
+    shortage(gateway, resource, spare, begin, relief);
+}
+
+/// Has a shortage begin once two clients talk, and shows what must hold until there is relief. Up
+/// to `spare` newcomers may be let in before: the C library keeps the stacks of threads that ended.
+fn shortage(
+    gateway: &Gateway,
+    resource: &str,
+    spare: usize,
+    begin: impl FnOnce(),
+    relief: impl FnOnce(),
+) {
     let mut alice = gateway.connect("alice");
     let mut bob = gateway.connect("bob");
     let mut talk = || {
@@ -40,7 +55,7 @@ fn shortage_of(gateway: &Gateway, resource: &str, spare: usize, limit: fn(&Gatew
     talk();
     let before = gateway.settled(2);
 
-    let usual = gateway.limit(resource, &limit(gateway).to_string());
+    begin();
     let newcomer = || Client::try_connect(gateway.addr, &gateway.path, &token_of("carol"));
     let let_in: Vec<Client> = std::iter::from_fn(|| newcomer().ok())
         .take(spare + 1)
@@ -67,7 +82,7 @@ fn shortage_of(gateway: &Gateway, resource: &str, spare: usize, limit: fn(&Gatew
     assert!(used <= AT_REST, "{used:?} within {WATCH:?}");
     talk();
 
-    gateway.limit(resource, &usual);
+    relief();
     let relief = Instant::now();
     wait_until_within(RECOVERY, "newcomers are let in again", || {
         newcomer().is_ok()
@@ -125,7 +140,6 @@ fn a_gateway_without_descriptors_stops_as_ever() {
     }
 }
 
-/// As when `vm.max_map_count` is reached, a stack cannot be mapped.
 #[test]
 fn without_memory_for_stacks_newcomers_are_503_and_nobody_else_notices() {
     /// Less than a stack.
@@ -140,4 +154,18 @@ fn without_threads_newcomers_are_503_and_nobody_else_notices() {
     let gateway = Gateway::start_unprivileged(&settings());
     shortage_of(&gateway, "nproc", 0, |_| 1);
     assert_eq!(gateway.stop(), 0);
+}
+
+/// As many as a thread takes and one more are left, so that it fails at its stack, at the guard page
+/// below that, or at what it allocates.
+#[test]
+fn without_memory_mappings_newcomers_are_503_and_nobody_else_notices() {
+    for left in [0, 2, 4] {
+        let library = hog::library(left).display().to_string();
+        let (process, directory) = Gateway::launch(&settings(), &[("LD_PRELOAD", &library)]);
+        let gateway = Gateway::listening(process, directory);
+        let (begin, relief) = (|| hog::take(&gateway), || hog::give_back(&gateway));
+        shortage(&gateway, "mappings", 10, begin, relief);
+        assert_eq!(gateway.stop(), 0);
+    }
 }

@@ -10,7 +10,7 @@ use tonic::Code;
 use ws_gateway::services::proto::{Message, ValidateTokenResponse};
 
 use crate::scenarios::flow::Load;
-use crate::scenarios::services::{self, LEASE};
+use crate::scenarios::services;
 use crate::support::amqp::Amqp;
 use crate::support::backend::{Backend, Garbage};
 use crate::support::broker::{Broker, free_port};
@@ -205,19 +205,20 @@ impl Stand {
     }
 }
 
-/// Asks until an answer comes in time: each must be right, and one of [`TRIES`] in time.
-fn in_time(what: &str, mut ask: impl FnMut()) {
-    let mut best = Duration::MAX;
+/// Asks until an answer comes in time: each must be right, and one of [`TRIES`] in time, as must be
+/// what another user asked meanwhile: `ask` answers how long that took.
+fn in_time(what: &str, mut ask: impl FnMut() -> Duration) {
+    let mut tries = Vec::new();
     for _ in 0..TRIES {
         let start = Instant::now();
-        ask();
-        best = best.min(start.elapsed());
-        if best <= TIMEOUT + GRACE {
-            println!("{what}: answered after {best:?}");
+        let others = ask();
+        let own = start.elapsed();
+        tries.push((own, others));
+        if own <= TIMEOUT + GRACE && others < TIMEOUT {
             return;
         }
     }
-    panic!("{what}: the answer took {best:?}");
+    panic!("{what}: (the answer, another user's) took {tries:?}");
 }
 
 fn expect_code(answer: &Value, fault: Fault) {
@@ -238,6 +239,7 @@ fn while_the_user_service_fails_nobody_is_let_in_and_everyone_else_goes_on() {
                 let answer = stand.gateway.raw().try_upgrade(&stand.gateway.path, &token);
                 assert_eq!(answer.status, 503, "{fault:?}: {answer:?}");
                 assert!(answer.header("retry-after").is_some(), "{answer:?}");
+                Duration::ZERO
             });
         }
         in_time(&format!("{fault:?}, refresh_token"), || {
@@ -245,8 +247,9 @@ fn while_the_user_service_fails_nobody_is_let_in_and_everyone_else_goes_on() {
             let id = alice.send_request("refresh_token", json!({"token": "alice-token"}));
             let start = Instant::now();
             stand.bob.send_message("alice", "meanwhile");
-            assert!(start.elapsed() < TIMEOUT, "bob waited for alice");
+            let others = start.elapsed();
             expect_code(&alice.answer(&id), fault);
+            others
         });
         stand.pushes_go_on();
         // The group consumer does not know whom it is for; the others run on.
@@ -277,7 +280,12 @@ fn while_the_message_service_fails_requests_err_in_time_and_everyone_else_goes_o
         stand.message.fails(fault);
         for (request, data) in [
             ("send_message", json!({"to_user_id": "bob", "content": "x"})),
+            (
+                "send_group_message",
+                json!({"group_id": "team", "content": "x"}),
+            ),
             ("get_history", json!({"user_id": "bob"})),
+            ("get_group_history", json!({"group_id": "team"})),
             ("ack", json!({"message_ids": ["m1"]})),
         ] {
             in_time(&format!("{fault:?}, {request}"), || {
@@ -287,8 +295,9 @@ fn while_the_message_service_fails_requests_err_in_time_and_everyone_else_goes_o
                     .bob
                     .request("refresh_token", json!({"token": "bob-token"}));
                 assert_eq!(answer["type"], "token_refreshed", "{answer}");
-                assert!(start.elapsed() < TIMEOUT, "bob waited for alice");
+                let others = start.elapsed();
                 expect_code(&stand.alice.answer(&id), fault);
+                others
             });
         }
         stand.pushes_go_on();
@@ -377,18 +386,15 @@ fn only_a_valid_answer_lets_somebody_in() {
 
 #[test]
 fn services_that_are_killed_lose_nothing() {
-    let figures = services::killed(Load {
+    let load = Load {
         users: 10,
         messages: 2_000,
         rate: 200,
-    });
-    figures.assert_sound();
-    assert!(figures.refused > 0, "{figures}");
+    };
+    services::killed(load).assert_sound();
 }
 
 #[test]
 fn after_a_restart_of_the_presence_service_all_are_online_again_in_time() {
-    let (figures, took) = services::presence_restarted(50);
-    println!("{figures}");
-    assert!(took <= LEASE / 3, "{figures}");
+    services::presence_restarted(50, Duration::from_secs(24)).assert_sound();
 }

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde_json::Value;
+use ws_gateway::services::proto::Message;
 
+use super::figures::rounded;
 use super::{Drill, Figures};
 use crate::support::backend::Backend;
 use crate::support::broker::{Broker, free_port};
@@ -43,9 +45,12 @@ pub const DRILLS: &[Drill] = &[
     Drill {
         name: "reconnect-storm",
         about: "5,000 clients reconnect at once after the gateway was killed and started again",
-        run: || storm(5_000).0,
+        run: || storm(5_000),
     },
 ];
+
+/// What each of a storm has unread.
+const UNREAD: [&str; 2] = ["m1", "m2"];
 
 fn users(prefix: &str, count: usize) -> Vec<String> {
     (0..count)
@@ -103,15 +108,7 @@ pub fn vanish(clients: usize, messages: usize, length: usize) -> Figures {
         thread::sleep(Duration::from_millis(10));
     }
     let last = gone.values().max().copied().unwrap_or_default();
-    assert!(
-        last <= IDLE + Duration::from_secs(1),
-        "the last one was gone after {last:?}"
-    );
     let after = gateway.settled(1);
-    assert_eq!(
-        (after.threads, after.descriptors),
-        (before.threads, before.descriptors)
-    );
 
     for user in &frozen {
         let mut back = gateway.connect(user);
@@ -123,8 +120,19 @@ pub fn vanish(clients: usize, messages: usize, length: usize) -> Figures {
     drop(process);
     assert_eq!(gateway.stop(), 0);
     let mut figures = Figures::of(ledger.report());
+    figures.demand_whole();
+    figures.demand(figures.duplicated == 0, "each comes once");
+    let in_time = last <= IDLE + Duration::from_secs(1);
+    figures.demand(in_time, "gone within idle timeout + 1 s");
+    let (held, holds) = (
+        (before.threads, before.descriptors),
+        (after.threads, after.descriptors),
+    );
+    let baseline = format!("(threads, descriptors) as before: {held:?}, not {holds:?}");
+    figures.demand(held == holds, baseline);
+    let [last, idle] = [last, IDLE].map(rounded);
     figures.note(format!(
-        "the last of {clients} was gone after {last:?}, with an idle timeout of {IDLE:?}"
+        "the last of {clients} was gone after {last}, with an idle timeout of {idle}"
     ));
     figures
 }
@@ -148,17 +156,34 @@ pub struct Slow {
     pub rate: u32,
 }
 
-/// How much longer a push may take while somebody is slow: twice as long, or as long as anything
-/// may take on a machine that has other things to do. A gateway that waits for a slow client keeps
-/// the others for `session.write_timeout`, 3 s.
-const FLOOR: Duration = Duration::from_secs(1);
+/// Twice next to nothing is still next to nothing: below this, a p99 says more of the machine's
+/// scheduler than of the gateway. A gateway that waits for a slow client keeps the others for
+/// `session.write_timeout`, 3 s.
+const FLOOR: Duration = Duration::from_millis(50);
 /// The length of a message, so that sockets fill while a test lasts.
 const CONTENT: usize = 16_000;
 /// Members whose pushes are timed; the others' are only read.
 const TIMED: usize = 8;
 
+/// What is demanded of the others' p99; a machine that has other things to do may spoil it.
+const P99: &str = "the others' p99 at most doubles";
+/// So often it may do so.
+const TRIES: usize = 3;
+
 /// One member reads nothing, another one a byte a second, while messages flow to their group.
 pub fn slow(size: Slow) -> Figures {
+    let mut figures = slow_once(size);
+    for _ in 1..TRIES {
+        if figures.broken != [P99] {
+            break;
+        }
+        println!("{figures}");
+        figures = slow_once(size);
+    }
+    figures
+}
+
+fn slow_once(size: Slow) -> Figures {
     let members = users("member", size.members);
     let all = || members.iter().map(String::as_str).chain(["alice"]);
     let settings = Settings::new()
@@ -193,7 +218,7 @@ pub fn slow(size: Slow) -> Figures {
         let timing = Arc::clone(&timing);
         thread::spawn(move || timing.slow_down(socket, pause))
     });
-    let crowd = Crowd::start(&gateway, read);
+    let crowd = Crowd::start(&gateway, read, &ledger);
     let mut alice = gateway.connect("alice");
     let mut committed = 0;
     let mut flow = |goal: usize, is_enough: &dyn Fn() -> bool| {
@@ -213,7 +238,7 @@ pub fn slow(size: Slow) -> Figures {
         }
     };
     flow(size.messages / 3, &|| true);
-    timing.somebody_is_slow.store(true, Ordering::SeqCst);
+    timing.phase.store(SLOW, Ordering::SeqCst);
     let closed = || {
         let log = gateway.stderr();
         let closed = log
@@ -221,23 +246,17 @@ pub fn slow(size: Slow) -> Figures {
             .filter(|line| line.contains("Connection closed"));
         closed.map(str::to_owned).collect::<Vec<_>>()
     };
-    flow(size.messages, &|| closed().len() >= 2);
+    flow(0, &|| closed().len() >= 2);
+    timing.phase.store(AFTER, Ordering::SeqCst);
+    flow(size.messages, &|| true);
     let closed = closed();
-    assert_eq!(closed.len(), 2, "{closed:?}");
-    for user in [silent, drip] {
-        let mut of_user = closed
-            .iter()
-            .filter(|line| line.contains(&format!("user={user},")));
-        let line = of_user
-            .next()
-            .unwrap_or_else(|| panic!("{user}: {closed:?}"));
-        assert!(
-            line.contains("slow_consumer") || line.contains("write_timeout"),
-            "{line}"
-        );
-    }
+    let reasons = [silent, drip].map(|user| {
+        let of_user = format!("user={user},");
+        let line = closed.iter().find(|line| line.contains(&of_user));
+        let reason = line.and_then(|line| line.split("reason=").nth(1)?.split(',').next());
+        reason.unwrap_or("none").to_owned()
+    });
 
-    // Nobody else was closed, and nobody misses anything.
     timing.over.store(true, Ordering::SeqCst);
     for member in slow_ones {
         member.thread().unpark();
@@ -246,7 +265,7 @@ pub fn slow(size: Slow) -> Figures {
     for member in timed {
         member.join().expect("a member who is served to the end");
     }
-    crowd.expect_all_here();
+    let others_closed = crowd.closed();
     for user in [silent, drip] {
         let mut back = gateway.connect(user);
         for push in back.take_held().iter().filter(|frame| is_push(frame)) {
@@ -254,32 +273,46 @@ pub fn slow(size: Slow) -> Figures {
         }
     }
     let mut figures = Figures::of(ledger.report());
-    // The crowd's pushes are read and not counted.
-    figures.lost.retain(|(user, _)| !read.contains(user));
-    figures.missing.clear();
+    figures.disconnects = closed.len();
+    figures.demand_whole();
+    let only_they = closed.len() == 2 && others_closed == 0;
+    figures.demand(
+        only_they,
+        format!("only the slow ones are closed: {closed:?}"),
+    );
+    let allowed = ["slow_consumer", "write_timeout"];
+    let rightly = reasons.iter().all(|reason| allowed.contains(&&**reason));
+    figures.demand(rightly, format!("as slow ones: {reasons:?}"));
     let (before, during) = timing.p99();
+    figures.demand(during <= (before * 2).max(FLOOR), P99);
+    figures.note(format!("closed: {}", reasons.join(", ")));
     figures.note(format!(
-        "p99 of the others: {before:?} before, {during:?} while two are slow (x{:.2})",
-        during.as_secs_f64() / before.as_secs_f64()
+        "p99 of the others' pushes: {} before, {} while two are slow",
+        rounded(before),
+        rounded(during)
     ));
-    assert!(during <= (before * 2).max(FLOOR), "{figures}");
     figures
 }
+
+/// Phases: nobody is slow, two are, they are gone.
+const BEFORE: usize = 0;
+const SLOW: usize = 1;
+const AFTER: usize = 2;
 
 /// When pushes arrive at the members who are not slow.
 struct Timing {
     start: Instant,
-    somebody_is_slow: AtomicBool,
+    phase: AtomicUsize,
     over: AtomicBool,
-    /// In microseconds, before and while somebody is slow.
-    latencies: [std::sync::Mutex<Vec<u64>>; 2],
+    /// In microseconds, in each phase.
+    latencies: [std::sync::Mutex<Vec<u64>>; 3],
 }
 
 impl Default for Timing {
     fn default() -> Self {
         Self {
             start: Instant::now(),
-            somebody_is_slow: AtomicBool::new(false),
+            phase: AtomicUsize::new(BEFORE),
             over: AtomicBool::new(false),
             latencies: Default::default(),
         }
@@ -300,8 +333,8 @@ impl Timing {
                 let content = frame["content"].as_str().expect("a content");
                 let sent = content.split(' ').next().and_then(|sent| sent.parse().ok());
                 let latency = self.now() - sent.unwrap_or_else(|| self.now());
-                let during = usize::from(self.somebody_is_slow.load(Ordering::SeqCst));
-                self.latencies[during].lock().unwrap().push(latency);
+                let phase = self.phase.load(Ordering::SeqCst);
+                self.latencies[phase].lock().unwrap().push(latency);
                 ledger.received(&user, frame["id"].as_str().expect("an id"));
             }
         };
@@ -325,7 +358,7 @@ impl Timing {
         socket
             .set_read_timeout(Some(Duration::from_millis(50)))
             .expect("an option");
-        while !self.somebody_is_slow.load(Ordering::SeqCst) {
+        while self.phase.load(Ordering::SeqCst) == BEFORE {
             let _ = socket.read(&mut [0; 16_384]);
         }
         while !self.over.load(Ordering::SeqCst) {
@@ -335,7 +368,7 @@ impl Timing {
     }
 
     fn p99(&self) -> (Duration, Duration) {
-        let [before, during] = [0, 1].map(|phase: usize| {
+        let [before, during] = [BEFORE, SLOW].map(|phase: usize| {
             let mut latencies = self.latencies[phase].lock().unwrap();
             latencies.sort_unstable();
             Duration::from_micros(latencies[latencies.len() * 99 / 100])
@@ -344,7 +377,7 @@ impl Timing {
     }
 }
 
-/// Clients that one thread serves: they read what comes, answer pings, and look at nothing.
+/// Clients that one thread serves: they read what comes.
 struct Crowd {
     over: Arc<AtomicBool>,
     thread: thread::JoinHandle<usize>,
@@ -352,47 +385,68 @@ struct Crowd {
 }
 
 impl Crowd {
-    fn start(gateway: &Gateway, users: &[String]) -> Self {
-        let sockets: Vec<Raw> = users.iter().map(|user| gateway.raw_session(user)).collect();
+    fn start(gateway: &Gateway, users: &[String], ledger: &Arc<Ledger>) -> Self {
+        let connect = |user: &String| (user.clone(), gateway.raw_session(user));
+        let members: Vec<_> = users.iter().map(connect).collect();
         let over = Arc::new(AtomicBool::new(false));
-        let size = sockets.len();
+        let size = members.len();
         let thread = thread::spawn({
-            let over = Arc::clone(&over);
-            move || serve(sockets, &over)
+            let (over, ledger) = (Arc::clone(&over), Arc::clone(ledger));
+            move || serve(members, &ledger, &over)
         });
         Self { over, thread, size }
     }
 
-    fn expect_all_here(self) {
+    /// Once all have all, or it is too late. Answers how many were closed.
+    fn closed(self) -> usize {
         self.over.store(true, Ordering::SeqCst);
-        let here = self.thread.join().expect("a thread");
-        assert_eq!(here, self.size, "some of the crowd were closed");
+        self.size - self.thread.join().expect("a thread")
     }
 }
 
-/// Answers how many are still connected in the end. Pings come too rarely to matter here.
-fn serve(mut sockets: Vec<Raw>, over: &AtomicBool) -> usize {
+/// Answers how many are still connected in the end. Pings come too rarely to be answered.
+fn serve(mut members: Vec<(String, Raw)>, ledger: &Ledger, over: &AtomicBool) -> usize {
     const LOOK: Timespec = Timespec {
         tv_sec: 0,
         tv_nsec: 50_000_000,
     };
-    while !over.load(Ordering::SeqCst) {
+    let mut patience = None;
+    loop {
+        let sockets = members.iter().map(|(_, raw)| raw.stream());
         let mut polled: Vec<_> = sockets
-            .iter()
-            .map(|raw| PollFd::new(raw.stream(), PollFlags::IN))
+            .map(|socket| PollFd::new(socket, PollFlags::IN))
             .collect();
         let _ = poll(&mut polled, Some(&LOOK));
-        let ready: Vec<bool> = polled
-            .iter()
-            .map(|polled| polled.revents().contains(PollFlags::IN))
-            .collect();
+        let readable = |polled: &PollFd| polled.revents().contains(PollFlags::IN);
+        let ready: Vec<bool> = polled.iter().map(readable).collect();
         let mut ready = ready.into_iter();
-        sockets.retain(|raw| {
-            !ready.next().expect("one for each")
-                || matches!(raw.stream().read(&mut [0; 65_536]), Ok(1..))
+        members.retain_mut(|(user, raw)| {
+            if !ready.next().expect("one for each") {
+                return true;
+            }
+            let frames = raw.read_some();
+            for frame in frames.iter().flatten() {
+                if let Some(id) = message_id(&frame.payload) {
+                    ledger.received(user, id);
+                }
+            }
+            frames.is_some()
         });
+        if over.load(Ordering::SeqCst) {
+            let end = *patience.get_or_insert_with(|| Instant::now() + DEADLINE);
+            if Instant::now() > end || members.iter().all(|(user, _)| ledger.has_all(user)) {
+                return members.len();
+            }
+        }
     }
-    sockets.len()
+}
+
+/// The id in a push, which is near its start; the whole is not parsed, so that those who are timed
+/// are not held up.
+fn message_id(payload: &[u8]) -> Option<&str> {
+    let start = str::from_utf8(&payload[..payload.len().min(200)]).ok()?;
+    let rest = start.strip_prefix(r#"{"type":"group_message","id":""#)?;
+    Some(rest.split_once('"')?.0)
 }
 
 /// A client with next to no receive buffer, past its handshake.
@@ -406,29 +460,43 @@ fn reluctant(gateway: &Gateway, user: &str) -> TcpStream {
     raw.into_stream()
 }
 
-/// What a storm of reconnects came to at the User Service.
-#[derive(Debug)]
-pub struct Calls {
-    pub validated: u64,
-    pub at_a_time: u64,
-}
+/// How soon all are to be back after a gateway's restart.
+const ALL_BACK: Duration = Duration::from_secs(60);
+/// `limits.max_handshakes`: the most calls at a time at the User Service, its probe's apart.
+const MAX_HANDSHAKES: u64 = 256;
 
 /// So many clients are connected; the gateway is killed and started again, and all come at once.
-pub fn storm(clients: usize) -> (Figures, Calls) {
+/// Each has one unread message.
+pub fn storm(clients: usize) -> Figures {
     more_descriptors();
     let users = users("u", clients);
+    let ledger = Ledger::default();
     let backend = Backend::start();
     // Long enough for handshakes to pile up.
     backend.slow("ValidateToken", Duration::from_millis(20));
     let settings = remote(&Settings::new(), &backend.url(), &Broker::shared().vhost())
         .set("gateway.id", "storm")
         .set("listen.addr", format!("127.0.0.1:{}", free_port()))
+        .set("limits.max_handshakes", MAX_HANDSHAKES as i64)
         .set("log.level", "warn");
     let mut gateway = Gateway::start(&settings);
     gateway.wait_ready();
     let first = come_at_once(&gateway, &users);
     gateway.kill();
     drop(first);
+    backend.answer(|answers| {
+        let unread = UNREAD.map(|id| Message {
+            id: id.into(),
+            from_user_id: "alice".into(),
+            to_user_id: "you".into(),
+            ..Message::default()
+        });
+        answers.offline.messages = unread.into();
+    });
+    let all: Vec<&str> = users.iter().map(String::as_str).collect();
+    for id in UNREAD {
+        ledger.committed("alice", &all, id);
+    }
 
     let gateway = Gateway::start_at(gateway.addr, &settings);
     let before = backend.calls("ValidateToken");
@@ -436,22 +504,34 @@ pub fn storm(clients: usize) -> (Figures, Calls) {
     let mut back = come_at_once(&gateway, &users);
     let connected = start.elapsed();
     let validated = backend.calls("ValidateToken") - before;
-    for raw in &mut back {
-        raw.json_that(|frame| frame["type"] == "offline_complete");
+    for (raw, user) in back.iter_mut().zip(&users) {
+        ledger.device(user, user);
+        while let frame = raw.json()
+            && frame["type"] != "offline_complete"
+        {
+            ledger.received(user, frame["id"].as_str().expect("a message"));
+        }
     }
-    let mut figures = Figures {
-        recovered: Some(connected),
-        ..Figures::default()
-    };
-    let calls = Calls {
-        validated,
-        at_a_time: backend.peak("ValidateToken"),
-    };
+    let caught_up = start.elapsed();
+    let at_a_time = backend.peak("ValidateToken");
+
+    let mut figures = Figures::of(ledger.report());
+    figures.recovered = Some(connected);
+    figures.demand_whole();
+    figures.demand_recovery_within(ALL_BACK);
+    // The probe looks once a second at most.
+    let bound = clients as u64 + ALL_BACK.as_secs();
+    figures.demand(validated <= bound, "one call for each at the User Service");
+    let at_once = format!("{MAX_HANDSHAKES} calls at a time at most, and the probe's");
+    figures.demand(at_a_time <= MAX_HANDSHAKES + 1, at_once);
     figures.note(format!(
-        "all {clients} back within {connected:?}, and caught up within {:?}; {calls:?}",
-        start.elapsed()
+        "recovered: all {clients} are let in; caught up within {}",
+        rounded(caught_up)
     ));
-    (figures, calls)
+    figures.note(format!(
+        "the User Service had {validated} calls, {at_a_time} at a time at most"
+    ));
+    figures
 }
 
 /// All connect and send their request before the first one reads its answer; each must be let in.

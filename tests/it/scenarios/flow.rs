@@ -2,9 +2,10 @@
 //! them, and the account of what became of their messages.
 //!
 //! Each user sends from one device, and has one at every gateway of the cluster. A request that is
-//! refused is repeated with its `client_message_id`; a device whose connection ends comes back.
+//! refused is repeated with its `client_message_id`; a device whose connection ends comes back. What
+//! has reached all devices of a user is acknowledged, so that it is not pushed again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,6 +23,8 @@ use crate::support::{Client, Cluster, DEADLINE, Event, Settings};
 
 /// The group that all users are in. Every fourth message is for it.
 const GROUP: &str = "all";
+/// So many are acknowledged at a time.
+const ACKED: usize = 50;
 /// A device that reads looks up at least this often.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -69,10 +72,14 @@ struct Shared {
     committed_at: Mutex<BTreeMap<String, Instant>>,
     received_at: Mutex<Vec<(String, Instant)>>,
     committed: AtomicUsize,
+    /// How many devices of the user each has reached: (user, id).
+    reached: Mutex<HashMap<(String, String), usize>>,
     /// Devices that may send still.
     sending: AtomicUsize,
     refused: AtomicUsize,
     disconnects: AtomicUsize,
+    /// Connections that took the place of those.
+    returns: AtomicUsize,
     slowest_answer: Mutex<Duration>,
     /// At so many committed messages the senders pause.
     limit: AtomicUsize,
@@ -114,6 +121,8 @@ impl Flow {
                     sends,
                     client,
                     shared,
+                    seen: HashSet::new(),
+                    to_ack: Vec::new(),
                 });
             }
         }
@@ -200,6 +209,11 @@ impl Flow {
         self.shared.refused.load(Ordering::SeqCst)
     }
 
+    /// How many connections that ended have another one in their place so far.
+    pub fn returned(&self) -> usize {
+        self.shared.returns.load(Ordering::SeqCst)
+    }
+
     /// The longest wait for an answer so far.
     pub fn slowest_answer(&self) -> Duration {
         *self.shared.slowest_answer.lock().unwrap()
@@ -236,10 +250,11 @@ impl Flow {
             disordered: live.disordered,
             disconnects: shared.disconnects.load(Ordering::SeqCst),
             refused: shared.refused.load(Ordering::SeqCst),
-            slowest_answer: *shared.slowest_answer.lock().unwrap(),
+            slowest_answer: Some(*shared.slowest_answer.lock().unwrap()),
             ..Figures::default()
         };
-        assert_eq!(live.stray, vec![], "{figures}");
+        let strays = format!("nothing comes to the wrong device: {:?}", live.stray);
+        figures.demand(live.stray.is_empty(), strays);
         let without: BTreeSet<_> = live.lost.into_iter().map(|(user, _)| user).collect();
         for user in without {
             next_connect(cluster, &user, &shared.ledger);
@@ -270,6 +285,10 @@ struct Device {
     sends: bool,
     client: Client,
     shared: Arc<Shared>,
+    /// Ids that have been received.
+    seen: HashSet<String>,
+    /// Those that have reached all of the user's devices, this one last.
+    to_ack: Vec<String>,
 }
 
 impl Device {
@@ -278,7 +297,11 @@ impl Device {
         let mut next = Instant::now() + pause * self.number as u32 / self.names.len() as u32;
         let mut count = 0;
         while !self.shared.end.load(Ordering::SeqCst) {
-            if !self.sends {
+            if self.to_ack.len() >= ACKED {
+                // If it fails, they come again, and no more.
+                let ids = std::mem::take(&mut self.to_ack);
+                self.request("ack", &json!({"message_ids": ids}));
+            } else if !self.sends {
                 self.read(LOOK);
             } else if self.shared.stop.load(Ordering::SeqCst) {
                 self.sends = false;
@@ -373,12 +396,22 @@ impl Device {
         }
     }
 
-    fn took(&self, frame: Value) {
-        if is_push(&frame) {
-            let id = frame["id"].as_str().expect("an id");
-            self.shared.ledger.received(&self.name, id);
-            let mut received_at = self.shared.received_at.lock().unwrap();
-            received_at.push((id.to_owned(), Instant::now()));
+    fn took(&mut self, frame: Value) {
+        if !is_push(&frame) {
+            return;
+        }
+        let id = frame["id"].as_str().expect("an id");
+        self.shared.ledger.received(&self.name, id);
+        let mut received_at = self.shared.received_at.lock().unwrap();
+        received_at.push((id.to_owned(), Instant::now()));
+        drop(received_at);
+        if self.seen.insert(id.to_owned()) {
+            let mut reached = self.shared.reached.lock().unwrap();
+            let devices = reached.entry((self.user.clone(), id.into())).or_default();
+            *devices += 1;
+            if *devices == self.way.len() {
+                self.to_ack.push(id.to_owned());
+            }
         }
     }
 
@@ -390,6 +423,7 @@ impl Device {
             for (addr, path) in &self.way {
                 if let Some(client) = Client::try_reach(*addr, path, &token) {
                     self.client = client;
+                    self.shared.returns.fetch_add(1, Ordering::SeqCst);
                     return;
                 }
             }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::figures::rounded;
 use super::flow::{Flow, Load};
 use super::{Drill, Figures};
 use crate::support::broker::Broker;
 use crate::support::cluster::remote;
+use crate::support::ledger::Ledger;
 use crate::support::raw::Raw;
 use crate::support::{Cluster, Gateway, Services, Settings};
 
@@ -23,8 +25,8 @@ pub const DRILLS: &[Drill] = &[
     },
     Drill {
         name: "presence-restarted",
-        about: "the Presence Service is killed and started again; 200 users are announced again",
-        run: || presence_restarted(200).0,
+        about: "the Presence Service is killed and started again, at the default lease; 200 users",
+        run: || presence_restarted(200, Duration::from_secs(60)),
     },
 ];
 
@@ -44,22 +46,28 @@ pub fn killed(load: Load) -> Figures {
     let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
     figures.recovered = Some(recovered);
+    figures.demand_unnoticed();
+    figures.demand(figures.refused > 0, "sends meanwhile are refused");
     figures
 }
 
-/// `presence.lease` where the Presence Service is restarted.
-pub const LEASE: Duration = Duration::from_secs(9);
-
-/// The Presence Service, a process of its own here, forgets everyone. Returns how long after its
-/// return all were online again.
-pub fn presence_restarted(count: usize) -> (Figures, Duration) {
+/// The Presence Service, a process of its own here, forgets everyone. While it is away, a message
+/// goes to the watcher for each user. `lease`: `presence.lease`, in whole seconds.
+pub fn presence_restarted(count: usize, lease: Duration) -> Figures {
     let users: Vec<String> = (0..count).map(|number| format!("user{number}")).collect();
-    let all = || users.iter().map(String::as_str).chain(["watcher"]);
+    let all = || {
+        users
+            .iter()
+            .map(String::as_str)
+            .chain(["watcher", "sender"])
+    };
     let settings = Settings::new()
         .users(all())
         .group("all", all())
-        .set("presence.lease", "9s")
-        .set("session.send_queue", 4_096);
+        .set("presence.lease", format!("{}s", lease.as_secs()))
+        .set("session.send_queue", 4_096)
+        .set("limits.rate", 100_000)
+        .set("limits.burst", 100_000);
     let broker = Broker::shared().vhost();
     let services = Services::start(&settings, &broker);
     let mut presence = Services::start(&settings, &broker);
@@ -72,7 +80,17 @@ pub fn presence_restarted(count: usize) -> (Figures, Duration) {
     for user in &users {
         watcher.expect_presence(user, "online");
     }
-    presence.restart();
+    let mut sender = gateway.connect("sender");
+    let ledger = Ledger::default();
+    ledger.device("watcher", "watcher");
+    presence.kill();
+    for _ in 0..count {
+        let id = sender.send_message("watcher", "meanwhile");
+        ledger.committed("sender", &["watcher"], &id);
+        watcher.expect_message(&id);
+        ledger.received("watcher", &id);
+    }
+    presence.start_again();
     let back = Instant::now();
     for user in &users {
         watcher.expect_presence(user, "online");
@@ -83,13 +101,15 @@ pub fn presence_restarted(count: usize) -> (Figures, Duration) {
         .into_iter()
         .filter(|frame| frame["type"] == "presence" && frame["status"] == "offline")
         .count();
-    assert_eq!(offline, 0, "nobody was offline");
-    let mut figures = Figures {
-        recovered: Some(took),
-        ..Figures::default()
-    };
+
+    let mut figures = Figures::of(ledger.report());
+    figures.recovered = Some(took);
+    figures.demand_unnoticed();
+    figures.demand(offline == 0, "nobody was offline");
+    figures.demand_recovery_within(lease / 3);
+    let lease = rounded(lease);
     figures.note(format!(
-        "all {count} online again, with a lease of {LEASE:?}"
+        "recovered: all {count} are online again, with a lease of {lease}"
     ));
-    (figures, took)
+    figures
 }

@@ -239,6 +239,15 @@ impl Client {
         }
     }
 
+    /// Whether bytes wait to be read.
+    pub fn has_something(&self) -> bool {
+        let socket = self.socket.get_ref();
+        socket.set_nonblocking(true).expect("a socket option");
+        let peeked = socket.peek(&mut [0]);
+        socket.set_nonblocking(false).expect("a socket option");
+        matches!(peeked, Ok(1..))
+    }
+
     /// What comes next, held frames first.
     pub fn next_event(&mut self, deadline: Duration) -> Event {
         self.held

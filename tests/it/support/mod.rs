@@ -12,6 +12,7 @@ pub mod broker;
 pub mod client;
 pub mod cluster;
 pub mod gateway;
+pub mod hog;
 pub mod ledger;
 pub mod paths;
 pub mod process;

@@ -171,6 +171,33 @@ impl Raw {
         })
     }
 
+    /// Reads once, and answers the frames that are whole by then; `None` when the connection ended.
+    pub fn read_some(&mut self) -> Option<Vec<Frame>> {
+        if !self.fill() {
+            return None;
+        }
+        let whole = |buffer: &[u8]| {
+            let (&[_, short], rest) = buffer.split_first_chunk()?;
+            let (length, rest) = match short {
+                126 => {
+                    let (length, rest) = rest.split_first_chunk()?;
+                    (u64::from(u16::from_be_bytes(*length)), rest)
+                }
+                127 => {
+                    let (length, rest) = rest.split_first_chunk()?;
+                    (u64::from_be_bytes(*length), rest)
+                }
+                short => (u64::from(short), rest),
+            };
+            (rest.len() as u64 >= length).then_some(())
+        };
+        let mut frames = Vec::new();
+        while whole(&self.buffer).is_some() {
+            frames.extend(self.try_read_frame());
+        }
+        Some(frames)
+    }
+
     pub fn read_frame(&mut self) -> Frame {
         self.try_read_frame()
             .expect("a frame before the connection ends")
