@@ -1,8 +1,8 @@
 //! Presence: who of this gateway's users is online, as the Presence Service is told.
 //!
-//! One thread tells it, in order for each user, the newest state only, and retries. It looks at
-//! the registry when a user's turn comes, so that it does not matter in which order arrivals and
-//! departures reach it. A connect never waits for the Presence Service.
+//! One thread tells it, several users at a time, in order for each of them, the newest state only,
+//! and retries. It looks at the registry when a user's turn comes, so that it does not matter in
+//! which order arrivals and departures reach it. A connect never waits for the Presence Service.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -22,8 +22,11 @@ use crate::threads::{Threads, USUAL_STACK};
 
 /// How often a lease is renewed before it would end. A Presence Service that was restarted has all
 /// users again within a third of the lease: half of that finds the restart out, and half of it is
-/// left to announce them, one after the other.
+/// left to announce them.
 const RENEWALS: u32 = 6;
+/// Users of whom the Presence Service is told at a time. (2,000 who connect at once, or who are
+/// announced again, cost it and this gateway half of what they do one by one.)
+const AT_A_TIME: usize = 64;
 /// The wait after a failed call.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -67,9 +70,12 @@ struct User {
     due: Instant,
 }
 
+/// A user whose turn it is, and when it was due: if that has changed since, another turn follows.
+type Turn = (UserId, Instant);
+
 /// What the thread does next.
 enum Task {
-    Look(UserId),
+    Look(Vec<Turn>),
     RenewLease,
     TakeOver,
     Stop,
@@ -175,7 +181,7 @@ impl Shared {
                         in_doubt = true;
                     }
                 },
-                Task::Look(user) => self.look(&user),
+                Task::Look(turns) => self.look(turns),
             }
         }
         if !self.state.lock().owned {
@@ -202,78 +208,62 @@ impl Shared {
             if now >= renew_at {
                 return Task::RenewLease;
             }
-            match state.agenda.peek() {
-                Some(Reverse((due, _))) if *due <= now => {
-                    if let Some(user) = state.pop() {
-                        return Task::Look(user);
-                    }
-                }
-                Some(Reverse((due, _))) => {
-                    let wake_at = renew_at.min(*due);
-                    self.changed.wait_until(&mut state, wake_at);
-                }
-                None => {
-                    self.changed.wait_until(&mut state, renew_at);
-                }
+            let turns = state.turns(now);
+            if !turns.is_empty() {
+                return Task::Look(turns);
             }
+            let next = state.agenda.peek().map(|Reverse((due, _))| *due);
+            let wake_at = next.map_or(renew_at, |due| renew_at.min(due));
+            self.changed.wait_until(&mut state, wake_at);
         }
     }
 
-    /// Tells the Presence Service how it stands with `user`, if it has not been told yet.
-    fn look(&self, user: &UserId) {
-        let announced = self
-            .state
-            .lock()
-            .users
-            .get(user)
-            .is_some_and(|user| user.announced);
-        let here = self.registry.holds(user);
-        let (user_id, gateway_id) = (user.as_str().into(), self.gateway_id.clone());
-        let told = match (here, announced) {
-            (true, true) => return,
-            (true, false) => self.services.user_online(UserOnlineRequest {
-                user_id,
-                gateway_id,
-            }),
-            (false, _) => {
-                (self.gone)(user);
-                self.services.user_offline(UserOfflineRequest {
-                    user_id,
-                    gateway_id,
-                })
-            }
+    /// Tells the Presence Service how it stands with these users, where it has not been told yet.
+    fn look(&self, turns: Vec<Turn>) {
+        let (here, gone): (Vec<_>, Vec<_>) = turns
+            .into_iter()
+            .partition(|(user, _)| self.registry.holds(user));
+        let unannounced = {
+            let state = self.state.lock();
+            let unannounced = |(user, _): &Turn| !state.is_announced(user);
+            here.into_iter().filter(unannounced).collect::<Vec<_>>()
         };
-        if self.heed(told).is_none() {
-            return self.retry(user);
+        for (user, _) in &gone {
+            (self.gone)(user);
         }
-        debug!("Presence told: user={user}, online={here}");
+        let online = unannounced.iter().map(|(user, _)| UserOnlineRequest {
+            user_id: user.as_str().into(),
+            gateway_id: self.gateway_id.clone(),
+        });
+        let offline = gone.iter().map(|(user, _)| UserOfflineRequest {
+            user_id: user.as_str().into(),
+            gateway_id: self.gateway_id.clone(),
+        });
+        let online = self.services.users_online(online.collect());
+        let offline = self.services.users_offline(offline.collect());
+        let online = unannounced.iter().zip(online).map(|told| (told, true));
+        let offline = gone.iter().zip(offline).map(|told| (told, false));
+        let mut failure = None;
         let mut state = self.state.lock();
-        if here {
-            if let Some(user) = state.users.get_mut(user) {
-                user.announced = true;
+        for ((turn, told), here) in online.chain(offline) {
+            match told {
+                Ok(()) => state.told(turn, here),
+                Err(error) => {
+                    state.again(turn);
+                    failure = Some(error);
+                }
             }
-        } else if state
-            .users
-            .get(user)
-            .is_some_and(|user| user.due <= Instant::now())
-        {
-            state.users.remove(user);
-        } else if let Some(user) = state.users.get_mut(user) {
-            user.announced = false;
+        }
+        drop(state);
+        if self.heed(failure.map_or(Ok(()), Err)).is_none() {
+            self.pause();
         }
     }
 
-    /// Waits before anyone is told anything again, and puts `user` back.
-    fn retry(&self, user: &UserId) {
-        let mut state = self.state.lock();
-        if state
-            .users
-            .get(user)
-            .is_some_and(|user| user.due <= Instant::now())
-        {
-            state.schedule(user, Instant::now() + RETRY);
-        }
+    /// Waits before anyone is told anything again.
+    fn pause(&self) {
         let resume = Instant::now() + RETRY;
+        let mut state = self.state.lock();
         while !state.stopped && !self.changed.wait_until(&mut state, resume).timed_out() {}
     }
 
@@ -329,12 +319,166 @@ impl State {
         self.agenda.push(Reverse((due, user.clone())));
     }
 
-    /// Takes the first entry off the agenda, unless it is out of date.
-    fn pop(&mut self) -> Option<UserId> {
-        let Reverse((due, user)) = self.agenda.pop()?;
-        self.users
-            .get(&user)
-            .is_some_and(|entry| entry.due == due)
-            .then_some(user)
+    /// Takes off the agenda whose turn it is by `now`, a few at a time.
+    fn turns(&mut self, now: Instant) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        while turns.len() < AT_A_TIME
+            && let Some(Reverse((due, _))) = self.agenda.peek()
+            && *due <= now
+            && let Some(Reverse((due, user))) = self.agenda.pop()
+        {
+            if self.users.get(&user).is_some_and(|entry| entry.due == due) {
+                turns.push((user, due));
+            }
+        }
+        turns
+    }
+
+    fn is_announced(&self, user: &UserId) -> bool {
+        self.users.get(user).is_some_and(|user| user.announced)
+    }
+
+    /// The Presence Service has been told that the user is here, or gone. Who came back meanwhile
+    /// has another turn, and is not forgotten.
+    fn told(&mut self, (user, due): &Turn, here: bool) {
+        debug!("Presence told: user={user}, online={here}");
+        if let Some(entry) = self.users.get_mut(user) {
+            entry.announced = here;
+            if !here && entry.due == *due {
+                self.users.remove(user);
+            }
+        }
+    }
+
+    /// Telling failed: another turn, unless there is one already.
+    fn again(&mut self, (user, due): &Turn) {
+        if self.users.get(user).is_some_and(|entry| entry.due == *due) {
+            self.schedule(user, Instant::now() + RETRY);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::fake::FakeUsers;
+    use crate::client::fixture::Client;
+    use crate::services::ErrorCode;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    struct Scene {
+        registry: Arc<Registry>,
+        services: Arc<FakeUsers>,
+        presence: Arc<Presence>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let (registry, services) = (Arc::<Registry>::default(), Arc::<FakeUsers>::default());
+            let config = config::Presence {
+                lease: Duration::from_secs(3_600),
+                offline_grace: Duration::from_millis(1),
+            };
+            let (for_presence, told) = (Arc::clone(&registry), Arc::clone(&services) as _);
+            let presence = Presence::start(for_presence, told, "g", &config, |_| {}).unwrap();
+            Self {
+                registry,
+                services,
+                presence: Arc::new(presence),
+            }
+        }
+
+        fn arrives(&self, user: &str) -> Client {
+            let client = Client::join(&self.registry, user);
+            self.presence.arrived(client.connection.user());
+            client
+        }
+
+        fn leaves(&self, client: &Client) {
+            client.leave(&self.registry);
+            self.presence.left(client.connection.user());
+        }
+
+        /// Waits until the Presence Service was told `last`, and answers all that it was told.
+        fn told(&self, last: &str) -> Vec<String> {
+            let give_up = Instant::now() + PATIENCE;
+            loop {
+                let told = self.services.presence.lock().clone();
+                if told.last().is_some_and(|told| told == last) {
+                    return told;
+                }
+                assert!(Instant::now() < give_up, "not told {last}: {told:?}");
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn the_service_is_told_of_each_user_once() {
+        let scene = Scene::new();
+        let alice = scene.arrives("alice");
+        assert_eq!(scene.told("+alice"), ["+alice"]);
+        let second = scene.arrives("alice");
+        scene.leaves(&alice);
+        let bob = scene.arrives("bob");
+        assert_eq!(scene.told("+bob"), ["+alice", "+bob"]);
+        scene.leaves(&bob);
+        assert_eq!(scene.told("-bob"), ["+alice", "+bob", "-bob"]);
+        scene.leaves(&second);
+        scene.told("-alice");
+    }
+
+    #[test]
+    fn more_users_than_are_told_of_at_a_time_are_all_told_of() {
+        let scene = Scene::new();
+        let users: Vec<_> = (0..3 * AT_A_TIME).map(|n| format!("u{n:03}")).collect();
+        let _clients: Vec<_> = users.iter().map(|user| scene.arrives(user)).collect();
+        let last = scene.arrives("last");
+        let mut told = scene.told("+last");
+        told.sort_unstable();
+        let mut expected: Vec<_> = users.iter().map(|user| format!("+{user}")).collect();
+        expected.insert(0, "+last".into());
+        assert_eq!(told, expected);
+        scene.leaves(&last);
+        scene.told("-last");
+    }
+
+    #[test]
+    fn who_returns_while_the_service_is_told_that_they_left_is_announced_again() {
+        let scene = Scene::new();
+        let alice = scene.arrives("alice");
+        scene.told("+alice");
+        let (presence, registry) = (Arc::clone(&scene.presence), Arc::clone(&scene.registry));
+        let (returned, back) = crossbeam::channel::bounded(1);
+        let returns = move || {
+            let client = Client::join(&registry, "alice");
+            presence.arrived(client.connection.user());
+            returned.send(client).unwrap();
+        };
+        *scene.services.meanwhile.lock() = Some(Box::new(returns));
+        scene.leaves(&alice);
+        let _alice = back.recv_timeout(PATIENCE).unwrap();
+        let give_up = Instant::now() + PATIENCE;
+        while scene.services.presence.lock().len() < 3 {
+            assert!(Instant::now() < give_up, "not announced again");
+            std::thread::yield_now();
+        }
+        assert_eq!(scene.told("+alice"), ["+alice", "-alice", "+alice"]);
+    }
+
+    #[test]
+    fn a_service_that_fails_is_told_later() {
+        let scene = Scene::new();
+        scene.services.fail(ErrorCode::ServiceUnavailable);
+        let _alice = scene.arrives("alice");
+        let give_up = Instant::now() + PATIENCE;
+        while scene.presence.state().is_ok() {
+            assert!(Instant::now() < give_up, "no failure");
+            std::thread::yield_now();
+        }
+        scene.services.fail(None);
+        assert_eq!(scene.told("+alice"), ["+alice"]);
+        assert_eq!(scene.presence.state(), Ok(()));
     }
 }

@@ -1,5 +1,5 @@
 //! For unit tests: a User Service that knows some groups, a Message Service that knows what is
-//! unread, and nothing else.
+//! unread, a Presence Service that remembers what it was told, and nothing else.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +16,10 @@ pub struct FakeUsers {
     calls: AtomicUsize,
     /// Whoever asks.
     pub unread: Mutex<Vec<Message>>,
+    /// What the Presence Service was told: `+alice`, `-bob`.
+    pub presence: Mutex<Vec<String>>,
+    /// What happens while it is told next.
+    pub meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl FakeUsers {
@@ -31,6 +35,25 @@ impl FakeUsers {
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
+
+    fn check(&self) -> Result<()> {
+        match *self.failing.lock() {
+            Some(code) => Err(ServiceError::new(code, "as told")),
+            None => Ok(()),
+        }
+    }
+
+    fn told(&self, sign: char, users: impl Iterator<Item = String>) -> Vec<Result<()>> {
+        if let Some(happens) = self.meanwhile.lock().take() {
+            happens();
+        }
+        let tell = |user| {
+            self.check()?;
+            self.presence.lock().push(format!("{sign}{user}"));
+            Ok(())
+        };
+        users.map(tell).collect()
+    }
 }
 
 fn unreachable<T>() -> Result<T> {
@@ -43,9 +66,7 @@ fn unreachable<T>() -> Result<T> {
 impl Services for FakeUsers {
     fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        if let Some(code) = *self.failing.lock() {
-            return Err(ServiceError::new(code, "as told"));
-        }
+        self.check()?;
         let members = self.groups.lock().get(&request.group_id).cloned();
         members.ok_or_else(|| ServiceError::new(ErrorCode::NotFound, "no such group"))
     }
@@ -90,13 +111,13 @@ impl Services for FakeUsers {
     fn ack_messages(&self, _: AckMessagesRequest) -> Result<()> {
         unreachable()
     }
-    fn user_online(&self, _: UserOnlineRequest) -> Result<()> {
-        unreachable()
+    fn users_online(&self, requests: Vec<UserOnlineRequest>) -> Vec<Result<()>> {
+        self.told('+', requests.into_iter().map(|request| request.user_id))
     }
-    fn user_offline(&self, _: UserOfflineRequest) -> Result<()> {
-        unreachable()
+    fn users_offline(&self, requests: Vec<UserOfflineRequest>) -> Vec<Result<()>> {
+        self.told('-', requests.into_iter().map(|request| request.user_id))
     }
     fn renew_lease(&self, _: RenewLeaseRequest) -> Result<bool> {
-        unreachable()
+        self.check().map(|()| true)
     }
 }

@@ -135,8 +135,22 @@ impl Grpc {
         A: Send + 'static,
         F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
     {
-        let stopped =
-            || ServiceError::new(ErrorCode::ServiceUnavailable, "The gateway is stopping");
+        self.begin(service, idempotent, request, attempt).wait()
+    }
+
+    /// Hands one call over.
+    fn begin<Q, A, F>(
+        &self,
+        service: &Service,
+        idempotent: bool,
+        request: Q,
+        attempt: impl Fn(Channel, Request<Q>) -> F + Send + Sync + 'static,
+    ) -> Pending<A>
+    where
+        Q: Clone + Send + Sync + 'static,
+        A: Send + 'static,
+        F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
+    {
         let (answer, answered) = oneshot::channel();
         let upstream = Arc::clone(&service.upstream);
         let deadline = Instant::now() + self.timeout;
@@ -147,9 +161,30 @@ impl Grpc {
             // The caller waits for nothing else, so it is still there.
             let _ = answer.send(result);
         };
-        self.calls.send(Box::pin(call)).map_err(|_| stopped())?;
-        let result = answered.blocking_recv().map_err(|_| stopped())?;
-        result.map_err(|status| error(service.name, &status))
+        // A runtime that has ended drops the call, and with it the sender: the wait is over then.
+        let _ = self.calls.send(Box::pin(call));
+        Pending {
+            service: service.name,
+            answered,
+        }
+    }
+}
+
+/// A call that was handed over.
+struct Pending<A> {
+    service: &'static str,
+    answered: oneshot::Receiver<std::result::Result<A, Status>>,
+}
+
+impl<A> Pending<A> {
+    fn wait(self) -> Result<A> {
+        match self.answered.blocking_recv() {
+            Ok(answer) => answer.map_err(|status| error(self.service, &status)),
+            Err(_) => Err(ServiceError::new(
+                ErrorCode::ServiceUnavailable,
+                "The gateway is stopping",
+            )),
+        }
     }
 }
 
@@ -237,24 +272,28 @@ impl Services for Grpc {
         .map(drop)
     }
 
-    fn user_online(&self, request: UserOnlineRequest) -> Result<()> {
-        self.call(
-            &self.presence,
-            true,
-            request,
-            |channel, request| async move { presence(channel).user_online(request).await },
-        )
-        .map(drop)
+    fn users_online(&self, requests: Vec<UserOnlineRequest>) -> Vec<Result<()>> {
+        let begin = |request| {
+            self.begin(
+                &self.presence,
+                true,
+                request,
+                |channel, request| async move { presence(channel).user_online(request).await },
+            )
+        };
+        wait_for_all(requests.into_iter().map(begin))
     }
 
-    fn user_offline(&self, request: UserOfflineRequest) -> Result<()> {
-        self.call(
-            &self.presence,
-            true,
-            request,
-            |channel, request| async move { presence(channel).user_offline(request).await },
-        )
-        .map(drop)
+    fn users_offline(&self, requests: Vec<UserOfflineRequest>) -> Vec<Result<()>> {
+        let begin = |request| {
+            self.begin(
+                &self.presence,
+                true,
+                request,
+                |channel, request| async move { presence(channel).user_offline(request).await },
+            )
+        };
+        wait_for_all(requests.into_iter().map(begin))
     }
 
     fn renew_lease(&self, request: RenewLeaseRequest) -> Result<bool> {
@@ -266,6 +305,15 @@ impl Services for Grpc {
         )?;
         Ok(answer.known)
     }
+}
+
+/// Begins all before it waits for the first.
+fn wait_for_all<A>(calls: impl Iterator<Item = Pending<A>>) -> Vec<Result<()>> {
+    let begun: Vec<_> = calls.collect();
+    begun
+        .into_iter()
+        .map(|call| call.wait().map(drop))
+        .collect()
 }
 
 /// An answer without an id is none: the client could acknowledge nothing.

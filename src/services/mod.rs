@@ -37,8 +37,10 @@ pub trait Services: Send + Sync + 'static {
     ) -> Result<GetOfflineMessagesResponse>;
     fn ack_messages(&self, request: AckMessagesRequest) -> Result<()>;
 
-    fn user_online(&self, request: UserOnlineRequest) -> Result<()>;
-    fn user_offline(&self, request: UserOfflineRequest) -> Result<()>;
+    /// Tells of several users, with all calls under way at once. Answers in their order.
+    fn users_online(&self, requests: Vec<UserOnlineRequest>) -> Vec<Result<()>>;
+    /// As [`Services::users_online`].
+    fn users_offline(&self, requests: Vec<UserOfflineRequest>) -> Vec<Result<()>>;
     /// Answers whether the Presence Service still knew this gateway's lease.
     fn renew_lease(&self, request: RenewLeaseRequest) -> Result<bool>;
 }
