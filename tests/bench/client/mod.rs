@@ -226,8 +226,10 @@ impl Load {
         });
         if connection.phase == Phase::Closed {
             let _ = epoll::delete(&*epoll, connection.socket());
-            if let Goal::Opened(opening) = goal {
-                opening.closed(connection);
+            match goal {
+                Goal::Opened(opening) => opening.closed(connection),
+                Goal::Exchanged(exchange) => exchange.closed(connection),
+                Goal::Nothing | Goal::Counted(_) => {}
             }
         }
     }
