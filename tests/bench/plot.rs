@@ -10,7 +10,7 @@ use crate::scenarios::{CONNECTIONS, SIZES, by_connections, by_size};
 use crate::servers::Kind;
 
 const WIDTH: f64 = 960.0;
-const HEIGHT: f64 = 600.0;
+const HEIGHT: f64 = 550.0;
 /// Of one of the small plots, without its labels.
 const PANEL: (f64, f64) = (225.0, 160.0);
 const LEFT: f64 = 70.0;
@@ -27,17 +27,15 @@ const COLUMNS: [(Metric, &str); 3] = [
     (Metric::P99, "p99 latency ms, paced"),
 ];
 
+/// Colours that stand out on white and on black alike: an image does not know its page.
 const STYLE: &str = "\
-text { font: 12px system-ui, sans-serif; fill: #57606a } \
-.title { font-size: 15px; font-weight: 600; fill: #1f2328 } \
-.head { font-weight: 600; fill: #1f2328 } \
-.grid { stroke: #8b949e; stroke-opacity: .3 } \
-.a { stroke: #0969da; fill: #0969da } .b { stroke: #bc4c00; fill: #bc4c00 } \
+text { font: 12px system-ui, sans-serif; fill: #768390 } \
+.title { font-size: 15px; font-weight: 600 } \
+.head { font-weight: 600 } \
+.grid { stroke: #768390; stroke-opacity: .3 } \
+.a { stroke: #2f81f7; fill: #2f81f7 } .b { stroke: #db6d28; fill: #db6d28 } \
 polyline { fill: none !important; stroke-width: 2 } \
-text.a, text.b { stroke: none } \
-@media (prefers-color-scheme: dark) { \
-text { fill: #9198a1 } .title, .head { fill: #f0f6fc } \
-.a { stroke: #58a6ff; fill: #58a6ff } .b { stroke: #f0883e; fill: #f0883e } }";
+text.a, text.b { stroke: none }";
 
 /// A row: what grows, and under which names its figures stand.
 struct Row {

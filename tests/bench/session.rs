@@ -12,8 +12,8 @@ use crate::window::{Figures, Window};
 
 /// Handshakes at once, where connecting is not what is measured.
 const HANDSHAKES: usize = 64;
-/// How long pushes may take before they count as lost.
-pub const PATIENCE_S: u64 = 60;
+/// When no push came for this long, what is missing is lost.
+pub const PATIENCE_S: u64 = 20;
 /// The group that all clients are in.
 pub const GROUP: &str = "all";
 
