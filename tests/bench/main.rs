@@ -28,6 +28,7 @@ mod support;
 mod window;
 
 use std::env;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -124,6 +125,7 @@ fn run(arguments: &Arguments, asked: &[&Scenario]) {
 
 fn list() {
     for scenario in &ALL {
-        println!("{:18}{}", scenario.name, scenario.about);
+        // Whoever closed standard output does not want to know.
+        let _ = writeln!(io::stdout(), "{:18}{}", scenario.name, scenario.about);
     }
 }

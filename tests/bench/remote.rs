@@ -1,7 +1,6 @@
 //! A process of the benchmark's own, this very binary started again, that takes commands over a
 //! socket: a line for each, answered by a line of JSON.
 
-use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
@@ -9,6 +8,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::support::process::Process;
+
+/// This very binary, also after cargo has built another one in its place.
+pub const SELF: &str = "/proc/self/exe";
 
 /// The benchmark's end. Dropped, it kills the process.
 pub struct Remote {
@@ -19,8 +21,7 @@ pub struct Remote {
 impl Remote {
     /// Starts `bench` with `arguments`.
     pub fn start(arguments: &[&str]) -> Self {
-        let program = env::current_exe().expect("a running binary");
-        let mut process = Process::start(arguments[0], Command::new(program).args(arguments));
+        let mut process = Process::start(arguments[0], Command::new(SELF).args(arguments));
         let addr = process.stdout_line("listening control ");
         let control = TcpStream::connect(addr).expect("it takes commands");
         control.set_nodelay(true).expect("a socket");

@@ -1,12 +1,12 @@
 //! The servers under test, each a process of its own with services of its own behind it.
 
-use std::env;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 
 use toml::Table;
 
+use crate::remote::SELF;
 use crate::results::GATEWAY;
 use crate::support::broker::Broker;
 use crate::support::gateway::binary;
@@ -157,8 +157,7 @@ fn gateway(services: &str, broker: &str, id: &str) -> Process {
 }
 
 fn peer(send: &str, services: &str, broker: &str, id: &str) -> Process {
-    let program = env::current_exe().expect("a running binary");
-    let mut command = Command::new(program);
+    let mut command = Command::new(SELF);
     command.args(["peer", "--send", send, "--listen", "127.0.0.1:0"]);
     command.args(["--services", services, "--broker", broker, "--id", id]);
     Process::start("the peer", &mut command)

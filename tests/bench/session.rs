@@ -12,9 +12,9 @@ use crate::servers::{Kind, Server, Stand};
 use crate::window::{Figures, Window};
 
 /// Handshakes at once, where connecting is not what is measured.
-pub const HANDSHAKES: usize = 64;
-/// How long pushes may take before they count as lost.
-pub const PATIENCE_S: u64 = 60;
+const HANDSHAKES: usize = 64;
+/// When no push came for this long, what is missing is lost.
+pub const PATIENCE_S: u64 = 20;
 /// For 5 s after a catch-up, and so after each connect, the gateway compares what it pushes with
 /// what it has sent. All servers are given that time: what is measured is how they go on.
 const SETTLED: Duration = Duration::from_secs(6);
@@ -35,17 +35,23 @@ impl Session {
         Self::connect(stand, kind, server, connections)
     }
 
-    /// As [`start`](Self::start), with a server that runs.
-    pub fn connect(stand: &Stand, kind: Kind, mut server: Server, connections: usize) -> Self {
+    /// Connects so many users, who are served nothing and are in no group.
+    pub fn idle(stand: &Stand, kind: Kind, server: Server, connections: usize) -> Self {
         let mut client = Client::start();
         client.connect(server.addr, connections, HANDSHAKES);
-        server.services.form_group(GROUP, connections);
-        let mut session = Self {
+        Self {
             publisher: Publisher::open(stand.url(kind)),
             server,
             client,
             connections,
-        };
+        }
+    }
+
+    /// As [`start`](Self::start), with a server that runs.
+    pub fn connect(stand: &Stand, kind: Kind, server: Server, connections: usize) -> Self {
+        let mut session = Self::idle(stand, kind, server, connections);
+        session.server.services.form_group(GROUP, connections);
+        session.wait_routed();
         // The first one has the members fetched.
         session.saturated(2, 200);
         thread::sleep(SETTLED);
@@ -91,9 +97,23 @@ impl Session {
         window.close(&self.server.process, &report)
     }
 
-    /// All clients send to one another; see [`Client::exchange`].
+    /// All clients send to one another, for `seconds` and `limit` messages each at most.
     pub fn exchange(&mut self, seconds: u64, limit: u64) -> Value {
         self.client.exchange(self.connections, seconds, limit)
+    }
+
+    /// Waits until each user's messages come: a route may be later than `offline_complete`, and a
+    /// sender's own copies do not wait for it.
+    pub fn wait_routed(&mut self) {
+        const TRIES: usize = 30;
+        const TRY_S: u64 = 3;
+        let routed = (0..TRIES).any(|_| {
+            self.client.expect(1, false);
+            (0..self.connections).for_each(|user| self.publisher.publish(To::User(user), 200));
+            self.publisher.settle();
+            self.client.report(TRY_S)["lost"] == 0
+        });
+        assert!(routed, "not all users are routed");
     }
 
     /// Ends it, and leaves nothing behind on the broker.

@@ -7,8 +7,8 @@ use super::connection::Connection;
 use crate::clock::{self, percentile};
 
 const SIZE: usize = 200;
-/// After the last answer, pushes that are still on their way have this long.
-const DRAIN_NS: u64 = 60_000_000_000;
+/// When neither an answer nor a push came for this long, what is missing is lost.
+const PATIENCE_NS: u64 = 20_000_000_000;
 
 pub struct Exchange {
     clients: usize,
@@ -20,6 +20,8 @@ pub struct Exchange {
     waiting: usize,
     sent: u64,
     errors: u64,
+    /// The close codes of connections that ended; 0: none.
+    closed: Vec<u16>,
     /// When the last answer came.
     answered_at: u64,
     latencies: Vec<u32>,
@@ -36,6 +38,7 @@ impl Exchange {
             waiting: 0,
             sent: 0,
             errors: 0,
+            closed: Vec::new(),
             answered_at: now,
             latencies: Vec::new(),
         }
@@ -81,11 +84,17 @@ impl Exchange {
         }
     }
 
+    /// A connection ended, and nobody answers it any more.
+    pub fn closed(&mut self, connection: &Connection) {
+        self.closed.push(connection.close_code.unwrap_or(0));
+        self.waiting -= usize::from(connection.asked_at.is_some());
+    }
+
     /// The answer, once each message has come to its sender and its recipient.
     pub fn check(&mut self, count: &Count, now: u64) -> Option<Value> {
         let expected = 2 * self.sent;
         let drained = self.waiting == 0 && count.pushes >= expected;
-        if !drained && now < self.answered_at.max(self.end.min(now)) + DRAIN_NS {
+        if !drained && now < self.answered_at.max(count.last) + PATIENCE_NS {
             return None;
         }
         self.latencies.sort_unstable();
@@ -94,6 +103,7 @@ impl Exchange {
             "sent": self.sent,
             "errors": self.errors,
             "unanswered": self.waiting,
+            "closed": self.closed,
             "seconds": seconds,
             "lost": expected.saturating_sub(count.pushes),
             "p50_us": percentile(&self.latencies, 0.5),

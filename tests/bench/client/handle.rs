@@ -32,7 +32,7 @@ impl Client {
         self.0.ask(&format!("expect {count} {how}"));
     }
 
-    /// What came of what is expected, once it is there, or after `seconds`.
+    /// What came of what is expected, once it is there, or once nothing came for `seconds`.
     pub fn report(&mut self, seconds: u64) -> Value {
         self.0.ask(&format!("report {seconds}"))
     }

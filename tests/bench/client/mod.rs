@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `connect ADDR COUNT WINDOW` | once all are served or refused; WINDOW handshakes at once |
 //! | `expect COUNT timed\|untimed` | at once; from now on each connection is to get COUNT pushes |
-//! | `report SECONDS` | once all have come, or after SECONDS |
+//! | `report SECONDS` | once all have come, or none for SECONDS |
 //! | `exchange CLIENTS SECONDS COUNT` | after a closed loop: each client sends, waits, sends |
 
 mod connection;
@@ -39,8 +39,11 @@ const BUFFER: usize = connection::READ + 1024 * 1024;
 enum Goal {
     Nothing,
     Opened(Opening),
-    /// All pushes, or this moment.
-    Counted(u64),
+    /// All pushes, or none for so many nanoseconds since this moment.
+    Counted {
+        patience: u64,
+        since: u64,
+    },
     Exchanged(Exchange),
 }
 
@@ -52,6 +55,8 @@ struct Count {
     pushes: u64,
     /// Connections that got as many as expected.
     complete: usize,
+    /// Connections that ended before.
+    cut: usize,
     first: u64,
     last: u64,
     /// Microseconds from the stamp in the content to the read.
@@ -154,7 +159,10 @@ impl Load {
                 self.answer(&json!({}));
             }
             "report" => {
-                self.goal = Goal::Counted(clock::now() + number(1) as u64 * 1_000_000_000);
+                self.goal = Goal::Counted {
+                    patience: number(1) as u64 * 1_000_000_000,
+                    since: clock::now(),
+                };
             }
             "exchange" => {
                 self.expect(0, false);
@@ -226,8 +234,11 @@ impl Load {
         });
         if connection.phase == Phase::Closed {
             let _ = epoll::delete(&*epoll, connection.socket());
-            if let Goal::Opened(opening) = goal {
-                opening.closed(connection);
+            count.cut += usize::from(connection.received < count.expected);
+            match goal {
+                Goal::Opened(opening) => opening.closed(connection),
+                Goal::Exchanged(exchange) => exchange.closed(connection),
+                Goal::Nothing | Goal::Counted { .. } => {}
             }
         }
     }
@@ -237,9 +248,10 @@ impl Load {
         let answer = match &mut self.goal {
             Goal::Nothing => return,
             Goal::Opened(opening) => opening.proceed(&mut self.connections, &self.epoll, now),
-            Goal::Counted(deadline) => {
-                let all = self.count.complete == self.connections.len();
-                (all || now > *deadline).then(|| self.count.report(&self.connections))
+            Goal::Counted { patience, since } => {
+                let all = self.count.complete + self.count.cut == self.connections.len();
+                let late = now > self.count.last.max(*since) + *patience;
+                (all || late).then(|| self.count.report(&self.connections))
             }
             Goal::Exchanged(exchange) => exchange.check(&self.count, now),
         };

@@ -46,12 +46,15 @@ fn point(bench: &mut Bench, name: &str, connections: usize, size: usize) {
     let seconds = bench.effort.size(3, 2);
     for _ in 0..bench.effort.rounds.min(3) {
         for kind in KINDS {
-            let count = burst(connections, size) / bench.effort.size(1, 4);
-            let figures = bench.session(kind, connections).saturated(count, size);
+            let count = burst(connections, size);
+            let figures =
+                bench.undisturbed(|bench| bench.session(kind, connections).saturated(count, size));
             bench.add_saturated(name, kind.name(), &figures);
             let rate = rate(connections, size);
-            let session = bench.session(kind, connections);
-            let figures = session.paced(rate, Duration::from_secs(seconds), size);
+            let figures = bench.undisturbed(|bench| {
+                let session = bench.session(kind, connections);
+                session.paced(rate, Duration::from_secs(seconds), size)
+            });
             bench.add_paced(name, kind.name(), &figures);
         }
     }

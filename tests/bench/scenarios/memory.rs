@@ -5,11 +5,10 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Bench, Scenario, up_to};
-use crate::client::Client;
 use crate::cpu::resident_kib;
 use crate::results::{GATEWAY, Metric};
 use crate::servers::{Kind, Server};
-use crate::session::HANDSHAKES;
+use crate::session::Session;
 
 const CONNECTIONS: usize = 5_000;
 
@@ -44,17 +43,17 @@ fn measure(bench: &mut Bench, scenario: &str, messages: u64) {
     bench.end_sessions();
     let server = Server::start(Kind::Gateway, bench.stand.url(Kind::Gateway), CONNECTIONS);
     let before = resident_kib(&server.process);
-    let mut client = Client::start();
-    client.connect(server.addr, CONNECTIONS, HANDSHAKES);
+    let mut session = Session::idle(&bench.stand, Kind::Gateway, server, CONNECTIONS);
     if messages > 0 {
         const UNTIL_ALL_ARE_SENT_S: u64 = 600;
-        let report = client.exchange(CONNECTIONS, UNTIL_ALL_ARE_SENT_S, messages);
+        session.wait_routed();
+        let report = session.exchange(UNTIL_ALL_ARE_SENT_S, messages);
         eprintln!("  {scenario}: {report}");
         let missing = CONNECTIONS as f64 * messages as f64 - report["sent"].as_f64().unwrap_or(0.0);
         let lost = report["lost"].as_f64().unwrap_or(f64::NAN);
         bench.add(scenario, GATEWAY, Metric::Lost, lost + missing);
     }
-    let whole = settled(&server);
+    let whole = settled(&session.server);
     eprintln!("  {scenario}: {before} KiB before, {whole} KiB with {CONNECTIONS} connections");
     let connections = CONNECTIONS as f64;
     bench.add(
@@ -64,8 +63,7 @@ fn measure(bench: &mut Bench, scenario: &str, messages: u64) {
         (whole - before) / connections,
     );
     bench.add(scenario, GATEWAY, Metric::MemoryWhole, whole / connections);
-    drop(client);
-    bench.delete_queues(Kind::Gateway, &server.kill());
+    session.end();
 }
 
 /// Resident memory once it has not changed for a while.

@@ -23,6 +23,11 @@ const SIZE: usize = 200;
 /// What the raw limit is called among the servers.
 pub const RAW: &str = "raw send";
 
+/// The share of the machine from which on others spoil a window.
+const DISTURBED: f64 = 0.15;
+/// How often a spoilt window is measured again.
+const REPEATS: usize = 2;
+
 pub struct Scenario {
     pub name: &'static str,
     pub about: &'static str,
@@ -129,14 +134,36 @@ impl Bench {
         self.results.add(scenario, subject, metric, value);
     }
 
+    /// Measures, and again while others take too much of the machine; the least disturbed window
+    /// counts, with what was lost in any of them.
+    fn undisturbed(&mut self, mut window: impl FnMut(&mut Self) -> Figures) -> Figures {
+        let mut best = window(self);
+        for _ in 0..self.effort.size(REPEATS, 0) {
+            if best.others <= DISTURBED {
+                break;
+            }
+            let again = window(self);
+            let lost = best.lost + again.lost;
+            best = if again.others < best.others {
+                again
+            } else {
+                best
+            };
+            best.lost = lost;
+        }
+        best
+    }
+
     /// Records a window in which the server had all it could do.
     fn add_saturated(&mut self, scenario: &str, subject: &str, figures: &Figures) {
         self.add(scenario, subject, Metric::PerSecond, figures.per_second);
+        self.add(scenario, subject, Metric::CpuSaturated, figures.cpu_us);
         self.add_window(scenario, subject, figures);
     }
 
     /// Records a window in which the server waited for work.
     fn add_paced(&mut self, scenario: &str, subject: &str, figures: &Figures) {
+        self.add(scenario, subject, Metric::CpuPaced, figures.cpu_us);
         self.add(scenario, subject, Metric::P50, figures.p50_ms);
         self.add(scenario, subject, Metric::P99, figures.p99_ms);
         self.add_window(scenario, subject, figures);
@@ -144,7 +171,6 @@ impl Bench {
 
     fn add_window(&mut self, scenario: &str, subject: &str, figures: &Figures) {
         eprintln!("  {scenario}: {subject}: {figures:?}");
-        self.add(scenario, subject, Metric::CpuPerDelivery, figures.cpu_us);
         self.add(scenario, subject, Metric::Lost, figures.lost);
         self.add(
             scenario,
