@@ -17,7 +17,7 @@ const HANDSHAKES: usize = 64;
 pub const PATIENCE_S: u64 = 20;
 /// For 5 s after a catch-up, and so after each connect, the gateway compares what it pushes with
 /// what it has sent. All servers are given that time: what is measured is how they go on.
-const SETTLED: Duration = Duration::from_secs(6);
+pub const SETTLED: Duration = Duration::from_secs(6);
 /// The group that all clients are in.
 pub const GROUP: &str = "all";
 

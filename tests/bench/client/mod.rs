@@ -167,7 +167,6 @@ impl Load {
             "exchange" => {
                 self.expect(0, false);
                 let exchange = Exchange::new(number(1), number(2) as u64, number(3) as u64);
-                let exchange = exchange.start(&mut self.connections);
                 self.goal = Goal::Exchanged(exchange);
             }
             other => panic!("no such command: {other}"),
@@ -253,7 +252,10 @@ impl Load {
                 let late = now > self.count.last.max(*since) + *patience;
                 (all || late).then(|| self.count.report(&self.connections))
             }
-            Goal::Exchanged(exchange) => exchange.check(&self.count, now),
+            Goal::Exchanged(exchange) => {
+                exchange.proceed(&mut self.connections);
+                exchange.check(&self.count, now)
+            }
         };
         if let Some(answer) = answer {
             self.goal = Goal::Nothing;

@@ -8,7 +8,7 @@ use super::{Bench, Scenario, up_to};
 use crate::cpu::resident_kib;
 use crate::results::{GATEWAY, Metric};
 use crate::servers::{Kind, Server};
-use crate::session::Session;
+use crate::session::{SETTLED, Session};
 
 const CONNECTIONS: usize = 5_000;
 
@@ -53,6 +53,8 @@ fn measure(bench: &mut Bench, scenario: &str, messages: u64) {
         let lost = report["lost"].as_f64().unwrap_or(f64::NAN);
         bench.add(scenario, GATEWAY, Metric::Lost, lost + missing);
     }
+    // What a catch-up remembers is forgotten by then.
+    thread::sleep(SETTLED);
     let whole = settled(&session.server);
     eprintln!("  {scenario}: {before} KiB before, {whole} KiB with {CONNECTIONS} connections");
     let connections = CONNECTIONS as f64;
