@@ -69,8 +69,8 @@ impl Connection {
     }
 
     /// Queues `push`, writes nothing, never blocks. Answers true for the first since the last
-    /// flush: then the caller owes a [`Connection::flush`]. A chat message that finds no room closes the
-    /// connection (4001); presence is left out from a half-full queue.
+    /// flush: then the caller owes a [`Connection::flush`]. A chat message that finds no room closes
+    /// the connection (4001); presence is left out from a half-full queue.
     #[must_use]
     pub fn push(&self, push: &Push) -> bool {
         match self.hold.pass(push) {

@@ -2,10 +2,11 @@
 //! order, and a message that is in both is sent once.
 //!
 //! A connection is *holding* from its registration until its catch-up is through, and again
-//! whenever another catch-up is due. A catch-up is *due* from the moment that something may have been
-//! missed until the one starts that was requested for it: another one that ends meanwhile may have
-//! looked too early, and ends no hold. Then the connection is *settling*: what was sent is still remembered, since
-//! the live push of a message that catch-up brought may be on its way. Then it is *live*.
+//! whenever another catch-up is due. A catch-up is *due* from the moment that something may have
+//! been missed until the one starts that was requested for it: another one that ends meanwhile may
+//! have looked too early, and ends no hold. Then the connection is *settling*: what was sent is
+//! still remembered, since the live push of a message that catch-up brought may be on its way. Then
+//! it is *live*.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;

@@ -5,10 +5,9 @@
 //! no more, or has taken a fair share, is handed over to the connection's writer thread, which
 //! blocks as ever ([`Outbox::drain`]).
 //!
-//! No frame is stranded. A pusher queues its frame and, unless another one has yet to do so after
-//! it, looks for a free write side; a holder
-//! frees the write side and then looks at the queue once more. A fence between the two steps of
-//! either makes sure that at least one of them sees the other.
+//! No frame is stranded. Whoever queues a frame looks for a free write side afterwards (or knows of
+//! another one who will); whoever frees the write side looks at the queue once more afterwards. A
+//! fence between the two steps of either makes sure that at least one of them sees the other.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -143,9 +142,9 @@ impl Outbox {
         let _ = self.writer.set(writer);
     }
 
-    /// Queues `frame` (a frame or a train) and writes nothing. Answers true for the first since the last flush: then the
-    /// caller owes a [`Outbox::flush`], which writes whatever is in the queue by that time. A connection
-    /// whose queue is full and whose socket takes no more is closed (4001).
+    /// Queues `frame` (a frame or a train) and writes nothing. Answers true for the first since the
+    /// last flush: then the caller owes a [`Outbox::flush`], which writes whatever is in the queue by
+    /// that time. A connection whose queue is full and whose socket takes no more is closed (4001).
     #[must_use]
     pub fn push(&self, frame: &Frame) -> bool {
         match self.queue_up(frame) {
@@ -195,8 +194,8 @@ impl Outbox {
     }
 
     /// Writes what is queued and then `frame`, as far as the socket takes it, unless somebody else
-    /// is at it: then it answers false and has done nothing. (A connection that is only asked and
-    /// answered makes no queue so; and a group message costs 0.6 of 8 us less for each recipient.)
+    /// is at it: then it answers false and has done nothing. (So a connection that is only asked and
+    /// answered has no queue, and a group message costs a tenth less for each of 1,000 recipients.)
     fn write_past_queue(&self, frame: &Frame) -> bool {
         if self.closing.get().is_some() || self.is_handed_over() {
             return false;
