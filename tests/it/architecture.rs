@@ -32,7 +32,13 @@ const RULES: [Rule; 10] = [
         sentence: "async is named in services/, discovery.rs and reference/ alone",
         about: &[],
         except: &["services/", "reference/", "discovery.rs"],
-        never_names: &["tonic", "tokio", "tonic_prost", "tokio_stream"],
+        never_names: &[
+            "tonic",
+            "tokio",
+            "tonic_prost",
+            "tokio_stream",
+            "futures_util",
+        ],
     },
     Rule {
         sentence: "SQLite is the reference services' own",
