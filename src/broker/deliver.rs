@@ -1,13 +1,14 @@
 //! From a delivery to the outboxes of the connections that it is for: decode, look up, enqueue.
 //! Knows no broker; the consumers of RabbitMQ and of the in-process bus use it alike.
 
-use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use std::{iter, mem};
 
 use log::{error, info, warn};
 
+use super::fan_out::FanOut;
 use super::groups::{Groups, Members};
 use super::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
@@ -37,13 +38,18 @@ pub enum Taken {
 pub struct Deliver {
     registry: Arc<Registry>,
     groups: Groups,
+    fan_out: FanOut,
 }
 
 impl Deliver {
     /// `cache_ttl`: how long a group's member list is used.
     pub fn new(registry: Arc<Registry>, services: Arc<dyn Services>, cache_ttl: Duration) -> Self {
         let groups = Groups::new(services, Arc::clone(&registry), cache_ttl);
-        Self { registry, groups }
+        Self {
+            registry,
+            groups,
+            fan_out: FanOut::start(),
+        }
     }
 
     /// The delivering hand of `queue`'s consumer thread.
@@ -127,9 +133,7 @@ impl Hand {
     /// blocks. What was taken may be acknowledged after it.
     pub fn flush(&mut self) {
         self.end_run(true);
-        for connection in self.touched.drain(..) {
-            connection.flush();
-        }
+        self.deliver.flush(mem::take(&mut self.touched));
     }
 
     fn single(&mut self, delivery: &Delivery<'_>) -> Result<(), Undone> {
@@ -265,35 +269,68 @@ impl Hand {
         }
     }
 
-    /// Enqueues the run for the members who are connected here; the sender's own devices get it as
-    /// their own copy. The last one before a flush is written at once.
+    /// Enqueues the run for the members who are connected here. The last one before a flush is
+    /// written at once.
     fn end_run(&mut self, is_last: bool) {
-        let Some(Run {
-            members, pushes, ..
-        }) = self.run.take()
-        else {
+        let Some(run) = self.run.take() else {
             return;
         };
-        self.find(members.iter());
+        if is_last {
+            return self.deliver.write(run);
+        }
+        self.find(run.members.iter());
         if self.recipients.is_empty() {
             return;
         }
-        let train = Frame::train(pushes.iter().map(|(_, push)| push.frame()));
+        let train = run.train();
         for connection in self.recipients.drain(..) {
-            let own = |(sender, push): &(UserId, Push)| {
-                if connection.user() == sender {
-                    push.as_own_copy()
-                } else {
-                    push.clone()
-                }
-            };
-            let pushes = pushes.iter().map(own);
-            if is_last {
-                connection.push_train_and_flush(&train, pushes);
-            } else if connection.push_train(&train, pushes) {
+            if connection.push_train(&train, run.pushes_to(&connection)) {
                 self.touched.push(connection);
             }
         }
+    }
+}
+
+impl Deliver {
+    /// Writes the run to the members who are connected here, and each is looked up by the thread
+    /// that writes.
+    fn write(&self, run: Run) {
+        let registry = Arc::clone(&self.registry);
+        let train = OnceLock::new();
+        self.fan_out.chunks(run.members.len(), move |chunk| {
+            let mut recipients = Vec::with_capacity(chunk.len());
+            registry.recipients(&run.members[chunk], &mut recipients);
+            for connection in recipients {
+                let train = train.get_or_init(|| run.train());
+                connection.push_train_and_flush(train, run.pushes_to(&connection));
+            }
+        });
+    }
+
+    /// Writes what is enqueued for each of them.
+    fn flush(&self, connections: Vec<Arc<Connection>>) {
+        self.fan_out.chunks(connections.len(), move |chunk| {
+            connections[chunk]
+                .iter()
+                .for_each(|connection| connection.flush());
+        });
+    }
+}
+
+impl Run {
+    fn train(&self) -> Frame {
+        Frame::train(self.pushes.iter().map(|(_, push)| push.frame()))
+    }
+
+    /// The sender's own devices get it as their own copy.
+    fn pushes_to(&self, connection: &Connection) -> impl Iterator<Item = Push> {
+        self.pushes.iter().map(|(sender, push)| {
+            if connection.user() == sender {
+                push.as_own_copy()
+            } else {
+                push.clone()
+            }
+        })
     }
 }
 

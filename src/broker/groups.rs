@@ -6,7 +6,7 @@
 //! comparing, also after it has expired. A group of which there was no list before compares with
 //! nothing: nothing was delivered by an outdated list.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,8 @@ const MAX_GROUPS: usize = 10_000;
 /// hold up those of all other groups.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub type Members = Arc<BTreeSet<UserId>>;
+/// Sorted, each once.
+pub type Members = Arc<[UserId]>;
 
 /// The member lists of the groups with traffic. No lock is held while the service is asked.
 pub struct Groups {
@@ -93,7 +94,7 @@ impl Groups {
             // As a group without members: if it appears yet, all of them are new.
             Err(error) if error.code == ErrorCode::NotFound => {
                 warn!("Group does not exist: group={group}");
-                Ok(self.hold(group, BTreeSet::new()))
+                Ok(self.hold(group, Members::default()))
             }
             Err(error) if error.is_out_of_reach() => Err(error),
             Err(error) => self.hold_on(group, error),
@@ -101,8 +102,7 @@ impl Groups {
     }
 
     /// Holds a fetched list and catches its new members up.
-    fn hold(&self, group: &GroupId, members: BTreeSet<UserId>) -> Members {
-        let members = Arc::new(members);
+    fn hold(&self, group: &GroupId, members: Members) -> Members {
         let now = Instant::now();
         let list = List {
             members: Some(Arc::clone(&members)),
@@ -116,10 +116,11 @@ impl Groups {
             held.lists.insert(group.clone(), list)
         };
         if let Some(before) = before.and_then(|list| list.members) {
-            let mut newcomers = Vec::new();
+            let new = |member: &&UserId| before.binary_search(member).is_err();
+            let mut connections = Vec::new();
             self.registry
-                .recipients(members.difference(&before), &mut newcomers);
-            for connection in newcomers {
+                .recipients(members.iter().filter(new), &mut connections);
+            for connection in connections {
                 connection.request_catch_up();
             }
         }
@@ -163,13 +164,15 @@ impl Held {
 
 /// Leaves out what cannot be a user: nobody can be connected under such an id, and the others'
 /// messages must not wait for it.
-fn valid(group: &GroupId, ids: &[String]) -> BTreeSet<UserId> {
-    let members: BTreeSet<_> = ids.iter().filter_map(|id| UserId::new(id).ok()).collect();
-    let impossible = ids.iter().filter(|id| UserId::new(id).is_err()).count();
+fn valid(group: &GroupId, ids: &[String]) -> Members {
+    let mut members: Vec<_> = ids.iter().filter_map(|id| UserId::new(id).ok()).collect();
+    let impossible = ids.len() - members.len();
     if impossible > 0 {
         warn!("Impossible members left out: group={group}, count={impossible}");
     }
-    members
+    members.sort_unstable();
+    members.dedup();
+    members.into()
 }
 
 #[cfg(test)]
@@ -313,10 +316,8 @@ mod tests {
     fn lists_are_bounded() {
         let s = scene(LONG);
         for number in 0..=MAX_GROUPS {
-            s.groups.hold(
-                &GroupId::new(&format!("g{number}")).unwrap(),
-                BTreeSet::new(),
-            );
+            let group = GroupId::new(&format!("g{number}")).unwrap();
+            s.groups.hold(&group, Members::default());
         }
         let held = s.groups.held.lock();
         assert!(

@@ -12,6 +12,7 @@ pub mod deliver;
 mod endpoint;
 #[cfg(test)]
 pub(crate) mod fake;
+mod fan_out;
 mod groups;
 pub mod local;
 pub mod publisher;
