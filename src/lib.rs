@@ -25,7 +25,7 @@
 //! | who is let in | `client/handshake.rs`, `client/accept.rs` |
 //! | a close code | `client/close.rs` |
 //! | when unread messages are pushed | `client/catch_up.rs`, `client/hold.rs` |
-//! | how bytes leave | `client/outbox.rs` |
+//! | how bytes leave | `client/outbox.rs`; to many at once: `broker/fan_out.rs` |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
 //! | a call to a service | `services/mod.rs`, `services/grpc.rs` |
@@ -41,6 +41,7 @@
 //! | `w-<connection>` | writes when the socket is full; pings, timeouts, catch-up, goodbye |
 //! | `accept`, `refuser` | takes connections; answers those for which there is no room |
 //! | `consume-single`, `-group`, `-presence` | one for each queue: deliver, acknowledge |
+//! | `fan-out-<n>` | write to a large group's members beside the consumer; one for each further core, at most 3 |
 //! | `broker`, `routes` | keeps the broker connection; binds and unbinds users |
 //! | `presence` | tells the Presence Service who is here, renews the lease |
 //! | `probe` | asks the services whether they are in reach, for `/readyz` |
@@ -52,7 +53,9 @@
 //!
 //! - Only the holder of a connection's write side writes to its socket.
 //! - No lock is held across I/O or a service call, the write side's own apart.
-//! - Delivering never blocks on a client, and wakes no thread unless a socket is full.
+//! - Delivering never blocks on a client, and wakes no connection's thread unless its socket is full.
+//! - What comes to one connection comes in its queue's order: a consumer goes on once all the threads
+//!   that write a group's message have written it.
 //! - Every queue is bounded. A chat message that finds no room closes the connection, which gets
 //!   it on its return; it is never dropped silently.
 //! - A delivery is acknowledged after it is in the queues of all local recipients, by the thread

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Metric {
     PerSecond,
+    DeliveredPerSecond,
+    CpuPerMessage,
     CpuSaturated,
     CpuPaced,
     P50,
@@ -29,6 +31,8 @@ impl Metric {
     pub fn name(self) -> &'static str {
         match self {
             Self::PerSecond => "per second",
+            Self::DeliveredPerSecond => "delivered as well, per second",
+            Self::CpuPerMessage => "CPU until then, us/message",
             Self::CpuSaturated => "CPU saturated, us/delivery",
             Self::CpuPaced => "CPU paced, us/delivery",
             Self::P50 => "p50, ms",

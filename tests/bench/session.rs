@@ -97,6 +97,11 @@ impl Session {
         window.close(&self.server.process, &report)
     }
 
+    /// What the server has used so far.
+    pub fn processor_time(&self) -> Duration {
+        self.server.process.processor_time()
+    }
+
     /// All clients send to one another, for `seconds` and `limit` messages each at most.
     pub fn exchange(&mut self, seconds: u64, limit: u64) -> Value {
         self.client.exchange(self.connections, seconds, limit)
