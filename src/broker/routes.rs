@@ -131,7 +131,7 @@ impl Routes {
     pub fn begin(&self) {
         let Some(table) = &self.table else { return };
         for connection in self.registry.connections() {
-            connection.hold_back();
+            connection.unrouted();
         }
         let mut table = table.lock();
         let before = mem::take(&mut *table);
@@ -210,7 +210,7 @@ impl Routes {
         let mut connections = Vec::new();
         self.registry.recipients(users.iter(), &mut connections);
         for connection in connections {
-            connection.request_catch_up();
+            connection.routed();
         }
     }
 

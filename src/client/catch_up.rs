@@ -66,8 +66,7 @@ impl CatchUp {
     /// Does what is due, at most one page. Answers when it wants to be called again, if at all
     /// before the next request.
     pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
-        if connection.take_catch_up_request() {
-            connection.hold.start();
+        if connection.hold.take_request() {
             self.begin(now);
         }
         match self.stage {
@@ -225,7 +224,7 @@ mod tests {
         advance();
         *services.unread.lock() = vec![message("m2"), message("m3")];
         assert!(!live("m3"), "it waits");
-        bob.connection.request_catch_up();
+        bob.connection.routed();
         assert!(!live("m4"), "it waits, too");
         advance();
         for expected in [

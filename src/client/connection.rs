@@ -24,7 +24,6 @@ pub struct Connection {
     last_frame: AtomicU64,
     /// When the token expires, in Unix seconds; 0 means never.
     expires_at: AtomicI64,
-    catch_up_requested: AtomicBool,
     /// The reader thread has read all that it will.
     reader_done: AtomicBool,
 }
@@ -47,7 +46,6 @@ impl Connection {
             hold,
             last_frame: AtomicU64::new(0),
             expires_at: AtomicI64::new(expires_at),
-            catch_up_requested: AtomicBool::new(false),
             reader_done: AtomicBool::new(false),
         }
     }
@@ -117,22 +115,23 @@ impl Connection {
         self.outbox.flush();
     }
 
-    /// Something may have been missed, and a catch-up will be requested: until it is through,
-    /// pushes wait for it, so that none comes before an earlier one.
-    pub fn hold_back(&self) {
-        self.hold.begin();
+    /// What is published for the user may not come here: until the route is bound and what was
+    /// missed is caught up, pushes wait, so that none comes before an earlier one.
+    pub fn unrouted(&self) {
+        self.hold.unrouted();
+    }
+
+    /// The user's route is bound: what was published before is to be pushed now, before anything
+    /// new.
+    pub fn routed(&self) {
+        self.hold.routed();
+        self.outbox.wake_writer();
     }
 
     /// Something may have been missed: what is unread is to be pushed again, before anything new.
     pub fn request_catch_up(&self) {
-        self.hold_back();
-        self.catch_up_requested.store(true, Ordering::SeqCst);
+        self.hold.request();
         self.outbox.wake_writer();
-    }
-
-    /// Whether a catch-up was requested since the last call.
-    pub(super) fn take_catch_up_request(&self) -> bool {
-        self.catch_up_requested.swap(false, Ordering::SeqCst)
     }
 
     /// Ends the connection; the first reason wins. The writer thread sends the Close frame.

@@ -32,12 +32,13 @@ impl Client {
     /// As [`Client::connect`], and caught up: nothing is held back until catch-up is requested.
     pub fn join(registry: &Registry, user: &str) -> Self {
         let client = Self::connect(registry, user);
-        client.connection.hold.start();
+        client.connection.hold.routed();
+        assert!(client.connection.hold.take_request());
         assert!(client.connection.hold.release().is_empty());
         client
     }
 
-    /// Connects and registers; its first catch-up is due.
+    /// Connects and registers; its route is not bound yet.
     pub fn connect(registry: &Registry, user: &str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -92,10 +93,9 @@ impl Client {
     /// Does what the writer thread would, if catch-up was requested. Nothing is unread here, so
     /// what was held back is all there is to send; what was sent is remembered from then on.
     fn catch_up(&self) {
-        if !self.connection.take_catch_up_request() {
+        if !self.connection.hold.take_request() {
             return;
         }
-        self.connection.hold.start();
         loop {
             let held = self.connection.hold.release();
             if held.is_empty() {

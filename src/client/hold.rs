@@ -2,11 +2,11 @@
 //! order, and a message that is in both is sent once.
 //!
 //! A connection is *holding* from its registration until its catch-up is through, and again
-//! whenever another catch-up is due. A catch-up is *due* from the moment that something may have
-//! been missed until the one starts that was requested for it: another one that ends meanwhile may
-//! have looked too early, and ends no hold. Then the connection is *settling*: what was sent is
-//! still remembered, since the live push of a message that catch-up brought may be on its way. Then
-//! it is *live*.
+//! whenever another catch-up is due. One is *due* while it is requested and has not started, and
+//! while the user's route is not bound, since one is requested when it is: a catch-up that ends
+//! meanwhile may have looked too early, and ends no hold. Then the connection is *settling*: what
+//! was sent is still remembered, since the live push of a message that catch-up brought may be on
+//! its way. Then it is *live*.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -51,8 +51,10 @@ enum State {
 
 #[derive(Default)]
 struct Held {
-    /// A catch-up is due that has not started.
-    due: bool,
+    /// What is published for the user may not come here.
+    unrouted: bool,
+    /// A catch-up is requested that has not started.
+    requested: bool,
     pushes: VecDeque<Push>,
     bytes: usize,
     /// An unread message was let go: catch-up has to look again.
@@ -62,12 +64,12 @@ struct Held {
 }
 
 impl Hold {
-    /// Starts out holding, up to the bounds of the queue, with a catch-up due.
+    /// Starts out holding, up to the bounds of the queue, until the user's route is bound.
     pub fn new(max_frames: usize, max_bytes: usize) -> Self {
         Self {
             live: AtomicBool::new(false),
             state: Mutex::new(State::Holding(Box::new(Held {
-                due: true,
+                unrouted: true,
                 ..Held::default()
             }))),
             max_frames,
@@ -125,27 +127,46 @@ impl Hold {
         Passage::Done
     }
 
-    /// Another catch-up is due: from now on pushes wait for it.
-    pub fn begin(&self) {
+    /// The user's route is not bound, and pushes wait until the catch-up after [`Hold::routed`].
+    pub fn unrouted(&self) {
+        self.hold_for(|held| held.unrouted = true);
+    }
+
+    /// The user's route is bound, and a catch-up requested.
+    pub fn routed(&self) {
+        self.hold_for(|held| {
+            held.unrouted = false;
+            held.requested = true;
+        });
+    }
+
+    /// Something may have been missed, and pushes wait for another catch-up.
+    pub fn request(&self) {
+        self.hold_for(|held| held.requested = true);
+    }
+
+    /// Whether a catch-up was requested since the last call; it is about to start then.
+    pub fn take_request(&self) -> bool {
+        match &mut *self.state.lock() {
+            State::Holding(held) => std::mem::take(&mut held.requested),
+            _ => false,
+        }
+    }
+
+    fn hold_for(&self, why: impl FnOnce(&mut Held)) {
         let mut state = self.state.lock();
         self.live.store(false, Release);
         let sent = match &mut *state {
-            State::Holding(held) => return held.due = true,
+            State::Holding(held) => return why(held),
             State::Settling(sent) => std::mem::take(sent),
             State::Live => Sent::default(),
         };
-        *state = State::Holding(Box::new(Held {
-            due: true,
+        let mut held = Box::new(Held {
             sent,
             ..Held::default()
-        }));
-    }
-
-    /// The catch-up that was due starts: when it is through, so is the hold.
-    pub fn start(&self) {
-        if let State::Holding(held) = &mut *self.state.lock() {
-            held.due = false;
-        }
+        });
+        why(&mut held);
+        *state = State::Holding(held);
     }
 
     /// Whether catch-up is to send the message `id` now. Answers true once for each id.
@@ -171,7 +192,7 @@ impl Hold {
     /// Where a catch-up is due, that is left to it.
     pub fn has_missed(&self) -> bool {
         match &mut *self.state.lock() {
-            State::Holding(held) if !held.due => std::mem::take(&mut held.missed),
+            State::Holding(held) if !held.is_due() => std::mem::take(&mut held.missed),
             _ => false,
         }
     }
@@ -183,7 +204,7 @@ impl Hold {
         let State::Holding(held) = &mut *state else {
             return Vec::new();
         };
-        if held.due {
+        if held.is_due() {
             return Vec::new();
         }
         if held.pushes.is_empty() {
@@ -206,6 +227,11 @@ impl Hold {
 }
 
 impl Held {
+    /// Whether another catch-up is yet to start.
+    fn is_due(&self) -> bool {
+        self.unrouted || self.requested
+    }
+
     fn add(&mut self, push: &Push) {
         self.bytes += push.frame().len();
         self.pushes.push_back(push.clone());
@@ -279,7 +305,8 @@ mod tests {
     /// A hold whose first catch-up has started.
     fn started(max_frames: usize) -> Hold {
         let hold = Hold::new(max_frames, 1 << 20);
-        hold.start();
+        hold.routed();
+        assert!(hold.take_request());
         hold
     }
 
@@ -308,8 +335,8 @@ mod tests {
         assert_eq!(hold.pass(&unread("m3")), Passage::Done);
         assert_eq!(hold.pass(&unread("m5")), Passage::Open);
         // Another catch-up brings nothing again that was sent since.
-        hold.begin();
-        hold.start();
+        hold.request();
+        assert!(hold.take_request());
         assert!(!hold.claim("m4"));
         assert!(!hold.claim("m5"));
         assert!(released(&hold).is_empty());
@@ -322,14 +349,14 @@ mod tests {
         let hold = started(2);
         assert!(hold.claim("m1"));
         // Something may have been missed after its page was read.
-        hold.begin();
+        hold.request();
         for id in ["m3", "m4", "m5"] {
             assert_eq!(hold.pass(&unread(id)), Passage::Done);
         }
         assert!(hold.release().is_empty());
         assert!(!hold.has_missed(), "m5 is left to the one that is due");
         assert_eq!(hold.pass(&unread("m6")), Passage::Done);
-        hold.start();
+        assert!(hold.take_request());
         assert!(hold.has_missed());
         assert!(
             ["m2", "m3", "m4", "m5", "m6"]
@@ -338,6 +365,26 @@ mod tests {
         );
         assert!(hold.release().is_empty());
         assert_eq!(hold.pass(&unread("m7")), Passage::Open);
+    }
+
+    /// The broker is lost and back, and lost and back again before the writer thread has looked; and
+    /// meanwhile a group's list is fetched that names the user as a new member.
+    #[test]
+    fn while_the_route_is_not_bound_no_catch_up_ends_the_hold() {
+        let hold = started(8);
+        assert!(released(&hold).is_empty());
+        hold.unrouted();
+        hold.routed();
+        hold.unrouted();
+        hold.request();
+        assert!(hold.take_request());
+        assert_eq!(hold.pass(&unread("m2")), Passage::Done);
+        assert!(hold.release().is_empty());
+        hold.routed();
+        assert!(hold.take_request());
+        assert!(hold.claim("m1"), "missed while the route was not bound");
+        assert_eq!(released(&hold), [unread("m2").frame().clone()]);
+        assert_eq!(hold.pass(&unread("m3")), Passage::Open);
     }
 
     #[test]

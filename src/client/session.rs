@@ -161,7 +161,7 @@ impl Session {
         let now = Instant::now();
         let catch_up_at = match route {
             Route::Bound => {
-                self.connection.request_catch_up();
+                self.connection.routed();
                 now
             }
             Route::Pending => now + ROUTE_PATIENCE,
