@@ -3,7 +3,7 @@
 //!
 //! The reading order: `scenarios` says what is measured, `session` what a server is put through,
 //! `window` what that costs; `servers` starts those under test, `client`, `publisher` and `raw`
-//! are the load; `report` and `plot` show it.
+//! are the load; `report`, `plot` and `table` show it.
 
 mod client;
 mod clock;
@@ -25,9 +25,11 @@ mod session;
 )]
 #[path = "../it/support/mod.rs"]
 mod support;
+mod table;
 mod window;
 
 use std::env;
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -55,7 +57,7 @@ struct Arguments {
     /// How often each server takes its turn [default: 5; quick: 1].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Writes tests/bench/figures.json and figures.svg as well.
+    /// Writes tests/bench/figures.json and figures.svg as well, and the README's table of growth.
     #[arg(long)]
     record: bool,
     /// What cargo passes to a benchmark.
@@ -120,6 +122,11 @@ fn run(arguments: &Arguments, asked: &[&Scenario]) {
         report::write(&directory.join("tests/bench/figures.json"), &json);
         let plot = plot::growth(&bench.results, &machine);
         report::write(&directory.join("tests/bench/figures.svg"), &plot);
+        let readme = directory.join("README.md");
+        let text = fs::read_to_string(&readme).ok();
+        if let Some(text) = text.and_then(|text| table::put(&text, &bench.results)) {
+            report::write(&readme, &text);
+        }
     }
 }
 
