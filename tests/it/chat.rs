@@ -29,11 +29,22 @@ impl Deployment for Cluster {
     }
 }
 
-/// The users and the group of the shipped configuration.
+/// The users and the group of the shipped configuration, and a group so large that several threads
+/// write to it.
 pub fn settings() -> Settings {
+    let crowd: Vec<String> = (0..CROWD).map(member).collect();
+    let crowd = || crowd.iter().map(String::as_str);
     Settings::new()
         .users(["alice", "bob", "carol"])
         .group("team", ["alice", "bob", "carol"])
+        .users(crowd())
+        .group("crowd", crowd())
+}
+
+const CROWD: usize = 300;
+
+fn member(number: usize) -> String {
+    format!("member{number}")
 }
 
 /// A message reaches its recipient and, as a copy, its sender, with these fields and no others;
@@ -90,6 +101,20 @@ pub fn group_chat(at: &impl Deployment) {
     });
     for member in &mut members {
         assert_eq!(member.expect("group_message"), push, "{member}");
+    }
+}
+
+/// Whoever of a large group is connected gets all of its messages, once, in their order.
+pub fn large_group_chat(at: &impl Deployment) {
+    let connected = (0..CROWD).step_by(25);
+    let mut members: Vec<_> = connected
+        .map(|number| at.connect(number, &member(number)))
+        .collect();
+    let sent: Vec<String> = (0..50)
+        .map(|number| members[number % 2].send_group_message("crowd", &number.to_string()))
+        .collect();
+    for member in &mut members {
+        assert_eq!(ids(&member.messages_until(&sent[49])), sent, "{member}");
     }
 }
 

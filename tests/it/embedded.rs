@@ -18,6 +18,7 @@ embedded! {
     connected,
     single_chat,
     group_chat,
+    large_group_chat,
     every_device,
     note_to_self,
     history,

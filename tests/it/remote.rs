@@ -21,6 +21,7 @@ remote! {
     connected,
     single_chat,
     group_chat,
+    large_group_chat,
     every_device,
     note_to_self,
     history,
