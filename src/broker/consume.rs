@@ -162,8 +162,9 @@ impl Run<'_> {
         match taken {
             Taken::DeadLetter(reason) => {
                 warn!("Dead letter: queue={}, reason={reason}", self.queue);
-                // First what came before it, enqueued and acknowledged: acknowledging up to a later one covers only what is
-                // not settled yet, but up to an earlier one must not come to cover this.
+                // First what came before it, written and acknowledged: acknowledging up to a later
+                // one covers only what is not settled yet, but up to an earlier one must not come
+                // to cover this.
                 self.hand.flush();
                 self.unacked.ack()?;
                 self.consumer.reject(inbound)?;

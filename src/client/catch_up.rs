@@ -1,8 +1,8 @@
 //! Catch-up: the one mechanism for unread messages, run by the connection's writer thread.
 //!
 //! It fetches what is unread page by page and writes each page with a blocking write, at the pace
-//! of the client, behind what is queued: so it never causes a 4001. Pushes that arrive meanwhile wait in
-//! the [`Hold`](super::hold::Hold). Failures are retried while the connection is served.
+//! of the client, behind what is queued: so it never causes a 4001. Pushes that arrive meanwhile
+//! wait in the [`Hold`](super::hold::Hold). Failures are retried while the connection is served.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

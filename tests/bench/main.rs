@@ -57,8 +57,9 @@ struct Arguments {
     /// How often each server takes its turn [default: 5; quick: 1].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Writes tests/bench/figures.json and figures.svg as well, and the README's table of growth.
-    #[arg(long)]
+    /// Writes tests/bench/figures.json and figures.svg as well, and the README's table of growth;
+    /// for all scenarios only.
+    #[arg(long, conflicts_with = "names")]
     record: bool,
     /// What cargo passes to a benchmark.
     #[arg(long, hide = true)]
