@@ -23,6 +23,8 @@ pub(crate) mod fixture;
 mod handshake;
 mod head;
 mod hold;
+mod kernel;
+mod liveness;
 pub mod permits;
 mod rate;
 mod refuser;
@@ -30,6 +32,7 @@ mod request;
 mod session;
 mod socket;
 mod stack;
+mod token;
 mod writer;
 
 use std::sync::Arc;
