@@ -426,8 +426,7 @@ mod tests {
                 let next = self.catch_up.advance(&self.bob.connection, self.now);
                 self.now = next.unwrap_or(end).clamp(self.now, end);
             }
-            let asked = *asked.lock();
-            asked
+            *asked.lock()
         }
 
         fn live(&self, id: &str) -> bool {
@@ -552,10 +551,7 @@ mod tests {
     }
 
     fn too_large() -> ServiceError {
-        ServiceError {
-            cause: "too large".into(),
-            ..ServiceError::new(ErrorCode::Internal, "as told")
-        }
+        ServiceError::too_large("as told")
     }
 
     #[test]

@@ -107,8 +107,8 @@ impl Liveness {
         if taken > self.taken {
             (self.taken, self.taken_at) = (taken, now);
         }
-        let has_all = !seen.is_waiting && !(seen.is_behind && seen.progress.in_flight > 0);
-        if has_all || taken >= self.step + STEP {
+        let is_owed = seen.is_waiting || seen.is_behind && seen.progress.in_flight > 0;
+        if !is_owed || taken >= self.step + STEP {
             (self.step, self.step_at) = (taken, now);
         }
     }

@@ -56,11 +56,9 @@ pub(super) fn validate(services: &dyn Services, token: &str) -> Result<Identity,
             _ => TokenError::Unavailable(error),
         })?;
     let user = UserId::new(&identity.user_id).map_err(|invalid| {
-        let error = ServiceError::new(ErrorCode::Internal, "The User Service failed");
-        TokenError::Unavailable(ServiceError {
-            cause: format!("it named a user that is none: {invalid}"),
-            ..error
-        })
+        let mut error = ServiceError::new(ErrorCode::Internal, "The User Service failed");
+        error.cause = format!("it named a user that is none: {invalid}");
+        TokenError::Unavailable(error)
     })?;
     if seconds_left(identity.expires_at) == Some(0) {
         return Err(TokenError::Expired);
