@@ -16,6 +16,9 @@ mod dead_letters;
 /// Unread messages and the fall back to them; revocations that nobody hears.
 mod inbox;
 
+/// Who is idle, and who only seems to be.
+mod liveness;
+
 /// Every close code.
 mod close_codes;
 /// Every error code of the protocol.

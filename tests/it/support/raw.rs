@@ -173,9 +173,25 @@ impl Raw {
 
     /// Reads once, and answers the frames that are whole by then; `None` when the connection ended.
     pub fn read_some(&mut self) -> Option<Vec<Frame>> {
-        if !self.fill() {
-            return None;
+        self.fill().then(|| self.whole_frames())
+    }
+
+    /// As [`Self::read_some`], so many bytes at most, and waits for them only a moment.
+    pub fn read_up_to(&mut self, most: usize) -> Option<Vec<Frame>> {
+        let moment = Some(Duration::from_millis(50));
+        self.stream.set_read_timeout(moment).expect("an option");
+        let mut bytes = vec![0; most];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => return None,
+            Ok(read) => self.buffer.extend(&bytes[..read]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
         }
+        Some(self.whole_frames())
+    }
+
+    /// Takes the frames that are read whole.
+    fn whole_frames(&mut self) -> Vec<Frame> {
         let whole = |buffer: &[u8]| {
             let (&[_, short], rest) = buffer.split_first_chunk()?;
             let (length, rest) = match short {
@@ -195,7 +211,7 @@ impl Raw {
         while whole(&self.buffer).is_some() {
             frames.extend(self.try_read_frame());
         }
-        Some(frames)
+        frames
     }
 
     pub fn read_frame(&mut self) -> Frame {
