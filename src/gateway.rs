@@ -34,6 +34,8 @@ use crate::services::probe::Probe;
 /// Connections that fetch a page of unread messages at the same time: the most calls that catch-up
 /// has under way at the Message Service.
 const CATCH_UPS: usize = 32;
+/// And whose token is validated again at the same time.
+const VALIDATIONS: usize = 32;
 /// Connections closed per second at shutdown, or more where half of the drain needs it.
 const CLOSES_PER_SECOND: usize = 1_000;
 /// How often the shutdown looks how far it has come.
@@ -232,6 +234,7 @@ impl Gateway {
             readiness: Arc::clone(&readiness),
             draining: Arc::clone(&draining),
             pacing: Permits::new(CATCH_UPS),
+            validating: Permits::new(VALIDATIONS),
             page,
         });
         let feed = feed(Arc::clone(&presence))?;

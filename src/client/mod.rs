@@ -57,6 +57,8 @@ pub struct Context {
     pub draining: Arc<AtomicBool>,
     /// How many connections fetch a page of unread messages at a time.
     pub pacing: Arc<Permits>,
+    /// How many connections have their token validated again at a time.
+    pub validating: Arc<Permits>,
     /// The page at `/`, if there is one.
     pub page: Option<String>,
 }

@@ -58,8 +58,12 @@ impl<'c> Writer<'c> {
     fn new(connection: &'c Connection, context: &Context, catch_up_at: Instant) -> Self {
         let session = &context.config.session;
         let since = connection.since();
-        let parts = || (Arc::clone(&context.services), Arc::clone(&context.pacing));
-        let ((services, pacing), (for_tokens, tokens_pacing)) = (parts(), parts());
+        let Context {
+            services,
+            pacing,
+            validating,
+            ..
+        } = context;
         Self {
             connection,
             ping_interval: session.ping_interval,
@@ -67,8 +71,13 @@ impl<'c> Writer<'c> {
             next_ping: since + session.ping_interval.mul_f64(connection.id().fraction()),
             liveness: Liveness::new(session.idle_timeout, session.write_timeout, since),
             is_behind: false,
-            token_check: TokenCheck::new(for_tokens, tokens_pacing),
-            catch_up: CatchUp::new(services, pacing, session.send_queue_bytes, catch_up_at),
+            token_check: TokenCheck::new(Arc::clone(services), Arc::clone(validating)),
+            catch_up: CatchUp::new(
+                Arc::clone(services),
+                Arc::clone(pacing),
+                session.send_queue_bytes,
+                catch_up_at,
+            ),
         }
     }
 
