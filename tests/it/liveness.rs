@@ -41,7 +41,7 @@ fn a_gateway_that_stood_still_blames_nobody() {
         .set("session.idle_timeout", "2s")
         .set("services.timeout", "1s")
         .set("limits.max_connections_per_user", 100);
-    let mut gateway = Gateway::start(&settings);
+    let gateway = Gateway::start(&settings);
     let mut silent = gateway.raw_session("carol");
     let clients: Vec<_> = (0..20).map(|_| gateway.raw_session("alice")).collect();
     let clients: Vec<_> = clients
