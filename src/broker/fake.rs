@@ -9,6 +9,9 @@ use parking_lot::Mutex;
 use crate::services::proto::*;
 use crate::services::{ErrorCode, Result, ServiceError, Services};
 
+/// Answers for one call, in place of what the fake would.
+pub type Answers<Q, A> = Mutex<Option<Box<dyn FnMut(Q) -> Result<A> + Send>>>;
+
 #[derive(Default)]
 pub struct FakeUsers {
     groups: Mutex<HashMap<String, Vec<String>>>,
@@ -16,6 +19,10 @@ pub struct FakeUsers {
     calls: AtomicUsize,
     /// Whoever asks.
     pub unread: Mutex<Vec<Message>>,
+    /// What the Message Service answers to `GetOfflineMessages`, if not `unread`.
+    pub pages: Answers<GetOfflineMessagesRequest, GetOfflineMessagesResponse>,
+    /// What the User Service answers to `ValidateToken`, if it is in reach.
+    pub tokens: Answers<ValidateTokenRequest, ValidateTokenResponse>,
     /// What the Presence Service was told: `+alice`, `-bob`.
     pub presence: Mutex<Vec<String>>,
     /// What happens while it is told next.
@@ -70,8 +77,11 @@ impl Services for FakeUsers {
         let members = self.groups.lock().get(&request.group_id).cloned();
         members.ok_or_else(|| ServiceError::new(ErrorCode::NotFound, "no such group"))
     }
-    fn validate_token(&self, _: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
-        unreachable()
+    fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
+        match &mut *self.tokens.lock() {
+            Some(answer) => answer(request),
+            None => unreachable(),
+        }
     }
     fn send_message(&self, _: SendMessageRequest) -> Result<SendMessageResponse> {
         unreachable()
@@ -89,6 +99,9 @@ impl Services for FakeUsers {
         &self,
         request: GetOfflineMessagesRequest,
     ) -> Result<GetOfflineMessagesResponse> {
+        if let Some(answer) = &mut *self.pages.lock() {
+            return answer(request);
+        }
         let unread = self.unread.lock();
         let position = unread
             .iter()

@@ -5,20 +5,21 @@ use std::net::TcpStream;
 
 use log::warn;
 
+use super::Context;
 use super::answer::Answer;
-use super::head::{Head, is_followed};
+use super::head::Head;
+use super::kernel::has_bytes;
 use super::socket::accept_key;
-use super::{Context, connection};
+use super::token::{self, Identity, TokenError};
 use crate::ids::UserId;
 use crate::services::ErrorCode;
-use crate::services::proto::ValidateTokenRequest;
 
 /// Who a client is, and what to say to its upgrade request.
-#[derive(Debug)]
 pub(super) struct Accepted {
     pub user: UserId,
     /// When the token expires, in Unix seconds; 0 means never.
     pub expires_at: i64,
+    pub token: String,
     /// The answer 101, to be sent before the first frame.
     pub switching: String,
 }
@@ -31,14 +32,15 @@ pub(super) fn judge(
 ) -> Result<Accepted, Answer> {
     let key = upgrade_key(head)?;
     check_origin(head, &context.config.listen.allowed_origins)?;
-    let (user, expires_at) = authenticate(head, context)?;
-    if is_followed(socket) {
+    let (identity, token) = authenticate(head, context)?;
+    if has_bytes(socket) {
         return Err(too_early());
     }
     let accept = accept_key(key);
     Ok(Accepted {
-        user,
-        expires_at,
+        user: identity.user,
+        expires_at: identity.expires_at,
+        token,
         switching: format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {accept}\r\n\r\n"
@@ -145,32 +147,20 @@ fn check_origin(head: &Head<'_>, allowed: &[String]) -> Result<(), Answer> {
     ))
 }
 
-fn authenticate(head: &Head<'_>, context: &Context) -> Result<(UserId, i64), Answer> {
+fn authenticate(head: &Head<'_>, context: &Context) -> Result<(Identity, String), Answer> {
     let unauthorized = |message: &str| Answer::error(401, ErrorCode::Unauthenticated, message);
     let token = token(head)?.ok_or_else(|| {
         unauthorized("Missing token: send `Authorization: Bearer TOKEN` or `?token=TOKEN`")
     })?;
-    let identity = context
-        .services
-        .validate_token(ValidateTokenRequest { token })
-        .map_err(|error| match error.code {
-            ErrorCode::Unauthenticated
-            | ErrorCode::InvalidMessage
-            | ErrorCode::PermissionDenied
-            | ErrorCode::NotFound => unauthorized("Invalid token"),
-            _ => {
-                warn!("Token not validated: error={error}");
-                Answer::unavailable("The User Service is not available")
-            }
-        })?;
-    let user = UserId::new(&identity.user_id).map_err(|error| {
-        warn!("Token not validated: error=the User Service named a user that is none: {error}");
-        Answer::unavailable("The User Service is not available")
-    })?;
-    if connection::seconds_left(identity.expires_at) == Some(0) {
-        return Err(unauthorized("The token has expired"));
+    match token::validate(&*context.services, &token) {
+        Ok(identity) => Ok((identity, token)),
+        Err(TokenError::Refused(_)) => Err(unauthorized("Invalid token")),
+        Err(TokenError::Expired) => Err(unauthorized("The token has expired")),
+        Err(TokenError::Unavailable(error)) => {
+            warn!("Token not validated: error={error}");
+            Err(Answer::unavailable("The User Service is not available"))
+        }
     }
-    Ok((user, identity.expires_at))
 }
 
 /// `Authorization: Bearer T` (RFC 6750, section 2.1), else the query parameter `token`.

@@ -6,8 +6,6 @@ use std::net::{Ipv6Addr, TcpStream};
 use std::time::Instant;
 use std::{io, str};
 
-use rustix::net::{RecvFlags, recv};
-
 use super::answer::{Answer, read_before};
 use crate::services::ErrorCode;
 
@@ -121,13 +119,6 @@ fn is_timeout(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
     )
-}
-
-/// Whether more than the head waits in the socket at this moment.
-pub(super) fn is_followed(socket: &TcpStream) -> bool {
-    let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    // An error, or the end, is for the one who reads next.
-    recv(socket, &mut [0], look).is_ok_and(|(read, _)| read > 0)
 }
 
 /// The head in `bytes`, or `None` while it is not complete.

@@ -26,6 +26,8 @@ pub(crate) mod fixture;
 mod handshake;
 mod head;
 mod hold;
+mod kernel;
+mod liveness;
 pub mod permits;
 mod rate;
 mod refuser;
@@ -33,6 +35,7 @@ mod request;
 mod session;
 mod socket;
 mod stack;
+mod token;
 mod writer;
 
 use std::sync::Arc;

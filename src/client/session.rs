@@ -124,18 +124,12 @@ impl Session {
             timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
+        let opening = connected.frame_behind(&accepted.switching);
         let connection = Arc::new(Connection::new(
             id,
-            accepted.user.clone(),
+            accepted,
             admission.peer(),
-            accepted.expires_at,
-            Outbox::new(
-                Arc::clone(socket),
-                config.session.write_timeout,
-                connected.frame_behind(&accepted.switching),
-                frames,
-                bytes,
-            ),
+            Outbox::new(Arc::clone(socket), opening, frames, bytes),
             Hold::new(frames, bytes),
         ));
         let limits = &config.limits;
@@ -200,7 +194,7 @@ impl Session {
         info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
         // None is not zero, so setting it cannot fail on a socket of ours.
         let _ = socket.set_read_timeout(None);
-        connection.outbox.write_through([]);
+        connection.outbox.write_behind([]);
         stack::trim();
 
         let max_message_size = self.context.config.limits.max_message_size;

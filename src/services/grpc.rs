@@ -350,6 +350,12 @@ fn sent(answer: SendMessageResponse) -> Result<SendMessageResponse> {
 /// request; what went wrong inside stays inside.
 fn error(service: &str, status: &Status) -> ServiceError {
     let told = status.message();
+    if is_too_large(status) {
+        return ServiceError {
+            cause: told.to_owned(),
+            ..ServiceError::too_large(format!("The {service}'s answer is too large"))
+        };
+    }
     let (code, message) = match status.code() {
         Code::InvalidArgument | Code::OutOfRange => (ErrorCode::InvalidMessage, told.to_owned()),
         Code::Unauthenticated => (ErrorCode::Unauthenticated, told.to_owned()),
@@ -372,10 +378,15 @@ fn error(service: &str, status: &Status) -> ServiceError {
         cause(status)
     };
     ServiceError {
-        code,
-        message,
         cause,
+        ..ServiceError::new(code, message)
     }
+}
+
+/// Whether the answer was larger than [`MAX_ANSWER`], or than the service itself may send.
+fn is_too_large(status: &Status) -> bool {
+    matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted)
+        && status.message().contains("message length too large")
 }
 
 #[cfg(test)]
@@ -397,6 +408,18 @@ mod tests {
             (Code::Unknown, ErrorCode::Internal),
         ] {
             assert_eq!(error("User Service", &Status::new(status, "x")).code, code);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_no_fault_of_the_client() {
+        for status in [
+            Status::out_of_range("Error, decoded message length too large: found 9 bytes"),
+            Status::resource_exhausted("Error, encoded message length too large: found 9 bytes"),
+        ] {
+            let failed = error("Message Service", &status);
+            assert!(failed.is_too_large() && !failed.is_out_of_reach());
+            assert_eq!(failed.code, ErrorCode::Internal);
         }
     }
 

@@ -56,23 +56,50 @@ pub struct ServiceError {
     pub message: String,
     /// For the log alone: what lies behind it, empty where the message says it all.
     pub cause: String,
+    kind: Kind,
+}
+
+/// What a failed call tells of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It answers, and said no.
+    Answered,
+    /// It cannot be had now.
+    OutOfReach,
+    /// It answers, with more than is taken at once.
+    TooLarge,
 }
 
 impl ServiceError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let kind = match code {
+            ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded => Kind::OutOfReach,
+            _ => Kind::Answered,
+        };
         Self {
             code,
             message: message.into(),
             cause: String::new(),
+            kind,
+        }
+    }
+
+    /// An answer that is larger than may be sent or taken: no fault of the client's request.
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::TooLarge,
+            ..Self::new(ErrorCode::Internal, message)
         }
     }
 
     /// Nobody answered: the call may succeed later, and another call tells nothing new.
     pub fn is_out_of_reach(&self) -> bool {
-        matches!(
-            self.code,
-            ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded
-        )
+        self.kind == Kind::OutOfReach
+    }
+
+    /// The answer would be too large: asking for less may help, asking again does not.
+    pub fn is_too_large(&self) -> bool {
+        self.kind == Kind::TooLarge
     }
 }
 

@@ -13,6 +13,9 @@ mod remote;
 /// Bodies that do not parse, and other strange publications.
 mod dead_letters;
 
+/// Unread messages and the fall back to them; revocations that nobody hears.
+mod inbox;
+
 /// Every close code.
 mod close_codes;
 /// Every error code of the protocol.

@@ -60,6 +60,37 @@ struct Rule {
     error: Option<Code>,
 }
 
+/// What `GetOfflineMessages` answers.
+pub type Pages =
+    Box<dyn FnMut(GetOfflineMessagesRequest) -> Result<GetOfflineMessagesResponse, Status> + Send>;
+
+/// What `ValidateToken` answers.
+pub type Tokens = Box<dyn FnMut(&str) -> Result<ValidateTokenResponse, Status> + Send>;
+
+/// The token `<user>-token` is `<user>`'s, for ever.
+pub fn identity(token: &str) -> Result<ValidateTokenResponse, Status> {
+    let user = token
+        .strip_suffix("-token")
+        .ok_or(Status::unauthenticated("no such token"))?;
+    Ok(ValidateTokenResponse {
+        user_id: user.into(),
+        expires_at: 0,
+    })
+}
+
+/// A service to which `inbox` is unread, for whoever asks.
+pub fn inbox(inbox: Vec<Message>) -> Pages {
+    Box::new(move |request| {
+        let position = inbox.iter().position(|m| m.id == request.after_id);
+        let rest = &inbox[position.map_or(0, |position| position + 1)..];
+        let page = rest.len().min(request.limit as usize);
+        Ok(GetOfflineMessagesResponse {
+            messages: rest[..page].to_vec(),
+            has_more: page < rest.len(),
+        })
+    })
+}
+
 /// What is answered, where it is not the default.
 #[derive(Default)]
 pub struct Answers {
@@ -68,6 +99,10 @@ pub struct Answers {
     pub sent: Option<SendMessageResponse>,
     pub history: GetHistoryResponse,
     pub offline: GetOfflineMessagesResponse,
+    /// In place of `offline`.
+    pub pages: Option<Pages>,
+    /// In place of `token`.
+    pub tokens: Option<Tokens>,
     pub lease_unknown: bool,
 }
 
@@ -216,13 +251,10 @@ impl UserService for Fake {
     ) -> Answer<ValidateTokenResponse> {
         let token = request.into_inner().token;
         self.answer("ValidateToken", |answers| {
-            let user = token
-                .strip_suffix("-token")
-                .ok_or(Status::unauthenticated("no such token"))?;
-            let usual = ValidateTokenResponse {
-                user_id: user.into(),
-                expires_at: 0,
-            };
+            if let Some(tokens) = &mut answers.tokens {
+                return tokens(&token);
+            }
+            let usual = identity(&token)?;
             Ok(answers.token.clone().unwrap_or(usual))
         })
         .await
@@ -272,10 +304,14 @@ impl MessageService for Fake {
 
     async fn get_offline_messages(
         &self,
-        _: Request<GetOfflineMessagesRequest>,
+        request: Request<GetOfflineMessagesRequest>,
     ) -> Answer<GetOfflineMessagesResponse> {
-        self.answer("GetOfflineMessages", |answers| Ok(answers.offline.clone()))
-            .await
+        let request = request.into_inner();
+        self.answer("GetOfflineMessages", |answers| match &mut answers.pages {
+            Some(pages) => pages(request),
+            None => Ok(answers.offline.clone()),
+        })
+        .await
     }
 
     async fn ack_messages(&self, _: Request<AckMessagesRequest>) -> Answer<AckMessagesResponse> {

@@ -1,11 +1,13 @@
 //! The built binary, as a gateway and as `ws-gateway services`.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::broker::free_port;
 use super::process::{Held, Process, Signal};
@@ -128,6 +130,17 @@ impl Gateway {
         let mut raw = self.raw();
         raw.upgrade(&self.path, &token_of(user));
         raw
+    }
+
+    /// As [`Self::raw_session`], of a client with next to no receive buffer.
+    pub fn reluctant(&self, user: &str) -> TcpStream {
+        let socket =
+            rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        sockopt::set_socket_recv_buffer_size(&socket, 4_096).expect("an option");
+        rustix::net::connect(&socket, &self.addr).expect("the gateway listens");
+        let mut raw = Raw::over(TcpStream::from(socket));
+        raw.upgrade(&self.path, &token_of(user));
+        raw.into_stream()
     }
 
     pub fn get(&self, path: &str) -> Response {
