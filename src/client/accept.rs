@@ -13,7 +13,7 @@ use log::error;
 use rustix::io::Errno;
 
 use super::admission::{Admission, Limits, no_room};
-use super::head::Answer;
+use super::answer::Answer;
 use super::refuser::Refuser;
 use super::stack::STACK;
 use super::{Context, session};
@@ -102,7 +102,7 @@ impl Shared {
         let mut spare = open_spare();
         while !self.stopped.load(Ordering::SeqCst) {
             match listener.accept() {
-                Ok((socket, peer)) => self.take(socket, peer.ip()),
+                Ok((socket, peer)) => self.take(socket, peer.ip().to_canonical()),
                 Err(error) if is_exhausted(&error) => {
                     self.take_with_spare(listener, &mut spare, &error);
                 }
@@ -154,7 +154,7 @@ impl Shared {
         let accepted = listener.accept();
         *spare = open_spare();
         match accepted {
-            Ok((socket, peer)) if spare.is_some() => self.take(socket, peer.ip()),
+            Ok((socket, peer)) if spare.is_some() => self.take(socket, peer.ip().to_canonical()),
             Ok((socket, _)) => {
                 no_room().send(&socket);
                 drop(socket);

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::head::Answer;
+use super::address::counted_address;
+use super::answer::Answer;
 use super::permits::{Permit, Permits};
-use crate::config::Config;
+use crate::config::{Config, Networks};
 use crate::ids::ConnectionId;
 
 /// How long a connection waits for others' handshakes before it is refused.
@@ -23,7 +24,7 @@ pub(super) struct Limits {
     /// The sockets whose head is being read: nobody else knows them yet.
     handshaking: Arc<Mutex<HashMap<ConnectionId, Arc<TcpStream>>>>,
     addresses: Arc<Addresses>,
-    trusted_proxies: Vec<IpAddr>,
+    trusted_proxies: Networks,
     /// The wait for a handshake of the next newcomer.
     patience: Mutex<Duration>,
 }
@@ -59,7 +60,7 @@ impl Limits {
             .connections
             .acquire_within(Duration::ZERO)
             .ok_or_else(no_room)?;
-        let proxied = self.trusted_proxies.contains(&peer);
+        let proxied = self.trusted_proxies.contains(peer);
         let address = if proxied {
             None
         } else {
@@ -146,7 +147,7 @@ impl Drop for Handshake {
     }
 }
 
-/// Connections by address.
+/// Connections by [`counted_address`].
 struct Addresses {
     counts: Mutex<HashMap<IpAddr, usize>>,
     limit: usize,
@@ -159,6 +160,7 @@ struct AddressPermit {
 
 impl Addresses {
     fn count(self: &Arc<Self>, address: IpAddr) -> Result<AddressPermit, Answer> {
+        let address = counted_address(address);
         let mut counts = self.counts.lock();
         let count = counts.entry(address).or_default();
         if *count >= self.limit {

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::ioctl::{Getter, Opcode, ioctl};
+use rustix::net::{RecvFlags, recv};
 
 /// `SIOCOUTQ` (tcp(7)): the bytes in the send queue that the peer has not acknowledged.
 const SIOCOUTQ: Opcode = 0x5411;
@@ -21,4 +22,10 @@ pub(super) fn in_flight(socket: &TcpStream) -> u64 {
 pub(super) fn has_input(socket: &TcpStream) -> bool {
     let mut sockets = [PollFd::new(socket, PollFlags::IN)];
     matches!(poll(&mut sockets, Some(&Timespec::default())), Ok(1..))
+}
+
+/// Whether a read would return bytes at once. The end and an error are for the one who reads next.
+pub(super) fn has_bytes(socket: &TcpStream) -> bool {
+    let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    recv(socket, &mut [0], look).is_ok_and(|(read, _)| read > 0)
 }

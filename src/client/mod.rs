@@ -1,6 +1,7 @@
 //! One client connection, in reading order: it is accepted ([`accept`]) if the
 //! limits admit it ([`admission`]), or refused ([`refuser`]);
-//! its request head is read ([`head`]) and judged ([`handshake`]), its session runs ([`session`]),
+//! its request head is read ([`head`]) and judged ([`handshake`]), by the [`address`] it comes from
+//! as well, and [answered](answer); or its session runs ([`session`]),
 //! reading frames from the socket ([`socket`]), parsing them ([`request`]), calling the services
 //! ([`dispatch`]), and answering ([`protocol`]) through the outbox ([`outbox`]), whose writer
 //! thread ([`writer`]) also keeps time and catches up on unread messages ([`catch_up`]). What both
@@ -14,7 +15,9 @@ pub mod protocol;
 
 pub mod accept;
 
+mod address;
 mod admission;
+mod answer;
 mod catch_up;
 mod dispatch;
 pub(crate) mod failpoint;
@@ -43,7 +46,7 @@ use crate::ids::UserId;
 use crate::readiness::Readiness;
 use crate::registry::Registry;
 use crate::services::Services;
-use head::Answer;
+use answer::Answer;
 use permits::Permits;
 
 /// What every connection uses of the gateway.

@@ -13,8 +13,9 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Context;
+use super::answer::Answer;
 use super::handshake::page;
-use super::head::{Answer, Head, parse_head};
+use super::head::{Head, parse_head};
 
 /// How many wait for their answer at a time. Those beyond are cut off without one.
 const CAPACITY: usize = 256;
@@ -139,11 +140,7 @@ impl Refused {
     }
 
     fn answer_to(&self, head: &Head<'_>, context: &Context) -> Answer {
-        match page(head, context) {
-            Ok(Some(page)) => page,
-            Ok(None) => self.answer.clone(),
-            Err(answer) => answer,
-        }
+        page(head, context).unwrap_or_else(|| self.answer.clone())
     }
 
     /// An answer fits into the buffer of a fresh socket, so it never blocks; whoever is gone needs

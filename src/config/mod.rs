@@ -3,11 +3,12 @@
 
 mod display;
 pub mod load;
+mod network;
 mod validate;
 mod values;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use display::display;
 pub use load::{ConfigError, load};
+pub use network::{Network, Networks};
 pub use validate::has_sample_token;
 pub use values::{Addresses, Token};
 
@@ -76,8 +78,8 @@ table! {
         path: String = "/ws".into(),
         /// `scheme://host[:port]` of the pages that may connect; empty: any.
         allowed_origins: Vec<String> = Vec::new(),
-        /// The proxies whose X-Forwarded-For is believed.
-        trusted_proxies: Vec<IpAddr> = Vec::new(),
+        /// The proxies whose X-Forwarded-For is believed: addresses and networks.
+        trusted_proxies: Networks = Networks::default(),
         /// For the whole request head, however slowly it comes.
         #[serde(with = "values::duration")]
         handshake_timeout: Duration = Duration::from_secs(10),

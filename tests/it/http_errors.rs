@@ -443,20 +443,3 @@ fn the_first_thing_that_is_wrong_decides() {
     );
     assert_eq!(upgrade_with(&gateway, &[]).status, 429);
 }
-
-/// What follows the head in the same packet is the first frame.
-#[test]
-fn a_frame_sent_with_the_head_is_read() {
-    let gateway = gateway();
-    let mut headers = UPGRADE.to_vec();
-    headers.push(("Authorization", "Bearer alice-token"));
-    let mut bytes = head("GET", &gateway.path, &headers).into_bytes();
-    bytes.extend(crate::support::raw::frame(
-        0x81,
-        br#"{"type":"ping","request_id":"early"}"#,
-    ));
-    let mut raw = gateway.raw();
-    raw.send(bytes);
-    assert_eq!(raw.response().status, 101);
-    raw.json_that(|frame| frame["type"] == "pong" && frame["request_id"] == "early");
-}

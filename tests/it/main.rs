@@ -26,6 +26,13 @@ mod error_codes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
 
+/// Whose connection it is, behind proxies and with IPv6.
+mod addresses;
+/// Request heads as balancers and proxies send them, and as attackers do.
+mod heads;
+/// Requests that are almost JSON objects.
+mod request_shapes;
+
 /// Starting, stopping, and being told nonsense.
 mod start;
 

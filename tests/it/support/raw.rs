@@ -106,6 +106,22 @@ impl Raw {
 
     /// Reads an HTTP answer; its body is as long as Content-Length says.
     pub fn response(&mut self) -> Response {
+        let mut response = self.response_head();
+        let length = response
+            .header("content-length")
+            .map_or(0, |text| text.parse().expect("a number"));
+        response.body = String::from_utf8(self.exactly(length)).expect("a UTF-8 body");
+        response
+    }
+
+    /// Reads an HTTP answer and the rest of the stream, whatever Content-Length says.
+    pub fn response_to_the_end(&mut self) -> (Response, Vec<u8>) {
+        let response = self.response_head();
+        self.expect_end();
+        (response, std::mem::take(&mut self.buffer))
+    }
+
+    fn response_head(&mut self) -> Response {
         let end = loop {
             if let Some(place) = self
                 .buffer
@@ -126,16 +142,11 @@ impl Raw {
         let status = status.and_then(|rest| rest.split(' ').next()?.parse().ok());
         let headers = lines.filter_map(|line| line.split_once(':'));
         let headers = headers.map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()));
-        let mut response = Response {
+        Response {
             status: status.unwrap_or_else(|| panic!("no status line: {head}")),
             headers: headers.collect(),
             body: String::new(),
-        };
-        let length = response
-            .header("content-length")
-            .map_or(0, |text| text.parse().expect("a number"));
-        response.body = String::from_utf8(self.exactly(length)).expect("a UTF-8 body");
-        response
+        }
     }
 
     /// Sends one masked frame. `first` is its first byte: FIN, reserved bits, opcode.
