@@ -44,10 +44,14 @@ pub(super) fn counted_address(address: IpAddr) -> IpAddr {
 /// An address as proxies write it: `1.2.3.4`, `1.2.3.4:5678`, `2001:db8::1`, `[2001:db8::1]`,
 /// `[2001:db8::1]:5678`, and with the zone of a link-local one, `fe80::1%eth0`.
 fn parse_hop(text: &str) -> Option<IpAddr> {
-    if let Some((address, zone)) = text.split_once('%') {
-        let behind = zone.find(']').map_or("", |end| &zone[end..]);
-        return parse_hop(&format!("{address}{behind}")).filter(IpAddr::is_ipv6);
-    }
+    let Some((address, zone)) = text.split_once('%') else {
+        return parse_address(text);
+    };
+    let behind = zone.find(']').map_or("", |end| &zone[end..]);
+    parse_address(&format!("{address}{behind}")).filter(IpAddr::is_ipv6)
+}
+
+fn parse_address(text: &str) -> Option<IpAddr> {
     let bracketed = || {
         text.strip_prefix('[')?
             .strip_suffix(']')?
