@@ -1,7 +1,5 @@
 //! The addresses of one service. They take turns; one that fails rests until it answers again.
 
-use std::error::Error;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,14 +7,23 @@ use std::time::Duration;
 
 use log::{info, warn};
 use tokio::time::{Instant, sleep, timeout};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, ConnectError, Request, Response, Status, TimeoutExpired};
+use tonic::transport::Endpoint;
+use tonic::{Request, Response, Status};
+
+use super::answer::Checked;
+use super::failure::{Failure, Why};
 
 /// How often an address that rests is asked whether it answers again.
 const REST: Duration = Duration::from_secs(1);
+/// How often a call is repeated whose connection was going away: the channel notices only when it
+/// is used, so that one more call or two may end up on the old connection.
+const STALE: usize = 3;
+/// How large the head of an answer may be, in bytes: a status message of 1 MiB, percent-encoded, and
+/// as details once more. Beyond it the call fails, and beyond its fourfold the connection.
+const MAX_HEADERS: u32 = 8 << 20;
 
 /// An empty call, to which any answer will do.
-pub(super) type Ping = fn(Channel) -> Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
+pub(super) type Ping = fn(Checked) -> Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 
 /// One service, behind one address or several.
 pub(super) struct Upstream {
@@ -27,7 +34,7 @@ pub(super) struct Upstream {
 
 struct Address {
     uri: String,
-    channel: Channel,
+    channel: Checked,
     resting: AtomicBool,
 }
 
@@ -44,8 +51,9 @@ impl Upstream {
                 .tcp_nodelay(true)
                 .http2_keep_alive_interval(Duration::from_secs(10))
                 .keep_alive_timeout(call_timeout)
-                .keep_alive_while_idle(true);
-            let channel = endpoint.connect_lazy();
+                .keep_alive_while_idle(true)
+                .http2_max_header_list_size(MAX_HEADERS);
+            let channel = Checked(endpoint.connect_lazy());
             Ok(Arc::new(Address {
                 uri: uri.clone(),
                 channel,
@@ -60,34 +68,41 @@ impl Upstream {
         })
     }
 
-    /// Calls the address whose turn it is, to be answered before `deadline`. A call that reached
-    /// no server is tried once on another address; an idempotent one is tried once more whenever
-    /// the service was unavailable.
+    /// Calls the address whose turn it is, to be answered before `deadline`. A call that is certain
+    /// not to have been processed is repeated, on another address if there is one; an idempotent one
+    /// is, once, whenever the service was not available.
     pub async fn call<Q, A, F>(
         &self,
         deadline: Instant,
         idempotent: bool,
         request: Q,
-        attempt: impl Fn(Channel, Request<Q>) -> F,
-    ) -> Result<A, Status>
+        attempt: impl Fn(Checked, Request<Q>) -> F,
+    ) -> Result<A, Failure>
     where
         Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let address = self.pick(None);
-        let failed = match self
-            .attempt(address, deadline, request.clone(), &attempt)
-            .await
-        {
-            Err(status) if status.code() == Code::Unavailable => status,
-            answer => return answer,
-        };
-        let other = self.pick(Some(address));
-        let elsewhere = !Arc::ptr_eq(address, other);
-        if idempotent || (elsewhere && reached_no_server(&failed)) {
-            self.attempt(other, deadline, request, &attempt).await
-        } else {
-            Err(failed)
+        let mut address = self.pick(None);
+        let mut repeated = 0;
+        loop {
+            let attempted = self.attempt(address, deadline, request.clone(), &attempt);
+            let failure = match attempted.await {
+                Err(failure) => failure,
+                Ok(answer) => return Ok(answer),
+            };
+            let other = self.pick(Some(address));
+            let repeats = match failure.why {
+                Why::GoingAway => STALE,
+                Why::Refused => 1,
+                Why::Unreached if !Arc::ptr_eq(address, other) => 1,
+                _ if idempotent && failure.blames_address() => 1,
+                _ => 0,
+            };
+            if repeated >= repeats {
+                return Err(failure);
+            }
+            repeated += 1;
+            address = other;
         }
     }
 
@@ -96,109 +111,64 @@ impl Upstream {
         address: &Arc<Address>,
         deadline: Instant,
         request: Q,
-        attempt: &impl Fn(Channel, Request<Q>) -> F,
-    ) -> Result<A, Status>
+        attempt: &impl Fn(Checked, Request<Q>) -> F,
+    ) -> Result<A, Failure>
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut request = Request::new(request);
         request.set_timeout(left);
-        match timeout(left, attempt(address.channel.clone(), request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => {
-                let status = as_the_service_would(status);
-                if status.code() == Code::Unavailable {
-                    self.rest(address, &status);
-                }
-                Err(status)
-            }
-            Err(_) => Err(Status::deadline_exceeded("no answer in time")),
+        let failure = match timeout(left, attempt(address.channel.clone(), request)).await {
+            Ok(Ok(response)) => return Ok(response.into_inner()),
+            Ok(Err(status)) => Failure::of(&status),
+            Err(_) => Failure::new(Why::Late, "no answer in time"),
+        };
+        if failure.blames_address() {
+            self.rest(address, &failure);
         }
+        Err(failure)
     }
 
-    /// The next address that does not rest and is not `failed`; where there is none, any.
+    /// The next address, one that does not rest before one that does, and `failed` last of each.
     fn pick(&self, failed: Option<&Arc<Address>>) -> &Arc<Address> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let count = self.addresses.len();
-        let mut candidates = (0..count).map(|step| &self.addresses[(turn + step) % count]);
-        let rested = |address: &&Arc<Address>| {
-            !address.resting.load(Ordering::Relaxed)
-                && failed.is_none_or(|failed| !Arc::ptr_eq(failed, address))
+        let next = |step| &self.addresses[(turn + step) % count];
+        let rank = |address: &&Arc<Address>| {
+            let failed = failed.is_some_and(|failed| Arc::ptr_eq(failed, address));
+            (address.resting.load(Ordering::Relaxed), failed)
         };
-        candidates
-            .find(rested)
-            .unwrap_or(&self.addresses[turn % count])
+        (1..count).map(next).fold(next(0), |best, address| {
+            if rank(&address) < rank(&best) {
+                address
+            } else {
+                best
+            }
+        })
     }
 
     /// Passes `address` over until it answers again. The only one there is never rests.
-    fn rest(&self, address: &Arc<Address>, why: &Status) {
+    fn rest(&self, address: &Arc<Address>, why: &Failure) {
         if self.addresses.len() == 1 || address.resting.swap(true, Ordering::Relaxed) {
             return;
         }
         warn!(
             "Service address rests: address={}, error={}",
-            address.uri,
-            cause(why)
+            address.uri, why
         );
         let (address, ping) = (Arc::clone(address), self.ping);
         tokio::spawn(async move {
             loop {
                 sleep(REST).await;
-                let answer = timeout(REST, ping(address.channel.clone())).await;
-                let silent = match answer {
-                    Ok(Err(status)) => as_the_service_would(status).code() == Code::Unavailable,
-                    Ok(Ok(())) => false,
-                    Err(_) => true,
-                };
-                if !silent {
-                    break;
+                match timeout(REST, ping(address.channel.clone())).await {
+                    Ok(Ok(())) => break,
+                    Ok(Err(status)) if Failure::of(&status).is_answer() => break,
+                    _ => {}
                 }
             }
             address.resting.store(false, Ordering::Relaxed);
             info!("Service address answers again: address={}", address.uri);
         });
     }
-}
-
-/// A status that the transport made up, not the service, has whatever code came to hand: here it
-/// is UNAVAILABLE, or DEADLINE_EXCEEDED when time ran out.
-fn as_the_service_would(status: Status) -> Status {
-    if status.source().is_none() {
-        return status;
-    }
-    let code = match in_chain::<TimeoutExpired>(&status) {
-        Some(_) => Code::DeadlineExceeded,
-        None => Code::Unavailable,
-    };
-    let mut renamed = Status::new(code, cause(&status));
-    renamed.set_source(Arc::new(status));
-    renamed
-}
-
-fn reached_no_server(status: &Status) -> bool {
-    in_chain::<ConnectError>(status).is_some()
-}
-
-fn in_chain<E: Error + 'static>(status: &Status) -> Option<&E> {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
-        }
-        source = error.source();
-    }
-    None
-}
-
-/// The last error of the chain: "connection refused", not "transport error".
-pub(super) fn cause(status: &Status) -> String {
-    let mut root: &dyn Error = match status.source() {
-        Some(source) => source,
-        None => return status.message().to_owned(),
-    };
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root.to_string()
 }
