@@ -50,6 +50,16 @@ pub(super) enum Why {
     Late,
 }
 
+/// What an address is good for, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Health {
+    Well,
+    /// It turns calls or connections away, as one does that is about to be restarted, and a proxy
+    /// after each thousand calls.
+    Leaving,
+    Broken,
+}
+
 impl Failure {
     pub fn new(why: Why, text: &str) -> Self {
         let code = match why {
@@ -139,11 +149,14 @@ impl Failure {
         }
     }
 
-    /// Whether the address is to rest. One that turns a single call or connection away is well: a
-    /// proxy may end each connection after a thousand calls. One that is late may have much to do.
-    pub fn blames_address(&self) -> bool {
-        let turned_away = matches!(self.why, Why::GoingAway | Why::Refused | Why::Late);
-        !turned_away && !self.is_answer()
+    /// What the address is good for, after this. One that is late may have much to do.
+    pub fn health(&self) -> Health {
+        match self.why {
+            Why::GoingAway | Why::Refused => Health::Leaving,
+            Why::Late => Health::Well,
+            _ if self.is_answer() => Health::Well,
+            _ => Health::Broken,
+        }
     }
 
     /// What a client is told. A service's own words are passed on where they concern the request;
@@ -311,7 +324,7 @@ mod tests {
             (520, ErrorCode::Internal),
         ] {
             let failed = Failure::not_grpc(StatusCode::from_u16(status).unwrap(), "text/html");
-            assert!(failed.blames_address() && !failed.is_answer(), "{status}");
+            assert_eq!(failed.health(), Health::Broken, "{status}");
             let failed = failed.for_client("User Service");
             assert_eq!(failed.code, code, "{status}");
             assert!(failed.is_out_of_reach(), "{status}");

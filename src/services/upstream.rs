@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use log::{info, warn};
@@ -11,12 +11,12 @@ use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
 use super::answer::Checked;
-use super::failure::{Failure, Why};
+use super::failure::{Failure, Health, Why};
 
 /// How often an address that rests is asked whether it answers again.
 const REST: Duration = Duration::from_secs(1);
-/// How often a call is repeated whose connection was going away: the channel notices only when it
-/// is used, so that one more call or two may end up on the old connection.
+/// How often a call is begun again whose connection was going away: the channel notices only
+/// when it is used, so that one more attempt or two may end up on the old connection.
 const STALE: usize = 3;
 /// How large the head of an answer may be, in bytes: a status message of 1 MiB, percent-encoded, and
 /// as details once more. Beyond it the call fails, and beyond its fourfold the connection.
@@ -35,7 +35,8 @@ pub(super) struct Upstream {
 struct Address {
     uri: String,
     channel: Checked,
-    resting: AtomicBool,
+    /// A [`Health`]; all but the best rest.
+    health: AtomicU8,
 }
 
 impl Upstream {
@@ -57,7 +58,7 @@ impl Upstream {
             Ok(Arc::new(Address {
                 uri: uri.clone(),
                 channel,
-                resting: AtomicBool::new(false),
+                health: AtomicU8::new(Health::Well as u8),
             }))
         };
         let addresses = uris.iter().map(address).collect::<Result<_, _>>()?;
@@ -69,8 +70,8 @@ impl Upstream {
     }
 
     /// Calls the address whose turn it is, to be answered before `deadline`. A call that is certain
-    /// not to have been processed is repeated, on another address if there is one; an idempotent one
-    /// is, once, whenever the service was not available.
+    /// not to have been processed is repeated once, on another address if there is one; an idempotent
+    /// one is whenever the service was not available.
     pub async fn call<Q, A, F>(
         &self,
         deadline: Instant,
@@ -83,7 +84,7 @@ impl Upstream {
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let mut address = self.pick(None);
-        let mut repeated = 0;
+        let (mut stale, mut repeated) = (0, false);
         loop {
             let attempted = self.attempt(address, deadline, request.clone(), &attempt);
             let failure = match attempted.await {
@@ -91,17 +92,19 @@ impl Upstream {
                 Ok(answer) => return Ok(answer),
             };
             let other = self.pick(Some(address));
-            let repeats = match failure.why {
-                Why::GoingAway => STALE,
-                Why::Refused => 1,
-                Why::Unreached if !Arc::ptr_eq(address, other) => 1,
-                _ if idempotent && failure.blames_address() => 1,
-                _ => 0,
+            let repeat = match failure.why {
+                Why::GoingAway => stale < STALE,
+                Why::Refused => !repeated,
+                Why::Unreached if !Arc::ptr_eq(address, other) => !repeated,
+                _ => idempotent && failure.health() == Health::Broken && !repeated,
             };
-            if repeated >= repeats {
+            if !repeat {
                 return Err(failure);
             }
-            repeated += 1;
+            match failure.why {
+                Why::GoingAway => stale += 1,
+                _ => repeated = true,
+            }
             address = other;
         }
     }
@@ -124,20 +127,18 @@ impl Upstream {
             Ok(Err(status)) => Failure::of(&status),
             Err(_) => Failure::new(Why::Late, "no answer in time"),
         };
-        if failure.blames_address() {
-            self.rest(address, &failure);
-        }
+        self.rest(address, &failure);
         Err(failure)
     }
 
-    /// The next address, one that does not rest before one that does, and `failed` last of each.
+    /// The next address of the best health, and `failed` last of these.
     fn pick(&self, failed: Option<&Arc<Address>>) -> &Arc<Address> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let count = self.addresses.len();
         let next = |step| &self.addresses[(turn + step) % count];
         let rank = |address: &&Arc<Address>| {
             let failed = failed.is_some_and(|failed| Arc::ptr_eq(failed, address));
-            (address.resting.load(Ordering::Relaxed), failed)
+            (address.health.load(Ordering::Relaxed), failed)
         };
         (1..count).map(next).fold(next(0), |best, address| {
             if rank(&address) < rank(&best) {
@@ -148,15 +149,25 @@ impl Upstream {
         })
     }
 
-    /// Passes `address` over until it answers again. The only one there is never rests.
+    /// Passes `address` over until it answers again, if its health asks for it. The only one there is
+    /// never rests.
     fn rest(&self, address: &Arc<Address>, why: &Failure) {
-        if self.addresses.len() == 1 || address.resting.swap(true, Ordering::Relaxed) {
+        let health = why.health();
+        if self.addresses.len() == 1 || health == Health::Well {
             return;
         }
-        warn!(
-            "Service address rests: address={}, error={}",
-            address.uri, why
-        );
+        let before = address.health.fetch_max(health as u8, Ordering::Relaxed);
+        if before >= health as u8 {
+            return;
+        }
+        let uri = &address.uri;
+        match health {
+            Health::Broken => warn!("Service address rests: address={uri}, error={why}"),
+            _ => info!("Service address turned a call away: address={uri}, error={why}"),
+        }
+        if before != Health::Well as u8 {
+            return;
+        }
         let (address, ping) = (Arc::clone(address), self.ping);
         tokio::spawn(async move {
             loop {
@@ -167,7 +178,7 @@ impl Upstream {
                     _ => {}
                 }
             }
-            address.resting.store(false, Ordering::Relaxed);
+            address.health.store(Health::Well as u8, Ordering::Relaxed);
             info!("Service address answers again: address={}", address.uri);
         });
     }

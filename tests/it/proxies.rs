@@ -1,7 +1,7 @@
 //! What comes back from a service's address and is no answer of the service's: proxies' pages, half
 //! answers, statuses of a megabyte, refusals. Over sockets, with HTTP/2 frame by frame.
 
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -436,16 +436,16 @@ fn in_traffic_no_call_fails_because_connections_go_away() {
         let processed = Arc::new(AtomicU32::new(0));
         let start = || {
             let processed = Arc::clone(&processed);
-            Http2::start(move |call| match call.nth {
-                ..9 => {
-                    processed.fetch_add(1, SeqCst);
-                    well(call)
+            Http2::start(move |call| {
+                if call.nth > 9 {
+                    return Reply::default();
                 }
-                9 => {
-                    processed.fetch_add(1, SeqCst);
-                    well(call).go_away(call.stream, NO_ERROR)
+                // All but the pings of an address that turned calls away.
+                processed.fetch_add(u32::from(!call.message.is_empty()), SeqCst);
+                match call.nth {
+                    9 => well(call).go_away(call.stream, NO_ERROR),
+                    _ => well(call),
                 }
-                _ => Reply::default(),
             })
         };
         let servers: Vec<_> = (0..servers).map(|_| start()).collect();
@@ -462,6 +462,33 @@ fn in_traffic_no_call_fails_because_connections_go_away() {
         });
         assert_eq!(processed.load(SeqCst), CALLERS * CALLS, "each once");
     }
+}
+
+/// Two servers that are restarted in turns, gracefully.
+#[test]
+fn in_traffic_no_call_fails_because_a_server_is_restarted() {
+    let mut servers = [Backend::start(), Backend::start()];
+    let addresses = [servers[0].addr, servers[1].addr];
+    let services = at(&[servers[0].url(), servers[1].url()]);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(SeqCst) {
+                    let sent = services.send_message(message("x"));
+                    sent.unwrap_or_else(|error| panic!("{error}"));
+                }
+            });
+        }
+        for round in 0..6 {
+            let which = round % 2;
+            wait_until("it is called", || servers[which].calls("SendMessage") > 20);
+            let old = std::mem::replace(&mut servers[which], Backend::start());
+            old.stop_gracefully();
+            servers[which] = Backend::start_at(addresses[which]);
+        }
+        over.store(true, SeqCst);
+    });
 }
 
 #[test]

@@ -10,6 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 use ws_gateway::services::proto::message_service_server::{MessageService, MessageServiceServer};
@@ -19,12 +21,16 @@ use ws_gateway::services::proto::presence_service_server::{
 use ws_gateway::services::proto::user_service_server::{UserService, UserServiceServer};
 use ws_gateway::services::proto::*;
 
+use super::wait::DEADLINE;
+
 /// The three services. By default the token `<user>-token` lets `<user>` in, a message is accepted
 /// and goes nowhere, and there is no group, no history and nothing unread.
 pub struct Backend {
     pub addr: SocketAddr,
     state: Arc<State>,
     runtime: Option<Runtime>,
+    leave: Arc<Notify>,
+    served: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -92,17 +98,36 @@ impl Backend {
                 .with_nodelay(Some(true))
         };
         let addr = incoming.local_addr().expect("a bound address");
+        let leave = Arc::new(Notify::new());
         let server = tonic::transport::Server::builder()
             .add_service(UserServiceServer::new(Fake(Arc::clone(&state))))
             .add_service(MessageServiceServer::new(Fake(Arc::clone(&state))))
             .add_service(PresenceServiceServer::new(Fake(Arc::clone(&state))))
-            .serve_with_incoming(incoming);
-        runtime.spawn(server);
+            .serve_with_incoming_shutdown(incoming, {
+                let leave = Arc::clone(&leave);
+                async move { leave.notified().await }
+            });
+        let served = Some(runtime.spawn(async {
+            server.await.expect("it serves");
+        }));
         Self {
             addr,
             state,
             runtime: Some(runtime),
+            leave,
+            served,
         }
+    }
+
+    /// Stops as a server does that is to be restarted: GOAWAY, and the calls under way are answered.
+    pub fn stop_gracefully(mut self) {
+        self.leave.notify_one();
+        let served = self.served.take().expect("stopped once");
+        let runtime = self.runtime.as_ref().expect("dropped later");
+        runtime
+            .block_on(async { tokio::time::timeout(DEADLINE, served).await })
+            .expect("it ends in time")
+            .expect("no panic");
     }
 
     pub fn url(&self) -> String {
