@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
-use super::answer::Checked;
+use super::answer::{Checked, MAX_ANSWER};
 use super::failure::{Failure, Health, Why};
 
 /// How often an address that rests is asked whether it answers again.
@@ -18,9 +18,10 @@ const REST: Duration = Duration::from_secs(1);
 /// How often a call is begun again whose connection was going away: the channel notices only
 /// when it is used, so that one more attempt or two may end up on the old connection.
 const STALE: usize = 3;
-/// How large the head of an answer may be, in bytes: a status message of 1 MiB, percent-encoded, and
-/// as details once more. Beyond it the call fails, and beyond its fourfold the connection.
-const MAX_HEADERS: u32 = 8 << 20;
+/// How large a status may be, in bytes: as an answer. A server may say in its text and its details,
+/// percent-encoded, what it failed over. What is larger costs the call its code, and from a fourth
+/// more the connection.
+const MAX_STATUS: u32 = MAX_ANSWER as u32;
 
 /// An empty call, to which any answer will do.
 pub(super) type Ping = fn(Checked) -> Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
@@ -53,7 +54,7 @@ impl Upstream {
                 .http2_keep_alive_interval(Duration::from_secs(10))
                 .keep_alive_timeout(call_timeout)
                 .keep_alive_while_idle(true)
-                .http2_max_header_list_size(MAX_HEADERS);
+                .http2_max_header_list_size(MAX_STATUS);
             let channel = Checked(endpoint.connect_lazy());
             Ok(Arc::new(Address {
                 uri: uri.clone(),

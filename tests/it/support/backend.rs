@@ -63,7 +63,7 @@ impl Drop for UnderWay<'_> {
 #[derive(Clone, Default)]
 struct Rule {
     delay: Duration,
-    error: Option<Code>,
+    error: Option<Status>,
 }
 
 /// What is answered, where it is not the default.
@@ -136,13 +136,14 @@ impl Backend {
 
     /// From now on this call fails with `code`.
     pub fn fail(&self, call: &'static str, code: Code) {
-        self.rule(
-            call,
-            Rule {
-                error: Some(code),
-                ..Rule::default()
-            },
-        );
+        self.fail_with(call, Status::new(code, format!("{call} was told to fail")));
+    }
+
+    /// From now on this call fails with `status`.
+    pub fn fail_with(&self, call: &'static str, status: Status) {
+        let error = Some(status);
+        let delay = Duration::ZERO;
+        self.rule(call, Rule { delay, error });
     }
 
     /// From now on this call takes so long before it is answered.
@@ -205,10 +206,7 @@ impl Fake {
             .cloned()
             .unwrap_or_default();
         tokio::time::sleep(rule.delay).await;
-        match rule.error {
-            Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
-            None => Ok(()),
-        }
+        rule.error.map_or(Ok(()), Err)
     }
 
     fn count(&self, call: &'static str) -> UnderWay<'_> {
