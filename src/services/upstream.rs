@@ -71,8 +71,8 @@ impl Upstream {
     }
 
     /// Calls the address whose turn it is, to be answered before `deadline`. A call that is certain
-    /// not to have been processed is repeated once, on another address if there is one; an idempotent
-    /// one is whenever the service was not available.
+    /// not to have been processed is repeated once, on another address if there is one; so is an
+    /// idempotent one whenever the service was not available.
     pub async fn call<Q, A, F>(
         &self,
         deadline: Instant,
@@ -141,13 +141,9 @@ impl Upstream {
             let failed = failed.is_some_and(|failed| Arc::ptr_eq(failed, address));
             (address.health.load(Ordering::Relaxed), failed)
         };
-        (1..count).map(next).fold(next(0), |best, address| {
-            if rank(&address) < rank(&best) {
-                address
-            } else {
-                best
-            }
-        })
+        // The first of several that are as good.
+        let best = (0..count).map(next).min_by_key(rank);
+        best.unwrap_or(next(0))
     }
 
     /// Passes `address` over until it answers again, if its health asks for it. The only one there is
