@@ -15,19 +15,18 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
+use super::answer::{Checked, MAX_ANSWER};
+use super::failure::Failure;
 use super::proto::message_service_client::MessageServiceClient;
 use super::proto::presence_service_client::PresenceServiceClient;
 use super::proto::user_service_client::UserServiceClient;
 use super::proto::*;
-use super::upstream::{Upstream, cause};
+use super::upstream::Upstream;
 use super::{ErrorCode, Result, ServiceError, Services};
 use crate::config;
 
-/// The largest answer taken, in bytes: a page of 100 long messages. tonic's default is 4 MiB.
-const MAX_ANSWER: usize = 16 << 20;
 /// How long the runtime may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
@@ -52,16 +51,16 @@ struct Service {
     upstream: Arc<Upstream>,
 }
 
-fn user(channel: Channel) -> UserServiceClient<Channel> {
+fn user(channel: Checked) -> UserServiceClient<Checked> {
     UserServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
-fn message(channel: Channel) -> MessageServiceClient<Channel> {
+fn message(channel: Checked) -> MessageServiceClient<Checked> {
     MessageServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
-fn presence(channel: Channel) -> PresenceServiceClient<Channel> {
-    PresenceServiceClient::new(channel)
+fn presence(channel: Checked) -> PresenceServiceClient<Checked> {
+    PresenceServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
 impl Grpc {
@@ -126,7 +125,7 @@ impl Grpc {
         service: &Service,
         idempotent: bool,
         request: Q,
-        attempt: impl Fn(Channel, Request<Q>) -> F + Send + Sync + 'static,
+        attempt: impl Fn(Checked, Request<Q>) -> F + Send + Sync + 'static,
     ) -> Result<A>
     where
         Q: Clone + Send + Sync + 'static,
@@ -142,7 +141,7 @@ impl Grpc {
         service: &Service,
         idempotent: bool,
         request: Q,
-        attempt: impl Fn(Channel, Request<Q>) -> F + Send + Sync + 'static,
+        attempt: impl Fn(Checked, Request<Q>) -> F + Send + Sync + 'static,
     ) -> Pending<A>
     where
         Q: Clone + Send + Sync + 'static,
@@ -191,13 +190,13 @@ async fn carry(mut handed_over: mpsc::UnboundedReceiver<Call>) {
 /// A call that was handed over.
 struct Pending<A> {
     service: &'static str,
-    answered: oneshot::Receiver<std::result::Result<A, Status>>,
+    answered: oneshot::Receiver<std::result::Result<A, Failure>>,
 }
 
 impl<A> Pending<A> {
     fn wait(self) -> Result<A> {
         match self.answered.blocking_recv() {
-            Ok(answer) => answer.map_err(|status| error(self.service, &status)),
+            Ok(answer) => answer.map_err(|failure| failure.for_client(self.service)),
             Err(_) => Err(ServiceError::new(
                 ErrorCode::ServiceUnavailable,
                 "The gateway is stopping",
@@ -346,89 +345,9 @@ fn sent(answer: SendMessageResponse) -> Result<SendMessageResponse> {
     Ok(answer)
 }
 
-/// What a client is told of a status. A service's own words are passed on where they concern the
-/// request; what went wrong inside stays inside.
-fn error(service: &str, status: &Status) -> ServiceError {
-    let told = status.message();
-    if is_too_large(status) {
-        return ServiceError {
-            cause: told.to_owned(),
-            ..ServiceError::too_large(format!("The {service}'s answer is too large"))
-        };
-    }
-    let (code, message) = match status.code() {
-        Code::InvalidArgument | Code::OutOfRange => (ErrorCode::InvalidMessage, told.to_owned()),
-        Code::Unauthenticated => (ErrorCode::Unauthenticated, told.to_owned()),
-        Code::PermissionDenied => (ErrorCode::PermissionDenied, told.to_owned()),
-        Code::NotFound => (ErrorCode::NotFound, told.to_owned()),
-        Code::ResourceExhausted => (ErrorCode::RateLimited, told.to_owned()),
-        Code::Unavailable => (
-            ErrorCode::ServiceUnavailable,
-            format!("The {service} is not available"),
-        ),
-        Code::DeadlineExceeded => (
-            ErrorCode::DeadlineExceeded,
-            format!("The {service} did not answer in time"),
-        ),
-        _ => (ErrorCode::Internal, format!("The {service} failed")),
-    };
-    let cause = if message == told {
-        String::new()
-    } else {
-        cause(status)
-    };
-    ServiceError {
-        cause,
-        ..ServiceError::new(code, message)
-    }
-}
-
-/// Whether the answer was larger than [`MAX_ANSWER`], or than the service itself may send.
-fn is_too_large(status: &Status) -> bool {
-    matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted)
-        && status.message().contains("message length too large")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn statuses_become_error_codes() {
-        for (status, code) in [
-            (Code::Unauthenticated, ErrorCode::Unauthenticated),
-            (Code::PermissionDenied, ErrorCode::PermissionDenied),
-            (Code::NotFound, ErrorCode::NotFound),
-            (Code::InvalidArgument, ErrorCode::InvalidMessage),
-            (Code::OutOfRange, ErrorCode::InvalidMessage),
-            (Code::ResourceExhausted, ErrorCode::RateLimited),
-            (Code::Unavailable, ErrorCode::ServiceUnavailable),
-            (Code::DeadlineExceeded, ErrorCode::DeadlineExceeded),
-            (Code::DataLoss, ErrorCode::Internal),
-            (Code::Unknown, ErrorCode::Internal),
-        ] {
-            assert_eq!(error("User Service", &Status::new(status, "x")).code, code);
-        }
-    }
-
-    #[test]
-    fn an_answer_that_is_too_large_is_no_fault_of_the_client() {
-        for status in [
-            Status::out_of_range("Error, decoded message length too large: found 9 bytes"),
-            Status::resource_exhausted("Error, encoded message length too large: found 9 bytes"),
-        ] {
-            let failed = error("Message Service", &status);
-            assert!(failed.is_too_large() && !failed.is_out_of_reach());
-            assert_eq!(failed.code, ErrorCode::Internal);
-        }
-    }
-
-    #[test]
-    fn what_went_wrong_inside_is_for_the_log_alone() {
-        let failed = error("User Service", &Status::internal("table users is locked"));
-        assert_eq!(failed.message, "The User Service failed");
-        assert_eq!(failed.cause, "table users is locked");
-    }
 
     #[test]
     fn a_service_that_is_not_there_is_unavailable_at_once() {

@@ -2,6 +2,8 @@
 //! wire contract. [`grpc`] implements it; tests implement it with fakes. Nothing outside this
 //! folder knows gRPC or async.
 
+mod answer;
+mod failure;
 pub mod grpc;
 pub mod probe;
 mod upstream;

@@ -10,6 +10,9 @@ mod embedded;
 /// Across two gateways, with RabbitMQ and the services as processes.
 mod remote;
 
+/// What comes back from a service's address and is no answer of the service's.
+mod proxies;
+
 /// Bodies that do not parse, and other strange publications.
 mod dead_letters;
 

@@ -10,6 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 use ws_gateway::services::proto::message_service_server::{MessageService, MessageServiceServer};
@@ -19,12 +21,16 @@ use ws_gateway::services::proto::presence_service_server::{
 use ws_gateway::services::proto::user_service_server::{UserService, UserServiceServer};
 use ws_gateway::services::proto::*;
 
+use super::wait::DEADLINE;
+
 /// The three services. By default the token `<user>-token` lets `<user>` in, a message is accepted
 /// and goes nowhere, and there is no group, no history and nothing unread.
 pub struct Backend {
     pub addr: SocketAddr,
     state: Arc<State>,
     runtime: Option<Runtime>,
+    leave: Arc<Notify>,
+    served: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -57,7 +63,7 @@ impl Drop for UnderWay<'_> {
 #[derive(Clone, Default)]
 struct Rule {
     delay: Duration,
-    error: Option<Code>,
+    error: Option<Status>,
 }
 
 /// What `GetOfflineMessages` answers.
@@ -127,17 +133,36 @@ impl Backend {
                 .with_nodelay(Some(true))
         };
         let addr = incoming.local_addr().expect("a bound address");
+        let leave = Arc::new(Notify::new());
         let server = tonic::transport::Server::builder()
             .add_service(UserServiceServer::new(Fake(Arc::clone(&state))))
             .add_service(MessageServiceServer::new(Fake(Arc::clone(&state))))
             .add_service(PresenceServiceServer::new(Fake(Arc::clone(&state))))
-            .serve_with_incoming(incoming);
-        runtime.spawn(server);
+            .serve_with_incoming_shutdown(incoming, {
+                let leave = Arc::clone(&leave);
+                async move { leave.notified().await }
+            });
+        let served = Some(runtime.spawn(async {
+            server.await.expect("it serves");
+        }));
         Self {
             addr,
             state,
             runtime: Some(runtime),
+            leave,
+            served,
         }
+    }
+
+    /// Stops as a server does that is to be restarted: GOAWAY, and the calls under way are answered.
+    pub fn stop_gracefully(mut self) {
+        self.leave.notify_one();
+        let served = self.served.take().expect("stopped once");
+        let runtime = self.runtime.as_ref().expect("dropped later");
+        runtime
+            .block_on(async { tokio::time::timeout(DEADLINE, served).await })
+            .expect("it ends in time")
+            .expect("no panic");
     }
 
     pub fn url(&self) -> String {
@@ -146,13 +171,14 @@ impl Backend {
 
     /// From now on this call fails with `code`.
     pub fn fail(&self, call: &'static str, code: Code) {
-        self.rule(
-            call,
-            Rule {
-                error: Some(code),
-                ..Rule::default()
-            },
-        );
+        self.fail_with(call, Status::new(code, format!("{call} was told to fail")));
+    }
+
+    /// From now on this call fails with `status`.
+    pub fn fail_with(&self, call: &'static str, status: Status) {
+        let error = Some(status);
+        let delay = Duration::ZERO;
+        self.rule(call, Rule { delay, error });
     }
 
     /// From now on this call takes so long before it is answered.
@@ -215,10 +241,7 @@ impl Fake {
             .cloned()
             .unwrap_or_default();
         tokio::time::sleep(rule.delay).await;
-        match rule.error {
-            Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
-            None => Ok(()),
-        }
+        rule.error.map_or(Ok(()), Err)
     }
 
     fn count(&self, call: &'static str) -> UnderWay<'_> {
