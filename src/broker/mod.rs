@@ -19,12 +19,14 @@ pub mod publisher;
 mod quit;
 #[cfg(test)]
 mod rabbit_tests;
+mod recipient;
 pub mod routes;
 mod session;
 pub mod supervisor;
 #[cfg(test)]
 mod support;
 pub mod topology;
+mod waiting;
 
 use std::fmt;
 

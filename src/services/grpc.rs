@@ -23,7 +23,7 @@ use super::proto::presence_service_client::PresenceServiceClient;
 use super::proto::user_service_client::UserServiceClient;
 use super::proto::*;
 use super::upstream::{Upstream, cause};
-use super::{ErrorCode, Result, ServiceError, Services};
+use super::{ErrorCode, Result, ServiceError, Services, Told};
 use crate::config;
 
 /// The largest answer taken, in bytes: a page of 100 long messages. tonic's default is 4 MiB.
@@ -136,7 +136,7 @@ impl Grpc {
         self.begin(service, idempotent, request, attempt).wait()
     }
 
-    /// Hands one call over.
+    /// Hands one call over, to be waited for.
     fn begin<Q, A, F>(
         &self,
         service: &Service,
@@ -150,23 +150,38 @@ impl Grpc {
         F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
     {
         let (answer, answered) = oneshot::channel();
+        // The caller waits for nothing else, so it is still there.
+        let told = |result| drop(answer.send(result));
+        self.hand_over(service, idempotent, request, attempt, told);
+        Pending {
+            service: service.name,
+            answered,
+        }
+    }
+
+    /// Hands one call over, whose answer the runtime's thread passes to `told`. A call that panics
+    /// ends alone and drops it, as does a runtime that has ended.
+    fn hand_over<Q, A, F>(
+        &self,
+        service: &Service,
+        idempotent: bool,
+        request: Q,
+        attempt: impl Fn(Channel, Request<Q>) -> F + Send + Sync + 'static,
+        told: impl FnOnce(std::result::Result<A, Status>) + Send + 'static,
+    ) where
+        Q: Clone + Send + Sync + 'static,
+        A: Send + 'static,
+        F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
+    {
         let upstream = Arc::clone(&service.upstream);
         let deadline = Instant::now() + self.timeout;
         let call = async move {
             // Boxed here, so that the worker's stack builds the call: it is several KiB large, and
             // moving it through a connection thread's would cost each connection that much.
-            let result = Box::pin(upstream.call(deadline, idempotent, request, attempt)).await;
-            // The caller waits for nothing else, so it is still there.
-            let _ = answer.send(result);
+            told(Box::pin(upstream.call(deadline, idempotent, request, attempt)).await);
         };
-        // A call that panics ends alone. It drops its sender, as does a runtime that has ended: the
-        // wait is over then.
         let call = AssertUnwindSafe(call).catch_unwind().map(drop);
         let _ = self.calls.send(Box::pin(call));
-        Pending {
-            service: service.name,
-            answered,
-        }
     }
 }
 
@@ -221,11 +236,18 @@ impl Services for Grpc {
         })
     }
 
-    fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>> {
-        let answer = self.call(&self.user, true, request, |channel, request| async move {
-            user(channel).get_group_members(request).await
-        })?;
-        Ok(answer.user_ids)
+    fn group_members(&self, request: GetGroupMembersRequest, told: Told<Vec<String>>) {
+        let name = self.user.name;
+        self.hand_over(
+            &self.user,
+            true,
+            request,
+            |channel, request| async move { user(channel).get_group_members(request).await },
+            move |answer| match answer {
+                Ok(answer) => told(Ok(answer.user_ids)),
+                Err(status) => told(Err(error(name, &status))),
+            },
+        );
     }
 
     fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse> {
