@@ -22,9 +22,13 @@ use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
 use crate::services::{ErrorCode, ServiceError};
 
-/// Messages that wait at most, of all groups together, and their bytes.
+/// Messages that wait at most, of all groups together, and their bytes: no more than the default
+/// `session.send_queue_bytes`, should they all be of one sender when they are dropped.
 pub const MAX_MESSAGES: usize = 4_096;
-pub const MAX_BYTES: usize = 16 << 20;
+pub const MAX_BYTES: usize = 1 << 20;
+/// How long the consumer waits for an answer before it lets go: a service that is well answers by
+/// then, and a busy group whose list has expired is not let go.
+const LAST_WAIT: Duration = Duration::from_millis(100);
 /// Groups that wait at most.
 pub const MAX_GROUPS: usize = 10_000;
 /// Groups that are asked for at the same time. Some that are answered late keep no others waiting;
@@ -109,12 +113,26 @@ impl Waiting {
         self.groups.len() >= MAX_GROUPS
     }
 
+    /// Whether a message finds no room.
+    pub fn is_full(&self, push: &Push) -> bool {
+        let bytes = self.bytes + push.frame().len();
+        self.messages >= MAX_MESSAGES || (bytes > MAX_BYTES && self.messages > 0)
+    }
+
+    /// Waits a moment for an answer that may make room; whether one has come. Only groups that have
+    /// not failed are worth it.
+    pub fn await_answer(&self) -> bool {
+        self.asked > self.asked_again && self.woken.recv_timeout(LAST_WAIT).is_ok()
+    }
+
     /// Has a message wait for its group's members. Answers which messages are dropped for that, or
     /// instead: their senders' copies are to be pushed.
     pub fn add(&mut self, group: GroupId, message: Sent) -> Vec<Sent> {
         let bytes = message.1.frame().len();
-        let full = self.messages >= MAX_MESSAGES || self.bytes + bytes > MAX_BYTES;
-        let mut dropped = if full { self.let_go() } else { Vec::new() };
+        let mut dropped = Vec::new();
+        if self.is_full(&message.1) {
+            dropped = self.let_go();
+        }
         let group = self.group(group);
         if group.let_go {
             dropped.push(message);

@@ -46,6 +46,9 @@ impl Hand {
                     return Err("the routing key names another group".into());
                 }
                 let push = Push::group_message(&message);
+                if self.waiting.is_full(&push) && self.waiting.await_answer() {
+                    self.flush();
+                }
                 match self.members(&group) {
                     Some(members) => self.add_to_batch(group, members, sender, push),
                     None => self.wait(group, sender, push),
@@ -101,12 +104,11 @@ impl Hand {
 
     /// For the senders' devices: their copies are never unread, so catch-up does not bring them.
     fn push_own_copies(&mut self, messages: impl IntoIterator<Item = Sent>) {
-        for (number, (sender, push)) in messages.into_iter().enumerate() {
+        for (sender, push) in messages {
             self.find(iter::once(&sender));
             self.enqueue_with(|| push.as_own_copy());
-            if number % MAX_TRAIN == MAX_TRAIN - 1 {
-                self.deliver.flush(mem::take(&mut self.touched));
-            }
+            // They may be many to one device, more than its queue holds.
+            self.deliver.flush(mem::take(&mut self.touched));
         }
     }
 

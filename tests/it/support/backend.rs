@@ -30,6 +30,8 @@ pub struct Backend {
 #[derive(Default)]
 struct State {
     rules: Mutex<HashMap<&'static str, Rule>>,
+    /// For `GetGroupMembers` of one group alone.
+    group_rules: Mutex<HashMap<String, Rule>>,
     answers: Mutex<Answers>,
     calls: Mutex<HashMap<&'static str, Calls>>,
 }
@@ -58,6 +60,16 @@ impl Drop for UnderWay<'_> {
 struct Rule {
     delay: Duration,
     error: Option<Code>,
+}
+
+impl Rule {
+    async fn is_followed(self, call: &str) -> Result<(), Status> {
+        tokio::time::sleep(self.delay).await;
+        match self.error {
+            Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What is answered, where it is not the default.
@@ -130,6 +142,30 @@ impl Backend {
         self.rule(call, Rule::default());
     }
 
+    /// From now on `GetGroupMembers` fails with `code` for this group.
+    pub fn fail_group(&self, group: &str, code: Code) {
+        let rule = Rule {
+            error: Some(code),
+            ..Rule::default()
+        };
+        self.group_rule(group, rule);
+    }
+
+    /// From now on `GetGroupMembers` takes so long for this group.
+    pub fn slow_group(&self, group: &str, delay: Duration) {
+        self.group_rule(group, Rule { delay, error: None });
+    }
+
+    /// Ends [`fail_group`](Self::fail_group) and [`slow_group`](Self::slow_group).
+    pub fn heal_group(&self, group: &str) {
+        self.group_rule(group, Rule::default());
+    }
+
+    fn group_rule(&self, group: &str, rule: Rule) {
+        let mut rules = self.state.group_rules.lock().unwrap();
+        rules.insert(group.into(), rule);
+    }
+
     /// Changes what is answered.
     pub fn answer(&self, change: impl FnOnce(&mut Answers)) {
         change(&mut self.state.answers.lock().unwrap());
@@ -171,19 +207,8 @@ impl Fake {
     /// Counts the call and does what its rule says.
     async fn came(&self, call: &'static str) -> Result<(), Status> {
         let _under_way = self.count(call);
-        let rule = self
-            .0
-            .rules
-            .lock()
-            .unwrap()
-            .get(call)
-            .cloned()
-            .unwrap_or_default();
-        tokio::time::sleep(rule.delay).await;
-        match rule.error {
-            Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
-            None => Ok(()),
-        }
+        let rule = self.0.rules.lock().unwrap().get(call).cloned();
+        rule.unwrap_or_default().is_followed(call).await
     }
 
     fn count(&self, call: &'static str) -> UnderWay<'_> {
@@ -233,6 +258,10 @@ impl UserService for Fake {
         request: Request<GetGroupMembersRequest>,
     ) -> Answer<GetGroupMembersResponse> {
         let group = request.into_inner().group_id;
+        let rule = self.0.group_rules.lock().unwrap().get(&group).cloned();
+        rule.unwrap_or_default()
+            .is_followed("GetGroupMembers")
+            .await?;
         self.answer("GetGroupMembers", |answers| {
             let members = answers.members.get(&group).cloned();
             let user_ids = members.ok_or(Status::not_found("no such group"))?;
