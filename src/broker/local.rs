@@ -260,6 +260,26 @@ mod tests {
     }
 
     #[test]
+    fn a_group_whose_members_are_not_to_be_had_holds_up_no_other() {
+        let (bus, registry, users) = bus();
+        let mut bob = Client::join(&registry, "bob");
+        users.set("slow", &["bob"]);
+        users.slow_group("slow");
+        users.set("bad", &["bob"]);
+        users.fail_group("bad", ErrorCode::Internal);
+        for (id, group) in [("m1", "slow"), ("m2", "bad"), ("m3", "team")] {
+            let message = publication(id, TOPIC_EXCHANGE, &format!("group.{group}"));
+            bus.publisher().publish(&[message]).unwrap();
+        }
+        assert!(bob.next().contains("m3"));
+        users.answer();
+        assert!(bob.next().contains("m1"), "the answer wakes the consumer");
+        users.fail_group("bad", None);
+        assert!(bob.next().contains("m2"), "it is asked for again");
+        bus.stop();
+    }
+
+    #[test]
     fn stopping_delivers_what_is_queued() {
         let (bus, registry, _users) = bus();
         let mut bob = Client::join(&registry, "bob");

@@ -6,6 +6,7 @@
 //! it is in the outboxes of all local recipients; a *dead letter* is one that does not parse.
 
 pub mod amqp;
+mod asking;
 mod backoff;
 mod consume;
 pub mod deliver;

@@ -46,9 +46,6 @@ impl Hand {
                     return Err("the routing key names another group".into());
                 }
                 let push = Push::group_message(&message);
-                if self.waiting.is_full(&push) && self.waiting.await_answer() {
-                    self.flush();
-                }
                 match self.members(&group) {
                     Some(members) => self.add_to_batch(group, members, sender, push),
                     None => self.wait(group, sender, push),
@@ -61,8 +58,8 @@ impl Hand {
                 }
                 if self.deliver.groups.outdate(&group) || self.waiting.contains(&group) {
                     self.make_room_for(&group);
-                    self.waiting.members_changed(group);
-                    self.waiting.ask(&self.deliver.groups);
+                    self.waiting.members_changed(&group);
+                    self.waiting.asking.ask(&self.deliver.groups);
                 }
             }
             _ => return Err("unknown type".into()),
@@ -81,9 +78,20 @@ impl Hand {
     /// Has a message wait for its group's members.
     fn wait(&mut self, group: GroupId, sender: UserId, push: Push) {
         self.make_room_for(&group);
-        let dropped = self.waiting.add(group, (sender, push));
+        self.waiting.enter(&group);
+        while self.waiting.is_full(&group, &push) {
+            // Takes in what is answered, too; and nothing enqueued waits any longer.
+            self.flush();
+            if let Some(members) = self.members(&group) {
+                return self.add_to_batch(group, members, sender, push);
+            }
+            if !self.waiting.await_answer(&group) {
+                break;
+            }
+        }
+        let dropped = self.waiting.add(&group, (sender, push));
         self.push_own_copies(dropped);
-        self.waiting.ask(&self.deliver.groups);
+        self.waiting.asking.ask(&self.deliver.groups);
     }
 
     fn make_room_for(&mut self, group: &GroupId) {
@@ -119,9 +127,7 @@ impl Hand {
             Ok(members) => members,
             Err(error) => return self.waiting.failed(group, &error),
         };
-        let Some(waited) = self.waiting.known(&group) else {
-            return;
-        };
+        let waited = self.waiting.known(&group);
         if waited.outdated {
             groups.outdate(&group);
         }
@@ -219,8 +225,9 @@ mod tests {
 
     use super::super::tests::{Scene, group_message, scene};
     use super::*;
+    use crate::broker::asking::{MAX_ASKED, MAX_ASKED_AGAIN};
     use crate::broker::deliver::Taken;
-    use crate::broker::waiting::{MAX_ASKED, MAX_ASKED_AGAIN, MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
+    use crate::broker::waiting::{MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
     use crate::broker::{Queue, fake::FakeUsers};
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
@@ -481,6 +488,64 @@ mod tests {
     }
 
     #[test]
+    fn where_there_is_no_room_a_busy_group_whose_list_has_expired_is_not_let_go() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        let mut hand = s.group_hand();
+        hand.gets_message("m", "team");
+        hand.flush();
+        s.users.slow_group("other");
+        for _ in 0..MAX_MESSAGES - 1 {
+            hand.gets_message("o", "other");
+        }
+        s.users.drop_question();
+        s.users.slow_group("team");
+        hand.gets_change("team");
+        hand.gets_message("m0", "team");
+        assert_eq!(s.users.answer(), "team");
+        for number in 1..100 {
+            hand.gets_message(&format!("m{number}"), "team");
+        }
+        hand.flush();
+        receives(&mut bob, &["m"]);
+        for number in 0..100 {
+            receives(&mut bob, &[&format!("m{number}")]);
+        }
+        assert!(!bob.takes_catch_up());
+    }
+
+    /// Those who wait for an answer wait alone, also where there is no more room.
+    #[test]
+    fn where_there_is_no_room_other_groups_are_held_up_for_a_moment_at_most() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        s.users.slow_group("slow");
+        s.users.slow_group("late");
+        let mut hand = s.group_hand();
+        hand.gets_message("late", "late");
+        for _ in 1..MAX_MESSAGES {
+            hand.gets_message("m", "slow");
+        }
+        let start = Instant::now();
+        s.users.set("new", &["bob"]);
+        for number in 0..1_000 {
+            let group = ["team", "new"][number % 2];
+            hand.gets_message(&format!("m{number}"), group);
+            hand.flush();
+            receives(&mut bob, &[&format!("m{number}")]);
+        }
+        for _ in 0..1_000 {
+            hand.gets_message("m", "slow");
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(s.users.unanswered(), 2);
+    }
+
+    #[test]
     fn what_waits_is_bounded_in_bytes_too() {
         let s = scene();
         let [bob] = s.join(["bob"]);
@@ -505,7 +570,7 @@ mod tests {
         let mut large = group_message("m", "carol", "team");
         large.content = "x".repeat(MAX_BYTES + 1);
         hand.gets("team", KIND_MESSAGE, &large.encode_to_vec());
-        assert_eq!(hand.waiting.contains(&GroupId::new("team").unwrap()), true);
+        assert!(hand.waiting.contains(&GroupId::new("team").unwrap()));
         drop(hand);
         assert!(bob.takes_catch_up());
     }
@@ -520,7 +585,7 @@ mod tests {
             let group = format!("g{number}");
             match number {
                 0 => hand.gets_message("m1", &group),
-                _ => hand.waiting.members_changed(GroupId::new(&group).unwrap()),
+                _ => hand.waiting.members_changed(&GroupId::new(&group).unwrap()),
             }
         }
         assert!(alice.is_quiet() && !bob.takes_catch_up());

@@ -63,7 +63,7 @@ struct Rule {
 }
 
 impl Rule {
-    async fn is_followed(self, call: &str) -> Result<(), Status> {
+    async fn follow(self, call: &str) -> Result<(), Status> {
         tokio::time::sleep(self.delay).await;
         match self.error {
             Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
@@ -208,7 +208,7 @@ impl Fake {
     async fn came(&self, call: &'static str) -> Result<(), Status> {
         let _under_way = self.count(call);
         let rule = self.0.rules.lock().unwrap().get(call).cloned();
-        rule.unwrap_or_default().is_followed(call).await
+        rule.unwrap_or_default().follow(call).await
     }
 
     fn count(&self, call: &'static str) -> UnderWay<'_> {
@@ -259,9 +259,7 @@ impl UserService for Fake {
     ) -> Answer<GetGroupMembersResponse> {
         let group = request.into_inner().group_id;
         let rule = self.0.group_rules.lock().unwrap().get(&group).cloned();
-        rule.unwrap_or_default()
-            .is_followed("GetGroupMembers")
-            .await?;
+        rule.unwrap_or_default().follow("GetGroupMembers").await?;
         self.answer("GetGroupMembers", |answers| {
             let members = answers.members.get(&group).cloned();
             let user_ids = members.ok_or(Status::not_found("no such group"))?;
