@@ -18,10 +18,10 @@ use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
 use crate::services::ServiceError;
 
-/// Messages that wait at most, of all groups together, and their bytes: no more than the default
+/// Messages that wait at most, of all groups together, and their bytes: half of the default
 /// `session.send_queue_bytes`, should they all be of one sender when they are dropped.
 pub const MAX_MESSAGES: usize = 4_096;
-pub const MAX_BYTES: usize = 1 << 20;
+pub const MAX_BYTES: usize = 512 << 10;
 /// How long, where there is no room, the consumer waits for a group that has just been asked for: a
 /// service that is well answers by then, and a busy group whose list has expired is not let go.
 const LAST_WAIT: Duration = Duration::from_millis(100);

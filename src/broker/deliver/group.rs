@@ -1,8 +1,8 @@
 //! The group queue's half of a [`Hand`]: who is to get a group's messages, and as one train if many
 //! came one behind the other.
 
+use std::mem;
 use std::sync::{Arc, OnceLock};
-use std::{iter, mem};
 
 use super::{Deliver, Garbage, Hand, decode};
 use crate::broker::groups::{Answer, Members};
@@ -23,7 +23,7 @@ const MAX_TRAIN: usize = 128;
 /// nothing for each further delivery. (Saturated, a group of 1,000 on 2 cores: several times the
 /// deliveries of one push for each message and connection.)
 pub(super) struct GroupBatch {
-    group: GroupId,
+    /// One list is one group's.
     members: Members,
     pushes: Vec<(UserId, Push)>,
 }
@@ -47,7 +47,7 @@ impl Hand {
                 }
                 let push = Push::group_message(&message);
                 match self.members(&group) {
-                    Some(members) => self.add_to_batch(group, members, sender, push),
+                    Some(members) => self.add_to_batch(members, sender, push),
                     None => self.wait(group, sender, push),
                 }
             }
@@ -83,7 +83,7 @@ impl Hand {
             // Takes in what is answered, too; and nothing enqueued waits any longer.
             self.flush();
             if let Some(members) = self.members(&group) {
-                return self.add_to_batch(group, members, sender, push);
+                return self.add_to_batch(members, sender, push);
             }
             if !self.waiting.await_answer(&group) {
                 break;
@@ -106,17 +106,23 @@ impl Hand {
             return;
         }
         let waiting = mem::replace(&mut self.waiting, Waiting::new());
-        self.push_own_copies(waiting.into_messages());
+        self.push_own_copies(waiting.into_messages().collect());
         self.deliver.catch_everybody_up();
     }
 
-    /// For the senders' devices: their copies are never unread, so catch-up does not bring them.
-    fn push_own_copies(&mut self, messages: impl IntoIterator<Item = Sent>) {
-        for (sender, push) in messages {
-            self.find(iter::once(&sender));
-            self.enqueue_with(|| push.as_own_copy());
-            // They may be many to one device, more than its queue holds.
-            self.deliver.flush(mem::take(&mut self.touched));
+    /// For the senders' devices: their copies are never unread, so catch-up does not bring them. Each
+    /// sender's come as one train, for which an empty queue has room.
+    fn push_own_copies(&mut self, mut messages: Vec<Sent>) {
+        messages.sort_by(|(one, _), (other, _)| one.cmp(other));
+        for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
+            self.deliver.write(GroupBatch {
+                members: own
+                    .iter()
+                    .take(1)
+                    .map(|(sender, _)| sender.clone())
+                    .collect(),
+                pushes: own.to_vec(),
+            });
         }
     }
 
@@ -137,22 +143,20 @@ impl Hand {
         let mut messages = waited.messages.into_iter().peekable();
         while messages.peek().is_some() {
             self.deliver.write(GroupBatch {
-                group: group.clone(),
                 members: Arc::clone(&members),
                 pushes: messages.by_ref().take(MAX_TRAIN).collect(),
             });
         }
     }
 
-    fn add_to_batch(&mut self, group: GroupId, members: Members, sender: UserId, push: Push) {
+    fn add_to_batch(&mut self, members: Members, sender: UserId, push: Push) {
         match &mut self.batch {
-            Some(batch) if batch.group == group && Arc::ptr_eq(&batch.members, &members) => {
+            Some(batch) if Arc::ptr_eq(&batch.members, &members) => {
                 batch.pushes.push((sender, push));
             }
             _ => {
                 self.end_batch(false);
                 self.batch = Some(GroupBatch {
-                    group,
                     members,
                     pushes: vec![(sender, push)],
                 });
