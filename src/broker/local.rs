@@ -10,9 +10,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded, select};
-use log::{error, info, warn};
+use log::{error, warn};
 
-use super::backoff::Backoff;
 use super::deliver::{Deliver, Hand, Taken};
 use super::quit::{Quit, Quitter};
 use super::{
@@ -25,8 +24,6 @@ const CAPACITY: usize = 4_096;
 const BATCH: usize = 250;
 /// How long publishing waits for room in a queue.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
-const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// The queues and their consumer threads.
 pub struct LocalBus {
@@ -150,6 +147,8 @@ impl Consumer {
                     Err(_) => return,
                 },
                 recv(self.quit.signal()) -> _ => break,
+                recv(self.hand.woken()) -> _ => self.hand.flush(),
+                default(self.hand.due_in()) => self.hand.flush(),
             }
         }
         while let Ok(first) = self.publications.try_recv() {
@@ -172,21 +171,8 @@ impl Consumer {
             kind: &publication.kind,
             body: &publication.body,
         };
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
-        loop {
-            match self.hand.take(&delivery) {
-                Taken::Done => return,
-                Taken::DeadLetter(reason) => {
-                    return warn!("Dead letter: queue={}, reason={reason}", self.queue.name());
-                }
-                Taken::Later(error) => {
-                    info!("Waiting for the User Service: error={error}");
-                    self.hand.flush();
-                    if self.quit.within(backoff.next()) {
-                        return;
-                    }
-                }
-            }
+        if let Taken::DeadLetter(reason) = self.hand.take(&delivery) {
+            warn!("Dead letter: queue={}, reason={reason}", self.queue.name());
         }
     }
 }
@@ -270,6 +256,26 @@ mod tests {
         assert!(bob.next().contains("m2"), "the other queues run on");
         users.fail(None);
         assert!(bob.next().contains("m1"));
+        bus.stop();
+    }
+
+    #[test]
+    fn a_group_whose_members_are_not_to_be_had_holds_up_no_other() {
+        let (bus, registry, users) = bus();
+        let mut bob = Client::join(&registry, "bob");
+        users.set("slow", &["bob"]);
+        users.slow_group("slow");
+        users.set("bad", &["bob"]);
+        users.fail_group("bad", ErrorCode::Internal);
+        for (id, group) in [("m1", "slow"), ("m2", "bad"), ("m3", "team")] {
+            let message = publication(id, TOPIC_EXCHANGE, &format!("group.{group}"));
+            bus.publisher().publish(&[message]).unwrap();
+        }
+        assert!(bob.next().contains("m3"));
+        users.answer();
+        assert!(bob.next().contains("m1"), "the answer wakes the consumer");
+        users.fail_group("bad", None);
+        assert!(bob.next().contains("m2"), "it is asked for again");
         bus.stop();
     }
 

@@ -6,6 +6,7 @@
 //! it is in the outboxes of all local recipients; a *dead letter* is one that does not parse.
 
 pub mod amqp;
+mod asking;
 mod backoff;
 mod consume;
 pub mod deliver;
@@ -19,12 +20,14 @@ pub mod publisher;
 mod quit;
 #[cfg(test)]
 mod rabbit_tests;
+mod recipient;
 pub mod routes;
 mod session;
 pub mod supervisor;
 #[cfg(test)]
 mod support;
 pub mod topology;
+mod waiting;
 
 use std::fmt;
 

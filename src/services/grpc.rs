@@ -24,7 +24,7 @@ use super::proto::presence_service_client::PresenceServiceClient;
 use super::proto::user_service_client::UserServiceClient;
 use super::proto::*;
 use super::upstream::Upstream;
-use super::{ErrorCode, Result, ServiceError, Services};
+use super::{ErrorCode, Result, ServiceError, Services, Told};
 use crate::config;
 
 /// How long the runtime may take to end.
@@ -135,7 +135,7 @@ impl Grpc {
         self.begin(service, idempotent, request, attempt).wait()
     }
 
-    /// Hands one call over.
+    /// Hands one call over, to be waited for.
     fn begin<Q, A, F>(
         &self,
         service: &Service,
@@ -149,23 +149,38 @@ impl Grpc {
         F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
     {
         let (answer, answered) = oneshot::channel();
+        // The caller waits for nothing else, so it is still there.
+        let told = |result| drop(answer.send(result));
+        self.hand_over(service, idempotent, request, attempt, told);
+        Pending {
+            service: service.name,
+            answered,
+        }
+    }
+
+    /// Hands one call over, whose answer the runtime's thread passes to `told`. A call that panics
+    /// ends alone and drops it, as does a runtime that has ended.
+    fn hand_over<Q, A, F>(
+        &self,
+        service: &Service,
+        idempotent: bool,
+        request: Q,
+        attempt: impl Fn(Checked, Request<Q>) -> F + Send + Sync + 'static,
+        told: impl FnOnce(std::result::Result<A, Failure>) + Send + 'static,
+    ) where
+        Q: Clone + Send + Sync + 'static,
+        A: Send + 'static,
+        F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
+    {
         let upstream = Arc::clone(&service.upstream);
         let deadline = Instant::now() + self.timeout;
         let call = async move {
             // Boxed here, so that the worker's stack builds the call: it is several KiB large, and
             // moving it through a connection thread's would cost each connection that much.
-            let result = Box::pin(upstream.call(deadline, idempotent, request, attempt)).await;
-            // The caller waits for nothing else, so it is still there.
-            let _ = answer.send(result);
+            told(Box::pin(upstream.call(deadline, idempotent, request, attempt)).await);
         };
-        // A call that panics ends alone. It drops its sender, as does a runtime that has ended: the
-        // wait is over then.
         let call = AssertUnwindSafe(call).catch_unwind().map(drop);
         let _ = self.calls.send(Box::pin(call));
-        Pending {
-            service: service.name,
-            answered,
-        }
     }
 }
 
@@ -220,11 +235,18 @@ impl Services for Grpc {
         })
     }
 
-    fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>> {
-        let answer = self.call(&self.user, true, request, |channel, request| async move {
-            user(channel).get_group_members(request).await
-        })?;
-        Ok(answer.user_ids)
+    fn group_members(&self, request: GetGroupMembersRequest, told: Told<Vec<String>>) {
+        let name = self.user.name;
+        self.hand_over(
+            &self.user,
+            true,
+            request,
+            |channel, request| async move { user(channel).get_group_members(request).await },
+            move |answer| match answer {
+                Ok(answer) => told(Ok(answer.user_ids)),
+                Err(failure) => told(Err(failure.for_client(name))),
+            },
+        );
     }
 
     fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse> {

@@ -24,10 +24,13 @@ use proto::{
 };
 
 /// The User, Message and Presence services. Each method blocks until the answer is there or the
-/// call's deadline has passed; the contract's comments say what each call means.
+/// call's deadline has passed, save where it says otherwise; the contract's comments say what each
+/// call means.
 pub trait Services: Send + Sync + 'static {
     fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse>;
-    fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>>;
+    /// Returns at once, for the thread that delivers to all groups waits for none. `told` is called
+    /// with the answer, on a thread that it must not keep; or is dropped, when none will come.
+    fn group_members(&self, request: GetGroupMembersRequest, told: Told<Vec<String>>);
 
     fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse>;
     fn send_group_message(&self, request: SendGroupMessageRequest) -> Result<SendMessageResponse>;
@@ -49,6 +52,9 @@ pub trait Services: Send + Sync + 'static {
 
 /// What a service call came to.
 pub type Result<T> = std::result::Result<T, ServiceError>;
+
+/// Takes a call's answer.
+pub type Told<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
 /// A call that did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! answers, statuses of a megabyte, refusals. Over sockets, with HTTP/2 frame by frame.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use prost::Message as _;
@@ -534,9 +534,12 @@ fn an_answer_over_the_bound_is_too_large_and_nobody_is_out_of_reach() {
         answers.history.messages = vec![message; 17];
     });
     let group = |group: &str| {
-        services.group_members(GetGroupMembersRequest {
+        let request = GetGroupMembersRequest {
             group_id: group.into(),
-        })
+        };
+        let (told, answer) = mpsc::channel();
+        services.group_members(request, Box::new(move |answer| drop(told.send(answer))));
+        answer.recv_timeout(DEADLINE).expect("an answer")
     };
     assert_eq!(group("large").expect("under the bound").len(), 15 << 10);
     let errors = [

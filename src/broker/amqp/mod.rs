@@ -338,10 +338,12 @@ pub enum Received {
 }
 
 impl Consumer<'_> {
-    pub fn receive(&self, quit: &Quit, wait: Duration) -> Received {
+    /// Receives `Nothing` when something comes through `woken`, too.
+    pub fn receive(&self, quit: &Quit, woken: &Receiver<()>, wait: Duration) -> Received {
         select! {
             recv(self.consumer.receiver()) -> message => received(message.ok()),
             recv(quit.signal()) -> _ => Received::Quit,
+            recv(woken) -> _ => Received::Nothing,
             default(wait) => Received::Nothing,
         }
     }

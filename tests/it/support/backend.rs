@@ -36,6 +36,8 @@ pub struct Backend {
 #[derive(Default)]
 struct State {
     rules: Mutex<HashMap<&'static str, Rule>>,
+    /// For `GetGroupMembers` of one group alone.
+    group_rules: Mutex<HashMap<String, Rule>>,
     answers: Mutex<Answers>,
     calls: Mutex<HashMap<&'static str, Calls>>,
 }
@@ -95,6 +97,13 @@ pub fn inbox(inbox: Vec<Message>) -> Pages {
             has_more: page < rest.len(),
         })
     })
+}
+
+impl Rule {
+    async fn follow(self) -> Result<(), Status> {
+        tokio::time::sleep(self.delay).await;
+        self.error.map_or(Ok(()), Err)
+    }
 }
 
 /// What is answered, where it is not the default.
@@ -191,6 +200,30 @@ impl Backend {
         self.rule(call, Rule::default());
     }
 
+    /// From now on `GetGroupMembers` fails with `code` for this group.
+    pub fn fail_group(&self, group: &str, code: Code) {
+        let rule = Rule {
+            error: Some(Status::new(code, "it was told to fail")),
+            ..Rule::default()
+        };
+        self.group_rule(group, rule);
+    }
+
+    /// From now on `GetGroupMembers` takes so long for this group.
+    pub fn slow_group(&self, group: &str, delay: Duration) {
+        self.group_rule(group, Rule { delay, error: None });
+    }
+
+    /// Ends [`fail_group`](Self::fail_group) and [`slow_group`](Self::slow_group).
+    pub fn heal_group(&self, group: &str) {
+        self.group_rule(group, Rule::default());
+    }
+
+    fn group_rule(&self, group: &str, rule: Rule) {
+        let mut rules = self.state.group_rules.lock().unwrap();
+        rules.insert(group.into(), rule);
+    }
+
     /// Changes what is answered.
     pub fn answer(&self, change: impl FnOnce(&mut Answers)) {
         change(&mut self.state.answers.lock().unwrap());
@@ -232,16 +265,8 @@ impl Fake {
     /// Counts the call and does what its rule says.
     async fn came(&self, call: &'static str) -> Result<(), Status> {
         let _under_way = self.count(call);
-        let rule = self
-            .0
-            .rules
-            .lock()
-            .unwrap()
-            .get(call)
-            .cloned()
-            .unwrap_or_default();
-        tokio::time::sleep(rule.delay).await;
-        rule.error.map_or(Ok(()), Err)
+        let rule = self.0.rules.lock().unwrap().get(call).cloned();
+        rule.unwrap_or_default().follow().await
     }
 
     fn count(&self, call: &'static str) -> UnderWay<'_> {
@@ -288,6 +313,8 @@ impl UserService for Fake {
         request: Request<GetGroupMembersRequest>,
     ) -> Answer<GetGroupMembersResponse> {
         let group = request.into_inner().group_id;
+        let rule = self.0.group_rules.lock().unwrap().get(&group).cloned();
+        rule.unwrap_or_default().follow().await?;
         self.answer("GetGroupMembers", |answers| {
             let members = answers.members.get(&group).cloned();
             let user_ids = members.ok_or(Status::not_found("no such group"))?;
