@@ -9,7 +9,6 @@ pub mod amqp;
 mod backoff;
 mod consume;
 pub mod deliver;
-mod endpoint;
 #[cfg(test)]
 pub(crate) mod fake;
 mod fan_out;
@@ -32,11 +31,12 @@ use std::time::Instant;
 use crossbeam::channel::Receiver;
 
 pub use deliver::Deliver;
-pub use endpoint::{Endpoint, InvalidUrl};
 pub use local::LocalBus;
 pub use publisher::AmqpPublisher;
 pub use routes::{Route, Routes};
 pub use supervisor::{BrokerEvent, Settings, Supervisor};
+
+pub use crate::config::Endpoint;
 
 /// The direct exchange for what concerns one user, key `user.<user_id>`.
 pub const DIRECT_EXCHANGE: &str = "im.direct";

@@ -7,9 +7,8 @@ use crossbeam::channel::Receiver;
 use log::{info, warn};
 
 use super::amqp::{Alarm, AmqpError, Channel, Confirms, Link};
-use super::endpoint::Endpoint;
 use super::quit::Quit;
-use super::{Outcome, Publication, PublishError, Publisher, topology};
+use super::{Endpoint, Outcome, Publication, PublishError, Publisher, topology};
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 

@@ -2,7 +2,11 @@
 //! come from, [`validate`] what they must be.
 
 mod display;
+mod endpoint;
 pub mod load;
+mod secrets;
+#[cfg(test)]
+mod tests;
 mod validate;
 mod values;
 
@@ -14,8 +18,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use display::display;
-pub use load::{ConfigError, load};
-pub use validate::has_sample_token;
+pub use endpoint::{Endpoint, InvalidUrl};
+pub use load::{ConfigError, load, reload};
+pub use validate::may_listen;
 pub use values::{Addresses, Token};
 
 /// The users that the shipped configuration lets in: `(token, user)`. Everybody knows them.

@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use amiquip::{Confirm, ConfirmPayload};
 use crossbeam::channel::{Receiver, Select, TryRecvError};
 
-use super::{Channel, Result, lost, told};
+use super::{Channel, Confirm, ConfirmPayload, Result, lost, told};
 use crate::broker::Outcome;
 
 /// The broker's answers to what is published on one channel; a `T` says what that was.

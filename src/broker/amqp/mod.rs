@@ -1,4 +1,5 @@
-//! RabbitMQ through amiquip, which is named in this folder alone, so that it can be replaced. What amiquip 0.4.2 would let happen, and this wrapper does
+//! RabbitMQ through amiquip, which is named in this file alone, so that it can be replaced; that
+//! makes it longer than other files. What amiquip 0.4.2 would let happen, and this wrapper does
 //! not: an `open`, `close` or drop that hangs on a broker that stalls, a connection without
 //! heartbeats, an error that shows the password.
 //!
@@ -16,9 +17,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::{
-    AmqpProperties, AmqpValue, Auth, Connection, ConnectionBlockedNotification, ConnectionOptions,
-    ConnectionTuning, ConsumerMessage, ConsumerOptions, Error, ExchangeDeclareOptions,
-    ExchangeType, FieldTable, Publish, QueueDeclareOptions, QueueDeleteOptions,
+    AmqpProperties, AmqpValue, Auth, Confirm, ConfirmPayload, Connection,
+    ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, ConsumerMessage,
+    ConsumerOptions, Error, ExchangeDeclareOptions, ExchangeType, FieldTable, Publish,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, bounded, select};
 
@@ -26,9 +28,8 @@ pub use confirms::Confirms;
 pub use error::{AmqpError, Result};
 pub use socket::Cutter;
 
-use super::endpoint::Endpoint;
 use super::quit::Quit;
-use super::{Delivery, Publication};
+use super::{Delivery, Endpoint, Publication};
 
 /// For resolving, connecting and the AMQP handshake together.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
