@@ -20,6 +20,10 @@ mod error_codes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
 
+/// The configuration is read the same way by `check`, by the start and on SIGHUP.
+mod configuration;
+/// What the services do when the broker refuses what they publish.
+mod publishing;
 /// Starting, stopping, and being told nonsense.
 mod start;
 
