@@ -1,10 +1,11 @@
 //! Where the broker is and who we are there, read from `broker.url`. Its password is shown nowhere.
 
 use std::fmt;
-use std::net::Ipv6Addr;
 
 use percent_encoding::percent_decode_str;
 use url::Url;
+
+use super::forms::is_host;
 
 const DEFAULT_PORT: u16 = 5672;
 /// An AMQP short string.
@@ -84,17 +85,6 @@ impl Endpoint {
     /// `host:port`, for the resolver and for logs.
     pub fn address(&self) -> String {
         format!("{}:{}", self.host, self.port)
-    }
-}
-
-/// Whether this is a host's name, an IPv4 address, or an IPv6 address in brackets.
-pub(super) fn is_host(text: &str) -> bool {
-    match text.strip_prefix('[').and_then(|v6| v6.strip_suffix(']')) {
-        Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
-        None => {
-            let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-            !text.is_empty() && text.bytes().all(plain)
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod display;
 mod endpoint;
+mod forms;
 pub mod load;
 mod secrets;
 #[cfg(test)]

@@ -10,11 +10,14 @@
 //! row at all, so that thousands of them for hours cost their names. Presence events are in no
 //! database; what rests of them is bounded, and the oldest go first.
 
+mod lane;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::lane::{Entry, Key, Lane, bytes, key_of};
 use super::backoff::Backoff;
 use crate::broker::{Outcome, Publication};
 
@@ -28,25 +31,12 @@ const LANES_PER_READ: usize = 32;
 const MAX_LOADED: usize = 8 << 20;
 /// Presence that may rest.
 const MAX_RESTING_EVENTS: usize = 8 << 20;
-/// What a publication takes beside its body. Generous.
-const OVERHEAD: usize = 512;
 /// All resting lanes together are tried again so often: each rests this much longer for every
 /// other one.
 const BETWEEN_RETRIES: Duration = Duration::from_millis(1);
 
-/// A lane's name: exchange and routing key.
-type Key = Arc<(String, String)>;
-
-fn key_of(publication: &Publication) -> Key {
-    let Publication {
-        exchange,
-        routing_key,
-        ..
-    } = publication;
-    Arc::new((exchange.clone(), routing_key.clone()))
-}
-
-/// Every lane that has something to publish.
+/// Every lane that has something to publish. Each is in exactly one of the four collections: due,
+/// unread, in flight, resting.
 pub(super) struct Lanes {
     backoff: Backoff,
     lanes: HashMap<Key, Lane>,
@@ -64,32 +54,6 @@ pub(super) struct Lanes {
     resting_bytes: usize,
     /// Events, since it was last asked.
     dropped: usize,
-}
-
-/// It is in exactly one of the four collections.
-#[derive(Default)]
-struct Lane {
-    /// The next one first. It stays until it is published.
-    loaded: VecDeque<Entry>,
-    /// The last row that was loaded.
-    last: i64,
-    /// There are rows after `last` that were passed over.
-    behind: bool,
-    resting: bool,
-    /// How often the next one was refused.
-    failures: u32,
-}
-
-struct Entry {
-    /// The outbox row; presence has none.
-    row: Option<i64>,
-    publication: Publication,
-}
-
-impl Entry {
-    fn bytes(&self) -> usize {
-        self.publication.body.len() + OVERHEAD
-    }
 }
 
 impl Lanes {
@@ -325,10 +289,6 @@ impl Lanes {
         self.last_number += 1;
         self.last_number
     }
-}
-
-fn bytes(entries: &VecDeque<Entry>) -> usize {
-    entries.iter().map(Entry::bytes).sum()
 }
 
 #[cfg(test)]

@@ -73,23 +73,19 @@ fn send(cluster: &Cluster, recipients: &[&str]) {
 fn take(amqp: &Amqp, queues: &[&str], count: usize, taken: &BTreeSet<String>) -> Vec<Vec<String>> {
     let mut ids = vec![Vec::new(); queues.len()];
     let mut seen = vec![taken.clone(); queues.len()];
-    wait_until_within(
-        PATIENCE,
-        &format!("{count} messages for {queues:?}"),
-        || {
-            for (number, queue) in queues.iter().enumerate() {
-                while let Some(taken) = amqp.take(queue) {
-                    let id = Message::decode(taken.body.as_slice())
-                        .expect("a message")
-                        .id;
-                    if seen[number].insert(id.clone()) {
-                        ids[number].push(id);
-                    }
+    wait_until_within(PATIENCE, format!("{count} messages for {queues:?}"), || {
+        for (number, queue) in queues.iter().enumerate() {
+            while let Some(taken) = amqp.take(queue) {
+                let id = Message::decode(taken.body.as_slice())
+                    .expect("a message")
+                    .id;
+                if seen[number].insert(id.clone()) {
+                    ids[number].push(id);
                 }
             }
-            ids.iter().all(|ids| ids.len() >= count)
-        },
-    );
+        }
+        ids.iter().all(|ids| ids.len() >= count)
+    });
     for (ids, queue) in ids.iter().zip(queues) {
         assert_eq!(ids.len(), count, "{queue}");
         assert!(ids.is_sorted(), "{queue}: {ids:?}");
