@@ -79,17 +79,14 @@ impl Feed for Supervisor {
 pub enum StartError {
     /// The client listener's address cannot be bound: in use, or not this host's.
     Listen { addr: SocketAddr, error: io::Error },
-    /// The configuration names an address that is none.
+    /// A value that [`config::load`](crate::config::load) lets nobody have: mend it.
+    Configuration(String),
+    /// The gRPC runtime does not start.
     Services(String),
-    /// `broker.url` is not to be understood.
-    Broker(String),
     /// The system has no room for a thread.
     Thread(io::Error),
     #[cfg(feature = "reference")]
     Reference(ReferenceError),
-    /// Built without the reference services, and asked to embed them.
-    #[cfg(not(feature = "reference"))]
-    NoReference,
 }
 
 impl fmt::Display for StartError {
@@ -99,14 +96,10 @@ impl fmt::Display for StartError {
                 write!(f, "listen.addr: cannot listen on {addr}: {error}")
             }
             Self::Services(reason) => write!(f, "services: {reason}"),
-            Self::Broker(reason) => write!(f, "broker.url: {reason}"),
+            Self::Configuration(reason) => f.write_str(reason),
             Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
             #[cfg(feature = "reference")]
             Self::Reference(error) => error.fmt(f),
-            #[cfg(not(feature = "reference"))]
-            Self::NoReference => {
-                f.write_str("backend.mode: this binary was built without the embedded services")
-            }
         }
     }
 }
@@ -147,7 +140,9 @@ impl Gateway {
             #[cfg(feature = "reference")]
             Mode::Embedded => Self::embedded(config, listener),
             #[cfg(not(feature = "reference"))]
-            Mode::Embedded => Err(StartError::NoReference),
+            Mode::Embedded => Err(StartError::Configuration(
+                "backend.mode: this binary was built without the embedded services".into(),
+            )),
         }
     }
 
@@ -157,7 +152,7 @@ impl Gateway {
         fatal: Sender<String>,
     ) -> Result<Self, StartError> {
         let endpoint = Endpoint::parse(&config.broker.url)
-            .map_err(|error| StartError::Broker(error.to_string()))?;
+            .map_err(|error| StartError::Configuration(format!("broker.url: {error}")))?;
         let services = Grpc::start(&config.services).map_err(StartError::Services)?;
         let backend = Backend::new(services, &config, None);
         let routes = Arc::new(Routes::new(Arc::clone(&backend.registry)));
@@ -277,6 +272,12 @@ impl Gateway {
             self.listener.addr(),
             self.context.config.listen.path
         )
+    }
+
+    /// Where the tokens of [`reload`](Self::reload) let users in; `None`: it has none of its own.
+    pub fn lets_in_at(&self) -> Option<SocketAddr> {
+        let embedded = self.context.config.backend.mode == Mode::Embedded;
+        embedded.then(|| self.listener.addr())
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.

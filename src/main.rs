@@ -4,6 +4,7 @@
 
 use std::ffi::c_int;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
@@ -12,11 +13,11 @@ use std::thread;
 
 use clap::{Parser, Subcommand};
 use crossbeam::channel::{Receiver, Sender, select, unbounded};
-use log::{error, info, warn};
+use log::{error, info};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM, TERM_SIGNALS};
 use signal_hook::iterator::Signals;
 use ws_gateway::config::{self, Config, ConfigError};
-use ws_gateway::gateway::Gateway;
+use ws_gateway::gateway::{Gateway, StartError};
 use ws_gateway::logging;
 
 /// Wrong usage, or a configuration that cannot be used.
@@ -56,7 +57,7 @@ enum Command {
 struct ServicesArguments {
     /// Where the gRPC services listen.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    listen: std::net::SocketAddr,
+    listen: SocketAddr,
     /// The broker [default: broker.url of the configuration].
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
@@ -151,10 +152,14 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Result<(), Failure> {
         "Starting: gateway_id={}, mode={:?}",
         config.gateway.id, config.backend.mode
     );
-    let gateway = Gateway::start(config, fatal).map_err(Failure::new)?;
+    let gateway = Gateway::start(config, fatal).map_err(|error| match error {
+        StartError::Configuration(_) => Failure::usage(error),
+        _ => Failure::new(error),
+    })?;
     announce(&format!("listening {}", gateway.url()));
-    let outcome = until_told(&signals, &died, || {
-        reload(file, |config| gateway.reload(config))
+    let outcome = until_told(&signals, &died, || match gateway.lets_in_at() {
+        Some(addr) => reload(file, addr, |config| gateway.reload(config)),
+        None => info!("Nothing to read again: only the embedded services have tokens and groups"),
     });
     end_at_once_on(signals);
     gateway.stop();
@@ -175,11 +180,18 @@ fn run_services(
     /// How long a publication waits for its confirm.
     const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
-    if !arguments.listen.ip().is_loopback() && config::has_sample_token(&config) {
+    if !config::may_listen(&config, arguments.listen) {
         return Err(Failure::usage(
             "--listen: only a loopback address while embedded.tokens holds sample tokens, \
              which everybody knows",
         ));
+    }
+    if arguments
+        .database
+        .as_ref()
+        .is_some_and(|path| path.as_os_str().is_empty())
+    {
+        return Err(Failure::usage("--database: must not be empty"));
     }
     let signals = signals()?;
     let url = arguments.broker.as_ref().unwrap_or(&config.broker.url);
@@ -194,8 +206,9 @@ fn run_services(
         Reference::start(arguments.listen, &embedded, Box::new(publisher)).map_err(Failure::new)?;
     announce(&format!("listening grpc http://{}", reference.addr()));
     let (_never, died) = unbounded();
+    let addr = reference.addr();
     let outcome = until_told(&signals, &died, || {
-        reload(file, |config| {
+        reload(file, addr, |config| {
             reference
                 .reload(&config.embedded)
                 .map_err(|error| error.to_string())
@@ -251,11 +264,12 @@ fn until_told(
     }
 }
 
-fn reload(file: Option<&Path>, apply: impl Fn(&Config) -> Result<(), String>) {
-    match config::load(file) {
+/// Reads tokens and groups again, which let users in at `addr`.
+fn reload(file: Option<&Path>, addr: SocketAddr, apply: impl Fn(&Config) -> Result<(), String>) {
+    match config::reload(file, addr) {
         Ok(config) => match apply(&config) {
             Ok(()) => info!("Configuration read again: tokens and groups are in force"),
-            Err(error) => warn!("Configuration read again, and nothing changed: {error}"),
+            Err(error) => error!("Configuration read again, and nothing changed: {error}"),
         },
         Err(error) => error!("Configuration read again, and the old one stays: {error}"),
     }

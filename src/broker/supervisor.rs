@@ -10,10 +10,10 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use log::{error, info, warn};
 use parking_lot::Mutex;
 
+use super::Endpoint;
 use super::amqp::{AmqpError, Cutter, Link};
 use super::backoff::Backoff;
 use super::deliver::Deliver;
-use super::endpoint::Endpoint;
 use super::quit::{Quit, Quitter};
 use super::routes::Routes;
 use super::session::{Parts, Session};

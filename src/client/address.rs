@@ -87,6 +87,7 @@ mod tests {
             "test",
             "[listen]\ntrusted_proxies = [\"10.0.0.0/8\", \"2001:db8:ffff::/48\"]",
             [],
+            None,
         );
         let trusted = config.expect("valid").listen.trusted_proxies;
         client_address(&head, address(peer), &trusted)

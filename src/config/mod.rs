@@ -2,8 +2,13 @@
 //! come from, [`validate`] what they must be.
 
 mod display;
+mod endpoint;
+mod forms;
 pub mod load;
 mod network;
+mod secrets;
+#[cfg(test)]
+mod tests;
 mod validate;
 mod values;
 
@@ -15,9 +20,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use display::display;
-pub use load::{ConfigError, load};
+pub use endpoint::{Endpoint, InvalidUrl};
+pub use load::{ConfigError, load, reload};
 pub use network::{Network, Networks};
-pub use validate::has_sample_token;
+pub use validate::may_listen;
 pub use values::{Addresses, Token};
 
 /// The users that the shipped configuration lets in: `(token, user)`. Everybody knows them.

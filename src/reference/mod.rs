@@ -12,12 +12,15 @@
 //! `ref-store`, which owns the database; `ref-publisher`, which owns the [`Publisher`].
 
 mod arguments;
+mod backoff;
 mod directory;
 mod embedded;
 mod error;
+mod lanes;
 mod leases;
 mod message;
 mod outbox;
+mod outgoing;
 mod presence;
 mod server;
 mod store;
@@ -35,10 +38,12 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use self::backoff::Backoff;
 use self::directory::{Directories, Directory};
 use self::leases::Leases;
 use self::message::Messages;
-use self::outbox::{Backoff, Outgoing, PublisherThread};
+use self::outbox::PublisherThread;
+use self::outgoing::Outgoing;
 use self::presence::Presence;
 use self::server::Services;
 use self::store::{Opened, Store};
@@ -130,13 +135,13 @@ impl Reference {
             leases,
             store: store.clone(),
         };
-        let publisher_thread = PublisherThread {
-            outgoing: Arc::clone(&outgoing),
-            store: store.clone(),
+        let publisher_thread = PublisherThread::new(
+            Arc::clone(&outgoing),
+            store.clone(),
             announcer,
             publisher,
             backoff,
-        };
+        );
         let publisher_thread = publisher_thread.spawn().map_err(ReferenceError::Start)?;
         log::info!(
             "Services started: addr={addr}, database={}, tokens={}, groups={}",

@@ -36,6 +36,10 @@ mod heads;
 /// Requests that are almost JSON objects.
 mod request_shapes;
 
+/// The configuration is read the same way by `check`, by the start and on SIGHUP.
+mod configuration;
+/// What the services do when the broker refuses what they publish.
+mod publishing;
 /// Starting, stopping, and being told nonsense.
 mod start;
 

@@ -18,7 +18,7 @@ use std::path::Path;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use self::outbox::OutboxPage;
+use self::outbox::{OutboxPage, OutboxQuery};
 use self::thread::{Job, StoreThread};
 use super::error::ReferenceError;
 use super::thread::Worker;
@@ -136,15 +136,15 @@ impl Store {
         answer.blocking_recv().map_err(|_| StoreError)
     }
 
-    /// The first `limit` rows of the outbox after row `after`. Blocks.
-    pub fn outbox(&self, after: i64, limit: u32) -> Result<OutboxPage, StoreError> {
-        self.blocking_query(move |connection| outbox::page(connection, after, limit))
+    /// Reads from the outbox. Blocks.
+    pub fn outbox(&self, query: OutboxQuery) -> Result<OutboxPage, StoreError> {
+        self.blocking_query(move |connection| outbox::page(connection, &query))
     }
 
-    /// Has the outbox deleted up to row `last`, some time soon. Blocks while the queue is full.
-    pub fn published(&self, last: i64) {
+    /// Has these rows of the outbox deleted, some time soon. Blocks while the queue is full.
+    pub fn published(&self, rows: Vec<i64>) {
         // A store that has stopped cannot forget them: they are published again after a restart.
-        let _ = self.jobs.blocking_send(Job::Published(last));
+        let _ = self.jobs.blocking_send(Job::Published(rows));
     }
 
     /// Ends the store thread after what is queued.

@@ -247,6 +247,11 @@ impl Services {
         format!("http://{}", self.addr)
     }
 
+    /// Where their configuration file is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Kills them, and starts them again on the same port and database.
     pub fn restart(&mut self) {
         self.process.kill();
