@@ -8,6 +8,7 @@
 //! when the link is cut.
 
 mod error;
+mod sanitize;
 mod socket;
 
 use std::sync::Arc;

@@ -9,9 +9,12 @@ use std::time::Instant;
 
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
+use super::sanitize::Frames;
+
 /// The reading and writing end, owned by amiquip's I/O thread.
 pub struct Socket {
     stream: mio::net::TcpStream,
+    frames: Frames,
     tuned: bool,
     at_login: Arc<AtomicBool>,
 }
@@ -50,6 +53,7 @@ pub fn connect(
                 return Ok((
                     Socket {
                         stream,
+                        frames: Frames::default(),
                         tuned: false,
                         at_login,
                     },
@@ -128,7 +132,7 @@ impl Write for Socket {
 
 impl Read for Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.stream.read(into)
+        self.frames.read(&mut self.stream, into)
     }
 }
 
