@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, unbounded};
 use prost::Message as _;
 
-use super::amqp::{AmqpError, Argument, Link};
+use super::amqp::{AmqpError, Argument, Link, Opener};
 use super::fake::FakeUsers;
 use super::quit::Quit;
 use super::support::amqp::Amqp;
@@ -155,7 +155,8 @@ fn receives(client: &mut Client, ids: impl IntoIterator<Item = u32>) {
 
 fn open(url: &str) -> Link {
     let endpoint = Endpoint::parse(url).unwrap();
-    Link::open(&endpoint, "test", HEARTBEAT, &Quit::never()).unwrap()
+    let mut opener = Opener::new(endpoint, "test".into(), HEARTBEAT);
+    opener.open(&Quit::never()).unwrap()
 }
 
 #[test]

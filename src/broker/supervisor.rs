@@ -10,7 +10,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use log::{error, info, warn};
 use parking_lot::Mutex;
 
-use super::amqp::{AmqpError, Cutter, Link};
+use super::amqp::{AmqpError, Cutter, Opener};
 use super::backoff::Backoff;
 use super::deliver::Deliver;
 use super::endpoint::Endpoint;
@@ -87,6 +87,7 @@ impl Supervisor {
         let (quitter, quit) = Quit::pair();
         let (at_end, ended) = bounded(0);
         let topology = Topology::new(&settings.gateway_id);
+        let name = format!("ws-gateway {}", settings.gateway_id);
         let mut watch = Watch {
             parts: Parts {
                 topology,
@@ -95,6 +96,7 @@ impl Supervisor {
                 routes,
             },
             backoff: Backoff::new(settings.retry_first, RETRY_LONGEST),
+            opener: Opener::new(settings.endpoint.clone(), name, settings.heartbeat),
             settings,
             shared: Arc::clone(&shared),
             quit,
@@ -151,6 +153,7 @@ impl Supervisor {
 struct Watch {
     parts: Parts,
     settings: Settings,
+    opener: Opener,
     shared: Arc<Shared>,
     quit: Quit,
     on_event: Box<dyn Fn(BrokerEvent) + Send>,
@@ -189,14 +192,7 @@ impl Watch {
 
     /// One connection, from opening to its end; `Ok` when told to quit.
     fn serve(&mut self) -> Result<(), Failure> {
-        let Settings {
-            endpoint,
-            gateway_id,
-            heartbeat,
-            ..
-        } = &self.settings;
-        let name = format!("ws-gateway {gateway_id}");
-        let link = Link::open(endpoint, &name, *heartbeat, &self.quit).map_err(Failure::Opening)?;
+        let link = self.opener.open(&self.quit).map_err(Failure::Opening)?;
         *self.shared.cutter.lock() = Some(link.cutter());
         let session = Session::declare(&self.parts, link, !self.owned).map_err(Failure::Serving)?;
         let up = || {

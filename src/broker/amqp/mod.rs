@@ -8,31 +8,28 @@
 //! when the link is cut.
 
 mod error;
+mod open;
+mod resolve;
 mod sanitize;
 mod socket;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::{
-    AmqpProperties, AmqpValue, Auth, Confirm, ConfirmSmoother, Connection,
-    ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, ConsumerMessage,
-    ConsumerOptions, Error, ExchangeDeclareOptions, ExchangeType, FieldTable, Publish,
-    QueueDeclareOptions, QueueDeleteOptions,
+    AmqpProperties, AmqpValue, Confirm, ConfirmSmoother, Connection, ConnectionBlockedNotification,
+    ConsumerMessage, ConsumerOptions, Error, ExchangeDeclareOptions, ExchangeType, FieldTable,
+    Publish, QueueDeclareOptions, QueueDeleteOptions,
 };
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, bounded, select};
 
 pub use error::{AmqpError, Result};
+pub use open::Opener;
 pub use socket::Cutter;
 
-use super::endpoint::Endpoint;
 use super::quit::Quit;
 use super::{Delivery, Publication};
-
-/// For resolving, connecting and the AMQP handshake together.
-pub const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl amiquip::IoStream for socket::Socket {}
 
@@ -44,66 +41,6 @@ pub struct Link {
 }
 
 impl Link {
-    /// Opens a connection within [`OPEN_TIMEOUT`]. The broker's management shows it as `name`.
-    ///
-    /// The opening thread may be left behind, since the system's name resolution knows no
-    /// timeout; it ends by itself and closes what it opened.
-    pub fn open(endpoint: &Endpoint, name: &str, heartbeat: Duration, quit: &Quit) -> Result<Self> {
-        let (result, opened) = bounded(1);
-        let (endpoint, name) = (endpoint.clone(), name.to_owned());
-        let at_login = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&at_login);
-        thread::Builder::new()
-            .name("amqp-open".into())
-            // Nobody waits any more if the send fails: the link inside the error is dropped here.
-            .spawn(move || drop(result.send(Self::open_here(&endpoint, name, heartbeat, &flag))))
-            .map_err(|error| AmqpError::Lost(format!("no thread for connecting: {error}")))?;
-        select! {
-            recv(opened) -> link => link.unwrap_or_else(|_| Err(lost("connecting panicked"))),
-            recv(quit.signal()) -> _ => Err(lost("told to stop")),
-            // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
-            default(OPEN_TIMEOUT) => match at_login.load(Ordering::SeqCst) {
-                true => Err(bad_login()),
-                false => Err(lost("no answer from the broker within 3 s")),
-            },
-        }
-    }
-
-    fn open_here(
-        endpoint: &Endpoint,
-        name: String,
-        heartbeat: Duration,
-        at_login: &Arc<AtomicBool>,
-    ) -> Result<Self> {
-        let deadline = Instant::now() + OPEN_TIMEOUT;
-        let (socket, cutter) = socket::connect(&endpoint.address(), deadline, at_login).map_err(
-            |error| match error.kind() {
-                std::io::ErrorKind::ConnectionRefused => AmqpError::NotListening(error.to_string()),
-                _ => AmqpError::Lost(format!("connecting: {error}")),
-            },
-        )?;
-        let login = Auth::Plain {
-            username: endpoint.user.clone(),
-            password: endpoint.password.clone(),
-        };
-        let options = ConnectionOptions::default()
-            .auth(login)
-            .virtual_host(&endpoint.vhost)
-            .heartbeat(u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX))
-            .connection_timeout(Some(OPEN_TIMEOUT))
-            .information(Some(name));
-        // At its high-water mark amiquip would block whoever publishes, for as long as the broker
-        // reads nothing. What may wait here is bounded by the callers: acks, a burst of binds, or
-        // one batch of publications, which is confirmed before the next.
-        let tuning = ConnectionTuning::default().buffered_writes_high_water(usize::MAX);
-        let connection = Connection::insecure_open_stream(socket, options, tuning)
-            .map_err(|error| told(error, "opening the connection"))?;
-        Ok(Self {
-            connection: Some(connection),
-            cutter: Arc::new(cutter),
-        })
-    }
-
     pub fn channel(&mut self) -> Result<Channel> {
         let connection = self
             .connection
