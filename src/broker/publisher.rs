@@ -34,8 +34,7 @@ impl AmqpPublisher {
     fn open(&mut self) -> Result<Line, AmqpError> {
         let mut link = self.opener.open(&Quit::never())?;
         let alarm = link.alarm()?;
-        let channel = link.channel()?;
-        topology::declare_shared(&channel)?;
+        let channel = topology::declare_shared(&mut link)?;
         let confirms = channel.confirms()?;
         info!("Publisher connected: address={}", self.address);
         Ok(Line {

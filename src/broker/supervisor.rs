@@ -19,6 +19,8 @@ use super::routes::Routes;
 use super::session::{Parts, Session};
 use super::topology::Topology;
 
+/// How often is looked whether an exchange was deleted.
+pub const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Waits between two tries are jittered: half of these, up to all.
 pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
@@ -39,6 +41,8 @@ pub struct Settings {
     pub prefetch: u16,
     /// The first wait after a connection is lost: [`RETRY_FIRST`], save in tests of many losses.
     pub retry_first: Duration,
+    /// [`LOOK_EVERY`], save in tests.
+    pub look_every: Duration,
 }
 
 /// What the composition root is told, on the `broker` thread.
@@ -92,6 +96,7 @@ impl Supervisor {
             parts: Parts {
                 topology,
                 prefetch: settings.prefetch,
+                look_every: settings.look_every,
                 deliver,
                 routes,
             },

@@ -145,6 +145,35 @@ impl Channel {
             .map_err(|e| told(e, &format!("declaring exchange {name}")))
     }
 
+    /// Declares an exchange that nothing is published to, and that goes when `exchange` is deleted,
+    /// also when that is declared again at once: it is its source, and has no other destination.
+    pub fn declare_marker(&self, name: &str, exchange: &str) -> Result<()> {
+        let options = ExchangeDeclareOptions {
+            durable: false,
+            auto_delete: true,
+            internal: true,
+            ..Default::default()
+        };
+        let declared = self.0.exchange_declare(ExchangeType::Fanout, name, options);
+        declared
+            .and_then(|_| self.0.exchange_bind(exchange, name, "", FieldTable::new()))
+            .map_err(|e| told(e, &format!("declaring exchange {name}")))
+    }
+
+    /// `Lost` when there is no such exchange, which closes the channel.
+    pub fn expect_exchange(&self, name: &str) -> Result<()> {
+        let expected = self.0.exchange_declare_passive(name);
+        expected
+            .map(drop)
+            .map_err(|e| told(e, &format!("looking for exchange {name}")))
+    }
+
+    /// Deletes the exchange, if there is one.
+    pub fn delete_exchange(&self, name: &str) -> Result<()> {
+        let deleted = self.0.exchange_delete(name, false);
+        deleted.map_err(|e| told(e, &format!("deleting exchange {name}")))
+    }
+
     /// Declares a durable queue.
     pub fn declare_queue(&self, name: &str, arguments: &[(&str, Argument)]) -> Result<()> {
         let arguments = arguments.iter().map(|&(key, value)| {
