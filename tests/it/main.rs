@@ -12,6 +12,8 @@ mod remote;
 
 /// Bodies that do not parse, and other strange publications.
 mod dead_letters;
+/// Keys, properties and headers that no string of Rust can hold.
+mod hostile_publishers;
 
 /// Every close code.
 mod close_codes;
