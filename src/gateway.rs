@@ -14,7 +14,7 @@ use log::{info, warn};
 use crate::broker::Endpoint;
 use crate::broker::deliver::Deliver;
 use crate::broker::routes::{self, Routes};
-use crate::broker::supervisor::{BrokerEvent, RETRY_FIRST, Settings, Supervisor};
+use crate::broker::supervisor::{BrokerEvent, LOOK_EVERY, RETRY_FIRST, Settings, Supervisor};
 use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
@@ -163,6 +163,7 @@ impl Gateway {
             heartbeat: config.broker.heartbeat,
             prefetch: config.broker.prefetch,
             retry_first: RETRY_FIRST,
+            look_every: LOOK_EVERY,
         };
         Self::assemble(config, listener, backend, Arc::clone(&routes), |presence| {
             let supervisor =

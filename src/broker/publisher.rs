@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Receiver;
 use log::{info, warn};
 
-use super::amqp::{Alarm, AmqpError, Channel, Confirms, Link};
+use super::amqp::{Alarm, AmqpError, Channel, Confirms, Link, Opener};
 use super::quit::Quit;
 use super::{Endpoint, Outcome, Publication, PublishError, Publisher, topology};
 
@@ -14,8 +14,8 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Connects when there is something to publish, and again after an error.
 pub struct AmqpPublisher {
-    endpoint: Endpoint,
-    heartbeat: Duration,
+    address: String,
+    opener: Opener,
     timeout: Duration,
     line: Option<Line>,
 }
@@ -24,21 +24,19 @@ impl AmqpPublisher {
     /// `timeout`: how long the broker may owe confirms and send none, save in an alarm.
     pub fn new(endpoint: Endpoint, heartbeat: Duration, timeout: Duration) -> Self {
         Self {
-            endpoint,
-            heartbeat,
+            address: endpoint.address(),
+            opener: Opener::new(endpoint, "ws-gateway services".into(), heartbeat),
             timeout,
             line: None,
         }
     }
 
-    fn open(&self) -> Result<Line, AmqpError> {
-        let name = "ws-gateway services";
-        let mut link = Link::open(&self.endpoint, name, self.heartbeat, &Quit::never())?;
+    fn open(&mut self) -> Result<Line, AmqpError> {
+        let mut link = self.opener.open(&Quit::never())?;
         let alarm = link.alarm()?;
-        let channel = link.channel()?;
-        topology::declare_shared(&channel)?;
+        let channel = topology::declare_shared(&mut link)?;
         let confirms = channel.confirms()?;
-        info!("Publisher connected: address={}", self.endpoint.address());
+        info!("Publisher connected: address={}", self.address);
         Ok(Line {
             alarm,
             alarmed: false,

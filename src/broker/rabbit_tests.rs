@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, unbounded};
 use prost::Message as _;
 
-use super::amqp::{AmqpError, Argument, Link};
+use super::amqp::{AmqpError, Argument, Link, Opener};
 use super::fake::FakeUsers;
 use super::quit::Quit;
+use super::supervisor::LOOK_EVERY;
 use super::support::amqp::Amqp;
 use super::support::broker::Broker;
 use super::support::wait::{wait_until, wait_until_within};
@@ -23,6 +24,9 @@ use crate::ids::UserId;
 use crate::registry::Registry;
 use crate::services::ErrorCode;
 use crate::services::proto::Message;
+
+/// What an operator does.
+mod operator;
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Shorter than a gateway's: 200 reconnects in half a minute.
@@ -37,7 +41,22 @@ struct Side {
     supervisor: Supervisor,
 }
 
+fn settings(url: &str) -> Settings {
+    Settings {
+        endpoint: Endpoint::parse(url).unwrap(),
+        gateway_id: "g".into(),
+        heartbeat: HEARTBEAT,
+        prefetch: 64,
+        retry_first: RETRY_FIRST,
+        look_every: LOOK_EVERY,
+    }
+}
+
 fn side(url: &str) -> Side {
+    side_with(settings(url))
+}
+
+fn side_with(settings: Settings) -> Side {
     let (users, registry) = (
         Arc::new(FakeUsers::default()),
         Arc::new(Registry::default()),
@@ -49,13 +68,6 @@ fn side(url: &str) -> Side {
         ttl,
     ));
     let routes = Arc::new(Routes::new(Arc::clone(&registry)));
-    let settings = Settings {
-        endpoint: Endpoint::parse(url).unwrap(),
-        gateway_id: "g".into(),
-        heartbeat: HEARTBEAT,
-        prefetch: 64,
-        retry_first: RETRY_FIRST,
-    };
     let (tell, events) = unbounded();
     let on_event = move |event| drop(tell.send(event));
     let supervisor = Supervisor::start(settings, deliver, Arc::clone(&routes), on_event).unwrap();
@@ -196,7 +208,8 @@ fn receives(client: &mut Client, ids: impl IntoIterator<Item = u32>) {
 
 fn open(url: &str) -> Link {
     let endpoint = Endpoint::parse(url).unwrap();
-    Link::open(&endpoint, "test", HEARTBEAT, &Quit::never()).unwrap()
+    let mut opener = Opener::new(endpoint, "test".into(), HEARTBEAT);
+    opener.open(&Quit::never()).unwrap()
 }
 
 #[test]
@@ -356,8 +369,8 @@ fn queues_that_a_crash_left_are_made_afresh() {
     let url = Broker::shared().vhost();
     {
         let mut link = open(&url);
+        Topology::new("g").declare(&mut link).unwrap();
         let channel = link.channel().unwrap();
-        Topology::new("g").declare(&channel).unwrap();
         let key = "user.elsewhere";
         channel
             .bind("queue.gateway.g.single", DIRECT_EXCHANGE, key)

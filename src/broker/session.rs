@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded, select};
+use crossbeam::channel::{Receiver, Sender, bounded, select, tick};
 
 use super::amqp::{AmqpError, Channel, Link};
 use super::consume::{self, Ended};
 use super::deliver::Deliver;
 use super::quit::{Quit, Quitter};
 use super::routes::{Binder, Routes};
-use super::topology::{Topology, user_key};
+use super::topology::{Topology, Watched, user_key};
 use super::{DIRECT_EXCHANGE, Queue};
 use crate::ids::UserId;
 
@@ -30,6 +30,8 @@ const THREADS: usize = Queue::ALL.len() + 1;
 pub struct Parts {
     pub topology: Topology,
     pub prefetch: u16,
+    /// How often is looked whether the exchanges still are those that were declared.
+    pub look_every: Duration,
     pub deliver: Arc<Deliver>,
     pub routes: Arc<Routes>,
 }
@@ -45,21 +47,20 @@ enum Event {
 pub struct Session<'p> {
     parts: &'p Parts,
     link: Link,
-    control: Channel,
+    watched: Watched,
 }
 
 impl<'p> Session<'p> {
     /// Declares the topology; `afresh` deletes the gateway's own queues first.
     pub fn declare(parts: &'p Parts, mut link: Link, afresh: bool) -> Result<Self, AmqpError> {
-        let control = link.channel()?;
         if afresh {
-            parts.topology.delete(&control)?;
+            parts.topology.delete(&link.channel()?)?;
         }
-        parts.topology.declare(&control)?;
+        let watched = parts.topology.declare(&mut link)?;
         Ok(Self {
             parts,
             link,
-            control,
+            watched,
         })
     }
 
@@ -75,7 +76,8 @@ impl<'p> Session<'p> {
         let outcome = self.work(quit, up, lost);
         if outcome.is_ok() {
             // What they hold is unread in the Message Service. If this fails, they expire.
-            self.parts.topology.delete(&self.control)?;
+            let control = self.link.channel()?;
+            self.parts.topology.delete_all(&control, self.watched)?;
         }
         let closed = self.link.close(LEAVE_WITHIN);
         // A connection that broke knows why; all that its threads saw is its end.
@@ -103,7 +105,7 @@ impl<'p> Session<'p> {
                 quit: workers_quit,
                 alive: 0,
             };
-            let outcome = crew.watch(&mut self.link, &told, quit, up);
+            let outcome = crew.watch(&mut self.link, self.watched, &told, quit, up);
             self.parts.routes.end();
             if let Err(error) = &outcome {
                 lost(error);
@@ -128,6 +130,7 @@ impl Crew<'_, '_> {
     fn watch(
         &mut self,
         link: &mut Link,
+        watched: Watched,
         told: &Receiver<Event>,
         quit: &Quit,
         up: impl FnOnce(),
@@ -143,10 +146,15 @@ impl Crew<'_, '_> {
         };
         let mut when_all_started = Some((up, binder));
         let mut started = 0;
+        let look = tick(self.parts.look_every);
         loop {
             let event = select! {
                 recv(told) -> event => event,
                 recv(quit.signal()) -> _ => return Ok(()),
+                recv(look) -> _ => {
+                    self.parts.topology.look(link, watched)?;
+                    continue;
+                }
             };
             match event {
                 Ok(Event::Started) => {

@@ -11,7 +11,7 @@ use log::{error, info, warn};
 use parking_lot::Mutex;
 
 use super::Endpoint;
-use super::amqp::{AmqpError, Cutter, Link};
+use super::amqp::{AmqpError, Cutter, Opener};
 use super::backoff::Backoff;
 use super::deliver::Deliver;
 use super::quit::{Quit, Quitter};
@@ -19,6 +19,8 @@ use super::routes::Routes;
 use super::session::{Parts, Session};
 use super::topology::Topology;
 
+/// How often is looked whether an exchange was deleted.
+pub const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Waits between two tries are jittered: half of these, up to all.
 pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
@@ -39,6 +41,8 @@ pub struct Settings {
     pub prefetch: u16,
     /// The first wait after a connection is lost: [`RETRY_FIRST`], save in tests of many losses.
     pub retry_first: Duration,
+    /// [`LOOK_EVERY`], save in tests.
+    pub look_every: Duration,
 }
 
 /// What the composition root is told, on the `broker` thread.
@@ -87,14 +91,17 @@ impl Supervisor {
         let (quitter, quit) = Quit::pair();
         let (at_end, ended) = bounded(0);
         let topology = Topology::new(&settings.gateway_id);
+        let name = format!("ws-gateway {}", settings.gateway_id);
         let mut watch = Watch {
             parts: Parts {
                 topology,
                 prefetch: settings.prefetch,
+                look_every: settings.look_every,
                 deliver,
                 routes,
             },
             backoff: Backoff::new(settings.retry_first, RETRY_LONGEST),
+            opener: Opener::new(settings.endpoint.clone(), name, settings.heartbeat),
             settings,
             shared: Arc::clone(&shared),
             quit,
@@ -151,6 +158,7 @@ impl Supervisor {
 struct Watch {
     parts: Parts,
     settings: Settings,
+    opener: Opener,
     shared: Arc<Shared>,
     quit: Quit,
     on_event: Box<dyn Fn(BrokerEvent) + Send>,
@@ -189,14 +197,7 @@ impl Watch {
 
     /// One connection, from opening to its end; `Ok` when told to quit.
     fn serve(&mut self) -> Result<(), Failure> {
-        let Settings {
-            endpoint,
-            gateway_id,
-            heartbeat,
-            ..
-        } = &self.settings;
-        let name = format!("ws-gateway {gateway_id}");
-        let link = Link::open(endpoint, &name, *heartbeat, &self.quit).map_err(Failure::Opening)?;
+        let link = self.opener.open(&self.quit).map_err(Failure::Opening)?;
         *self.shared.cutter.lock() = Some(link.cutter());
         let session = Session::declare(&self.parts, link, !self.owned).map_err(Failure::Serving)?;
         let up = || {

@@ -15,6 +15,8 @@ mod proxies;
 
 /// Bodies that do not parse, and other strange publications.
 mod dead_letters;
+/// Keys, properties and headers that no string of Rust can hold.
+mod hostile_publishers;
 
 /// Unread messages and the fall back to them; revocations that nobody hears.
 mod inbox;

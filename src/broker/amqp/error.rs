@@ -38,13 +38,23 @@ pub(super) fn closed_by_broker(code: u16, text: &str, what: &str) -> AmqpError {
     const RESOURCE_LOCKED: u16 = 405;
     const PRECONDITION_FAILED: u16 = 406;
     const NOT_ALLOWED: u16 = 530;
+    // RabbitMQ's word for a queue that is not a classic one. It ends the connection.
+    const NOT_IMPLEMENTED: u16 = 540;
 
-    let text = format!("{what}: {text}");
+    let another = code == NOT_IMPLEMENTED || text.contains("inequivalent arg");
+    let text = match another {
+        true => {
+            format!("{what}: {text}; delete it on the broker, and it is declared as it must be")
+        }
+        false => format!("{what}: {text}"),
+    };
     match code {
         RESOURCE_LOCKED => AmqpError::InUse(text),
         ACCESS_REFUSED if text.ends_with("in exclusive use") => AmqpError::InUse(text),
         PRECONDITION_FAILED if text.ends_with("in use") => AmqpError::InUse(text),
-        ACCESS_REFUSED | PRECONDITION_FAILED | NOT_ALLOWED => AmqpError::Refused(text),
+        ACCESS_REFUSED | PRECONDITION_FAILED | NOT_ALLOWED | NOT_IMPLEMENTED => {
+            AmqpError::Refused(text)
+        }
         _ => AmqpError::Lost(text),
     }
 }
@@ -52,6 +62,25 @@ pub(super) fn closed_by_broker(code: u16, text: &str, what: &str) -> AmqpError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_exists_otherwise_is_told_with_the_way_out() {
+        let told = |code, text| closed_by_broker(code, text, "queue q").to_string();
+        for (code, text) in [
+            (406, "PRECONDITION_FAILED - inequivalent arg 'x-queue-type'"),
+            (
+                540,
+                "NOT_IMPLEMENTED - cannot delete queue 'q' in vhost '/'",
+            ),
+        ] {
+            let told = told(code, text);
+            assert!(
+                told.contains("queue q") && told.contains("delete it"),
+                "{told}"
+            );
+        }
+        assert!(!told(403, "ACCESS_REFUSED").contains("delete it"));
+    }
 
     #[test]
     fn closes_are_sorted_by_what_to_do_next() {
@@ -80,6 +109,10 @@ mod tests {
             "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl'"
         ));
         assert!(refused(530, "NOT_ALLOWED - vhost im not found"));
+        assert!(refused(
+            540,
+            "NOT_IMPLEMENTED - cannot delete queue 'q' in vhost '/'"
+        ));
 
         let lost = closed_by_broker(320, "CONNECTION_FORCED - shutdown", "consume");
         assert_eq!(

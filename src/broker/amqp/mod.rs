@@ -9,30 +9,29 @@
 
 mod confirms;
 mod error;
+mod open;
+mod resolve;
+mod sanitize;
 mod socket;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use amiquip::{
-    AmqpProperties, AmqpValue, Auth, Confirm, ConfirmPayload, Connection,
-    ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, ConsumerMessage,
-    ConsumerOptions, Error, ExchangeDeclareOptions, ExchangeType, FieldTable, Publish,
-    QueueDeclareOptions, QueueDeleteOptions,
+    AmqpProperties, AmqpValue, Confirm, ConfirmPayload, Connection, ConnectionBlockedNotification,
+    ConsumerMessage, ConsumerOptions, Error, ExchangeDeclareOptions, ExchangeType, FieldTable,
+    Publish, QueueDeclareOptions, QueueDeleteOptions,
 };
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, bounded, select};
 
 pub use confirms::Confirms;
 pub use error::{AmqpError, Result};
+pub use open::Opener;
 pub use socket::Cutter;
 
 use super::quit::Quit;
-use super::{Delivery, Endpoint, Publication};
-
-/// For resolving, connecting and the AMQP handshake together.
-pub const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
+use super::{Delivery, Publication};
 
 impl amiquip::IoStream for socket::Socket {}
 
@@ -44,66 +43,6 @@ pub struct Link {
 }
 
 impl Link {
-    /// Opens a connection within [`OPEN_TIMEOUT`]. The broker's management shows it as `name`.
-    ///
-    /// The opening thread may be left behind, since the system's name resolution knows no
-    /// timeout; it ends by itself and closes what it opened.
-    pub fn open(endpoint: &Endpoint, name: &str, heartbeat: Duration, quit: &Quit) -> Result<Self> {
-        let (result, opened) = bounded(1);
-        let (endpoint, name) = (endpoint.clone(), name.to_owned());
-        let at_login = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&at_login);
-        thread::Builder::new()
-            .name("amqp-open".into())
-            // Nobody waits any more if the send fails: the link inside the error is dropped here.
-            .spawn(move || drop(result.send(Self::open_here(&endpoint, name, heartbeat, &flag))))
-            .map_err(|error| AmqpError::Lost(format!("no thread for connecting: {error}")))?;
-        select! {
-            recv(opened) -> link => link.unwrap_or_else(|_| Err(lost("connecting panicked"))),
-            recv(quit.signal()) -> _ => Err(lost("told to stop")),
-            // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
-            default(OPEN_TIMEOUT) => match at_login.load(Ordering::SeqCst) {
-                true => Err(bad_login()),
-                false => Err(lost("no answer from the broker within 3 s")),
-            },
-        }
-    }
-
-    fn open_here(
-        endpoint: &Endpoint,
-        name: String,
-        heartbeat: Duration,
-        at_login: &Arc<AtomicBool>,
-    ) -> Result<Self> {
-        let deadline = Instant::now() + OPEN_TIMEOUT;
-        let (socket, cutter) = socket::connect(&endpoint.address(), deadline, at_login).map_err(
-            |error| match error.kind() {
-                std::io::ErrorKind::ConnectionRefused => AmqpError::NotListening(error.to_string()),
-                _ => AmqpError::Lost(format!("connecting: {error}")),
-            },
-        )?;
-        let login = Auth::Plain {
-            username: endpoint.user.clone(),
-            password: endpoint.password.clone(),
-        };
-        let options = ConnectionOptions::default()
-            .auth(login)
-            .virtual_host(&endpoint.vhost)
-            .heartbeat(u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX))
-            .connection_timeout(Some(OPEN_TIMEOUT))
-            .information(Some(name));
-        // At its high-water mark amiquip would block whoever publishes, for as long as the broker
-        // reads nothing. What may wait here is bounded by the callers: acks, a burst of binds, or
-        // a window of publications, which are confirmed before more follow.
-        let tuning = ConnectionTuning::default().buffered_writes_high_water(usize::MAX);
-        let connection = Connection::insecure_open_stream(socket, options, tuning)
-            .map_err(|error| told(error, "opening the connection"))?;
-        Ok(Self {
-            connection: Some(connection),
-            cutter: Arc::new(cutter),
-        })
-    }
-
     pub fn channel(&mut self) -> Result<Channel> {
         let connection = self
             .connection
@@ -206,6 +145,35 @@ impl Channel {
         declared
             .map(drop)
             .map_err(|e| told(e, &format!("declaring exchange {name}")))
+    }
+
+    /// Declares an exchange that nothing is published to, and that goes when `exchange` is deleted,
+    /// also when that is declared again at once: it is its source, and has no other destination.
+    pub fn declare_marker(&self, name: &str, exchange: &str) -> Result<()> {
+        let options = ExchangeDeclareOptions {
+            durable: false,
+            auto_delete: true,
+            internal: true,
+            ..Default::default()
+        };
+        let declared = self.0.exchange_declare(ExchangeType::Fanout, name, options);
+        declared
+            .and_then(|_| self.0.exchange_bind(exchange, name, "", FieldTable::new()))
+            .map_err(|e| told(e, &format!("declaring exchange {name}")))
+    }
+
+    /// `Lost` when there is no such exchange, which closes the channel.
+    pub fn expect_exchange(&self, name: &str) -> Result<()> {
+        let expected = self.0.exchange_declare_passive(name);
+        expected
+            .map(drop)
+            .map_err(|e| told(e, &format!("looking for exchange {name}")))
+    }
+
+    /// Deletes the exchange, if there is one.
+    pub fn delete_exchange(&self, name: &str) -> Result<()> {
+        let deleted = self.0.exchange_delete(name, false);
+        deleted.map_err(|e| told(e, &format!("deleting exchange {name}")))
     }
 
     /// Declares a durable queue.

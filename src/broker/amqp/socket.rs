@@ -1,19 +1,24 @@
 //! The TCP socket under an AMQP connection, in the form that amiquip polls: without Nagle's delay,
-//! to be cut from any thread, and on guard against a broker that offers no heartbeats.
+//! to be cut from any thread, and on guard against a broker that offers no heartbeats and against
+//! frames that amiquip cannot parse.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::Ordering;
 
+use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
+
+use super::open::Stage;
+use super::sanitize::Frames;
 
 /// The reading and writing end, owned by amiquip's I/O thread.
 pub struct Socket {
-    stream: mio::net::TcpStream,
+    stream: TcpStream,
+    frames: Frames,
     tuned: bool,
-    at_login: Arc<AtomicBool>,
+    stage: Arc<Stage>,
 }
 
 /// Ends a connection at once, whatever its peer does: the I/O thread reads its end, and every call
@@ -28,38 +33,20 @@ impl Cutter {
     }
 }
 
-/// Connects to the first address of `host:port` that accepts, by `deadline`. `at_login` is true
-/// while the broker judges the login.
-pub fn connect(
-    address: &str,
-    deadline: Instant,
-    at_login: &Arc<AtomicBool>,
-) -> io::Result<(Socket, Cutter)> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in address.to_socket_addrs()? {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        match TcpStream::connect_timeout(&address, left) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                let cutter = Cutter(stream.try_clone()?);
-                let stream = mio::net::TcpStream::from_stream(stream)?;
-                let at_login = Arc::clone(at_login);
-                return Ok((
-                    Socket {
-                        stream,
-                        tuned: false,
-                        at_login,
-                    },
-                    cutter,
-                ));
-            }
-            Err(error) => last = error,
-        }
+impl Socket {
+    /// Begins to connect to `address`; `stage` tells how far it has come.
+    pub fn connect(address: &SocketAddr, stage: &Arc<Stage>) -> io::Result<(Self, Cutter)> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        let cutter = Cutter(stream.try_clone()?);
+        let socket = Self {
+            stream,
+            frames: Frames::default(),
+            tuned: false,
+            stage: Arc::clone(stage),
+        };
+        Ok((socket, cutter))
     }
-    Err(last)
 }
 
 /// What the client's side of the AMQP handshake says (AMQP 0-9-1, sections 1.4 and 2.3.5).
@@ -116,9 +103,11 @@ impl Write for Socket {
                 return Err(io::Error::other("the broker has heartbeats switched off"));
             }
             self.tuned = said != Said::Login;
-            self.at_login.store(!self.tuned, Ordering::SeqCst);
+            self.stage.at_login.store(!self.tuned, Ordering::SeqCst);
         }
-        self.stream.write(bytes)
+        let written = self.stream.write(bytes)?;
+        self.stage.connected.store(true, Ordering::SeqCst);
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -128,7 +117,7 @@ impl Write for Socket {
 
 impl Read for Socket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.stream.read(into)
+        self.frames.read(&mut self.stream, into)
     }
 }
 

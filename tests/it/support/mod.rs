@@ -19,6 +19,7 @@ pub mod paths;
 pub mod process;
 pub mod puppet;
 pub mod raw;
+pub mod raw_amqp;
 pub mod settings;
 pub mod wait;
 pub mod watchdog;

@@ -1,0 +1,601 @@
+//! Makes what a broker sends such that amiquip 0.4.2 can parse it. A short string that is not UTF-8
+//! ends its connection, and it parses tables recursively: one publication would end the connection
+//! of every gateway again and again, or the process.
+//!
+//! Only whole frames can be judged (AMQP 0-9-1, section 4.2.2), so they are put together here. A
+//! name that is not UTF-8 becomes one that nobody has. Of a content header's properties only `type`
+//! is left. Bodies pass untouched. No frame gets longer, so all is done in the buffer that was read
+//! into.
+
+use std::io::{self, Read};
+use std::ops::Range;
+
+/// One read's worth, and some 200 deliveries of 300 bytes.
+const BUFFER: usize = 64 << 10;
+/// Larger than any frame that is meant: bodies come in frames of 128 KiB at most, as agreed.
+const LARGEST: usize = 16 << 20;
+
+/// Type, channel and size.
+const HEAD: usize = 7;
+const METHOD: u8 = 1;
+const CONTENT_HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+
+/// Class, weight and body size, before the property flags.
+const BEFORE_FLAGS: usize = 12;
+const TYPE_FLAG: u16 = 1 << 5;
+/// The properties in front of `type`, each present when its flag is set, from the highest flag on.
+const BEFORE_TYPE: [Field; 10] = [
+    Field::Name,     // content-type
+    Field::Name,     // content-encoding
+    Field::Table,    // headers
+    Field::Bytes(1), // delivery-mode
+    Field::Bytes(1), // priority
+    Field::Name,     // correlation-id
+    Field::Name,     // reply-to
+    Field::Name,     // expiration
+    Field::Name,     // message-id
+    Field::Bytes(8), // timestamp
+];
+
+#[derive(Clone, Copy)]
+enum Field {
+    Bytes(usize),
+    /// A short string that means nothing unless it is whole.
+    Name,
+    /// A short string for people.
+    Text,
+    Table,
+}
+
+/// The beginning of a frame is not that of an AMQP frame, or its fields do not fit into it.
+struct Malformed;
+
+/// The frames that were read and not passed on yet.
+pub struct Frames {
+    buffer: Vec<u8>,
+    /// What of `buffer` is filled.
+    filled: Range<usize>,
+    /// How many bytes may pass, beginning with the first: the rest of a frame that has been judged.
+    passing: usize,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self {
+            buffer: vec![0; BUFFER],
+            filled: 0..0,
+            passing: 0,
+        }
+    }
+}
+
+impl Frames {
+    /// Reads as `source` would, and passes on what amiquip can parse. `source` is asked only when
+    /// there is nothing to pass on: its `WouldBlock` means that all of it has been.
+    pub fn read(&mut self, source: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let passed = self
+                .pass(into)
+                .map_err(|Malformed| io::Error::new(io::ErrorKind::InvalidData, "no AMQP frame"))?;
+            if passed > 0 || into.is_empty() {
+                return Ok(passed);
+            }
+            if self.fill(source)? == 0 {
+                return Ok(0);
+            }
+        }
+    }
+
+    fn pass(&mut self, into: &mut [u8]) -> Result<usize, Malformed> {
+        let mut passed = 0;
+        while passed < into.len() {
+            if self.passing == 0 && !self.judge()? {
+                break;
+            }
+            let count = self.passing.min(self.filled.len()).min(into.len() - passed);
+            if count == 0 {
+                break;
+            }
+            let from = self.filled.start;
+            into[passed..passed + count].copy_from_slice(&self.buffer[from..from + count]);
+            self.filled.start += count;
+            self.passing -= count;
+            passed += count;
+        }
+        Ok(passed)
+    }
+
+    /// Makes the next frame pass; `false` when more of it must be read first.
+    fn judge(&mut self) -> Result<bool, Malformed> {
+        let waiting = &mut self.buffer[self.filled.clone()];
+        let Some(&[kind, _, _, size @ ..]) = waiting.first_chunk::<HEAD>() else {
+            return Ok(false);
+        };
+        let whole = HEAD + u32::from_be_bytes(size) as usize + 1;
+        if whole > LARGEST {
+            return Err(Malformed);
+        }
+        let cut = match (kind, waiting.get_mut(..whole)) {
+            (BODY | HEARTBEAT, _) => 0,
+            (METHOD | CONTENT_HEADER, None) => return Ok(false),
+            (METHOD, Some(frame)) => method(frame)?,
+            (CONTENT_HEADER, Some(frame)) => content_header(frame)?,
+            _ => return Err(Malformed),
+        };
+        self.filled.start += cut;
+        self.passing = whole - cut;
+        Ok(true)
+    }
+
+    fn fill(&mut self, source: &mut impl Read) -> io::Result<usize> {
+        if self.filled.start > 0 {
+            self.buffer.copy_within(self.filled.clone(), 0);
+            self.filled = 0..self.filled.len();
+        }
+        if self.filled.end == self.buffer.len() {
+            self.buffer.resize(2 * self.buffer.len(), 0);
+        }
+        let read = source.read(&mut self.buffer[self.filled.end..])?;
+        self.filled.end += read;
+        Ok(read)
+    }
+}
+
+/// Makes a method's strings UTF-8; answers how many bytes of the frame's beginning are left out.
+fn method(frame: &mut [u8]) -> Result<usize, Malformed> {
+    let fields: &[Field] = match frame.get(HEAD..HEAD + 4).ok_or(Malformed)? {
+        [0, 10, 0, 10] => return connection_start(frame),
+        [0, 10, 0, 50] | [0, 20, 0, 40] => &[Field::Bytes(2), Field::Text], // close
+        [0, 10, 0, 60] => &[Field::Text],                                   // blocked
+        [0, 60, 0, 50] => &[Field::Bytes(2), Field::Text, Field::Name, Field::Name], // return
+        [0, 60, 0, 60] => &[Field::Name, Field::Bytes(9), Field::Name, Field::Name], // deliver
+        [0, 60, 0, 71] => &[Field::Bytes(9), Field::Name, Field::Name],     // get-ok
+        // Numbers, and names that the gateway or the broker has given.
+        _ => &[],
+    };
+    let payload = payload(frame);
+    let mut at = 4;
+    for field in fields {
+        let next = end(*field, payload, at)?;
+        if let Field::Name | Field::Text = field {
+            make_utf8(*field, &mut payload[at + 1..next]);
+        }
+        at = next;
+    }
+    Ok(0)
+}
+
+/// Leaves out the server's properties, a table that nobody reads.
+fn connection_start(frame: &mut [u8]) -> Result<usize, Malformed> {
+    /// Class, method and version.
+    const BEFORE_TABLE: usize = 6;
+    let table_end = end(Field::Table, payload(frame), BEFORE_TABLE)?;
+    let mut start = [0; BEFORE_TABLE + 4];
+    start[..BEFORE_TABLE].copy_from_slice(&payload(frame)[..BEFORE_TABLE]);
+    Ok(begin_anew(frame, &start, HEAD + table_end))
+}
+
+/// Leaves `type` of the properties, or none; answers how many bytes of the frame's beginning are
+/// left out. Where the properties cannot be read, `type` is one that nobody knows.
+fn content_header(frame: &mut [u8]) -> Result<usize, Malformed> {
+    let payload = payload(frame);
+    let mut start = [0; BEFORE_FLAGS + 2];
+    start[..BEFORE_FLAGS].copy_from_slice(payload.get(..BEFORE_FLAGS).ok_or(Malformed)?);
+    let behind = payload.len();
+    let kept = match find_type(&payload[BEFORE_FLAGS..]) {
+        Ok(None) => 0,
+        Ok(Some(found)) => {
+            let found = BEFORE_FLAGS + found.start..BEFORE_FLAGS + found.end;
+            make_utf8(Field::Name, &mut payload[found.start + 1..found.end]);
+            payload.copy_within(found.clone(), behind - found.len());
+            found.len()
+        }
+        Err(Malformed) => {
+            const UNKNOWN: [u8; 2] = [1, b'?'];
+            let list = payload.get_mut(start.len()..).ok_or(Malformed)?;
+            *list.last_chunk_mut().ok_or(Malformed)? = UNKNOWN;
+            UNKNOWN.len()
+        }
+    };
+    if kept > 0 {
+        start[BEFORE_FLAGS..].copy_from_slice(&TYPE_FLAG.to_be_bytes());
+    }
+    Ok(begin_anew(frame, &start, HEAD + behind - kept))
+}
+
+/// Where the `type` is in a property list, from its flags on, with its length byte.
+fn find_type(list: &[u8]) -> Result<Option<Range<usize>>, Malformed> {
+    /// Another word of flags follows.
+    const MORE: u16 = 1;
+    let flags = |word: usize| {
+        let word = list.get(2 * word..).and_then(<[u8]>::first_chunk);
+        word.map(|word| u16::from_be_bytes(*word)).ok_or(Malformed)
+    };
+    let present = flags(0)?;
+    if present & TYPE_FLAG == 0 {
+        return Ok(None);
+    }
+    let mut words = 1;
+    while flags(words - 1)? & MORE != 0 {
+        words += 1;
+    }
+    let mut at = 2 * words;
+    for (index, field) in BEFORE_TYPE.into_iter().enumerate() {
+        if present & (1 << (15 - index)) != 0 {
+            at = end(field, list, at)?;
+        }
+    }
+    Ok(Some(at..end(Field::Name, list, at)?))
+}
+
+fn payload(frame: &mut [u8]) -> &mut [u8] {
+    let end = frame.len() - 1;
+    &mut frame[HEAD..end]
+}
+
+/// Where a field that begins at `at` ends.
+fn end(field: Field, bytes: &[u8], at: usize) -> Result<usize, Malformed> {
+    let rest = bytes.get(at..).ok_or(Malformed)?;
+    let length = match field {
+        Field::Bytes(count) => count,
+        Field::Name | Field::Text => 1 + usize::from(*rest.first().ok_or(Malformed)?),
+        Field::Table => 4 + u32::from_be_bytes(*rest.first_chunk().ok_or(Malformed)?) as usize,
+    };
+    if length > rest.len() {
+        return Err(Malformed);
+    }
+    Ok(at + length)
+}
+
+/// Overwrites what is not UTF-8. Of a name that is all of it, lest it become a similar one: no key
+/// that is somebody's begins with a question mark, and no `type` is made of them.
+fn make_utf8(field: Field, string: &mut [u8]) {
+    let mut from = 0;
+    while let Err(error) = str::from_utf8(&string[from..]) {
+        if let Field::Name = field {
+            return string.fill(b'?');
+        }
+        let valid = from + error.valid_up_to();
+        from = error
+            .error_len()
+            .map_or(string.len(), |length| valid + length);
+        string[valid..from].fill(b'?');
+    }
+}
+
+/// Lets the frame's payload be `start` and then what was there from `rest` on, an index into the
+/// frame; answers where the frame begins now.
+fn begin_anew(frame: &mut [u8], start: &[u8], rest: usize) -> usize {
+    let cut = rest - start.len() - HEAD;
+    let size = (frame.len() - cut - HEAD - 1) as u32;
+    frame.copy_within(..3, cut);
+    frame[cut + 3..cut + HEAD].copy_from_slice(&size.to_be_bytes());
+    frame[cut + HEAD..rest].copy_from_slice(start);
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    /// Numbers that look random, the same in each run.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn next(&mut self, below: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 16) as usize % below
+        }
+
+        fn bytes(&mut self, below: usize) -> Vec<u8> {
+            (0..self.next(below))
+                .map(|_| self.next(256) as u8)
+                .collect()
+        }
+
+        /// A short string: UTF-8 or not, and sometimes of the largest size.
+        fn short(&mut self) -> Vec<u8> {
+            match self.next(6) {
+                0 => self.bytes(256),
+                1 => vec![b'k'; 255],
+                2 => vec![0xE9; 255],
+                3 => b"group.caf\xe9".to_vec(),
+                4 => "user.\u{e9}\0".into(),
+                _ => b"session_revoked".to_vec(),
+            }
+        }
+    }
+
+    fn frame(kind: u8, channel: u8, payload: &[u8]) -> Vec<u8> {
+        let size = (payload.len() as u32).to_be_bytes();
+        [&[kind, 0, channel], &size[..], payload, &[0xCE]].concat()
+    }
+
+    fn short(string: &[u8]) -> Vec<u8> {
+        [&[string.len() as u8], string].concat()
+    }
+
+    fn deliver(tag: &[u8], exchange: &[u8], key: &[u8]) -> Vec<u8> {
+        let tag = [&[0, 60, 0, 60], &short(tag)[..]].concat();
+        let payload = [
+            tag,
+            vec![0, 0, 0, 0, 0, 0, 1, 0, 1],
+            short(exchange),
+            short(key),
+        ];
+        frame(METHOD, 7, &payload.concat())
+    }
+
+    fn header(flags: &[u16], values: &[u8]) -> Vec<u8> {
+        let flags = flags.iter().flat_map(|word| word.to_be_bytes());
+        let mut payload = vec![0, 60, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3];
+        payload.extend(flags);
+        payload.extend(values);
+        frame(CONTENT_HEADER, 7, &payload)
+    }
+
+    /// A content header with all 14 properties, or those in `mask`, and what becomes of it.
+    fn properties(numbers: &mut Numbers, mask: u16) -> (Vec<u8>, Vec<u8>) {
+        let mut values = Vec::new();
+        let mut left = (vec![0_u16], Vec::new());
+        for bit in (2..16).rev().filter(|bit| mask & (1 << bit) != 0) {
+            let value = match bit {
+                13 => {
+                    let table = numbers.bytes(2_000);
+                    [&(table.len() as u32).to_be_bytes()[..], &table].concat()
+                }
+                11 | 12 => vec![0xFF],
+                6 => vec![0xFF; 8],
+                5 => {
+                    let kind = numbers.short();
+                    left = (vec![TYPE_FLAG], short(&expected(&kind)));
+                    short(&kind)
+                }
+                _ => short(&numbers.short()),
+            };
+            values.extend(value);
+        }
+        (header(&[mask], &values), header(&left.0, &left.1))
+    }
+
+    fn expected(name: &[u8]) -> Vec<u8> {
+        match str::from_utf8(name) {
+            Ok(_) => name.to_vec(),
+            Err(_) => vec![b'?'; name.len()],
+        }
+    }
+
+    /// Gives these pieces, the last first, and has nothing more after each read.
+    struct Pieces<'a> {
+        pieces: Vec<&'a [u8]>,
+        blocked: bool,
+    }
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.blocked = !self.blocked;
+            if self.blocked {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            let Some(mut piece) = self.pieces.pop() else {
+                return Ok(0);
+            };
+            let count = piece.read(into)?;
+            if !piece.is_empty() {
+                self.pieces.push(piece);
+            }
+            Ok(count)
+        }
+    }
+
+    /// Reads to the end, `most` bytes at a time.
+    fn read(pieces: Vec<&[u8]>, most: usize) -> io::Result<Vec<u8>> {
+        let pieces = pieces.into_iter().rev().filter(|piece| !piece.is_empty());
+        let mut source = Pieces {
+            pieces: pieces.collect(),
+            blocked: false,
+        };
+        let (mut frames, mut all, mut into) = (Frames::default(), Vec::new(), vec![0; most]);
+        loop {
+            match frames.read(&mut source, &mut into) {
+                Ok(0) => return Ok(all),
+                Ok(count) => all.extend(&into[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn becomes(frame: &[u8], wanted: &[u8]) {
+        assert_eq!(read(vec![frame], 4_096).unwrap(), wanted, "{frame:?}");
+    }
+
+    #[test]
+    fn names_that_are_not_utf8_become_nobodys() {
+        for (key, becomes_key) in [
+            (&b"group.caf\xe9"[..], &b"??????????"[..]),
+            (b"user.bob\xff", b"?????????"),
+            (b"\xff", b"?"),
+            (b"user.\xc3\xa9", b"user.\xc3\xa9"),
+            (b"user.b\0b", b"user.b\0b"),
+            (b"", b""),
+            (&[b'k'; 255], &[b'k'; 255]),
+            (&[0x80; 255], &[b'?'; 255]),
+        ] {
+            let wanted = deliver(b"tag", b"im.direct", becomes_key);
+            becomes(&deliver(b"tag", b"im.direct", key), &wanted);
+            let wanted = deliver(b"tag", becomes_key, b"user.bob");
+            becomes(&deliver(b"tag", key, b"user.bob"), &wanted);
+        }
+    }
+
+    #[test]
+    fn texts_for_people_lose_only_what_is_not_utf8() {
+        let close = |text: &[u8]| {
+            let text = short(text);
+            let method = [&[0, 20, 0, 40, 1, 150], &text[..], &[0, 50, 0, 10]];
+            frame(METHOD, 7, &method.concat())
+        };
+        // As RabbitMQ does when it cuts a text in the middle of a character.
+        becomes(&close(b"no queue 'caf\xc3"), &close(b"no queue 'caf?"));
+        becomes(&close(b"\xe9t\xe9 in use"), &close(b"?t? in use"));
+        let blocked = |text: &[u8]| frame(METHOD, 0, &[&[0, 10, 0, 60], &short(text)[..]].concat());
+        becomes(&blocked(b"low on \xff"), &blocked(b"low on ?"));
+    }
+
+    #[test]
+    fn type_alone_is_left_of_the_properties() {
+        let mut numbers = Numbers(1);
+        for mask in 0..=u16::MAX >> 2 {
+            // Of the others some; of those that decide all.
+            if mask % 37 == 0 || mask.count_ones() <= 2 {
+                let (frame, wanted) = properties(&mut numbers, mask << 2);
+                becomes(&frame, &wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn further_words_of_flags_are_passed_over() {
+        let values = [short(b"\xff"), short(b"message"), vec![9, 9]].concat();
+        let wanted = header(&[TYPE_FLAG], &short(b"message"));
+        let flags = (1 << 15) | TYPE_FLAG | 1;
+        becomes(&header(&[flags, 0xFFFF, 0xFFFE], &values), &wanted);
+    }
+
+    #[test]
+    fn the_type_of_properties_that_cannot_be_read_is_nobodys() {
+        let wanted = header(&[TYPE_FLAG], &short(b"?"));
+        let cases: [(u16, &[u8]); 5] = [
+            (TYPE_FLAG, b"\x05mess"),
+            (1 << 15 | TYPE_FLAG, b"\xff\0"),
+            (1 << 13 | TYPE_FLAG, b"\xff\xff\xff\xff\x07message"),
+            (1 << 13 | TYPE_FLAG, b"\0\0"),
+            (TYPE_FLAG | 1, b"\xff\xff"),
+        ];
+        for (flags, values) in cases {
+            becomes(&header(&[flags], values), &wanted);
+        }
+        // What is behind the type is not read.
+        let kind = [short(b"message"), vec![200]].concat();
+        let wanted = header(&[TYPE_FLAG], &short(b"message"));
+        becomes(&header(&[TYPE_FLAG | 1 << 4], &kind), &wanted);
+    }
+
+    #[test]
+    fn the_servers_properties_are_left_out() {
+        let start = |table: &[u8]| {
+            let size = (table.len() as u32).to_be_bytes();
+            let rest = b"\0\0\0\x05PLAIN\0\0\0\x05en_US";
+            let payload = [&[0, 10, 0, 10, 0, 9], &size[..], table, rest];
+            frame(METHOD, 0, &payload.concat())
+        };
+        becomes(&start(&[b'F'; 50_000]), &start(b""));
+        becomes(&start(b""), &start(b""));
+    }
+
+    #[test]
+    fn what_is_no_frame_is_an_error() {
+        let huge = [BODY, 0, 1, 0x7F, 0xFF, 0xFF, 0xFF, 0];
+        let cut_deliver = frame(METHOD, 1, b"\0\x3c\0\x3c\x09tag");
+        let cut_header = frame(CONTENT_HEADER, 1, b"\0\x3c\0\0");
+        let no_room = header(&[TYPE_FLAG], b"\x05");
+        for bytes in [
+            &b"HTTP/1.1 400 Bad Request\r\n"[..],
+            b"AMQP\0\0\x09\x01",
+            &huge,
+            &cut_deliver,
+            &cut_header,
+            &no_room,
+            &frame(4, 1, b""),
+        ] {
+            let error = read(vec![bytes], 4_096).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidData, "{bytes:?}");
+        }
+        // amiquip looks at the last byte of each frame.
+        let mut wrong_end = deliver(b"tag", b"", b"k");
+        *wrong_end.last_mut().unwrap() = 0;
+        becomes(&wrong_end, &wrong_end);
+    }
+
+    /// Frames of all kinds as a broker may send them, and what becomes of each.
+    fn stream(numbers: &mut Numbers, frames: usize) -> (Vec<u8>, Vec<u8>) {
+        let (mut sent, mut wanted) = (Vec::new(), Vec::new());
+        for _ in 0..frames {
+            let (bytes, becomes) = match numbers.next(6) {
+                0 => {
+                    let [tag, exchange, key] = [(); 3].map(|()| numbers.short());
+                    let [t, e, k] = [&tag, &exchange, &key].map(|name| expected(name));
+                    (deliver(&tag, &exchange, &key), deliver(&t, &e, &k))
+                }
+                1 => {
+                    let mask = numbers.next(1 << 14) as u16;
+                    properties(numbers, mask << 2)
+                }
+                kind => {
+                    let bytes = match kind {
+                        2 => frame(BODY, 7, &numbers.bytes(3_000)),
+                        3 => frame(BODY, 7, &vec![0xCE; 70_000]),
+                        4 => frame(HEARTBEAT, 0, b""),
+                        // basic.ack
+                        _ => frame(METHOD, 7, &[0, 60, 0, 80, 0, 0, 0, 0, 0, 0, 0, 1, 0]),
+                    };
+                    (bytes.clone(), bytes)
+                }
+            };
+            sent.extend(bytes);
+            wanted.extend(becomes);
+        }
+        (sent, wanted)
+    }
+
+    #[test]
+    fn a_frame_is_judged_whole_wherever_the_reads_split_it() {
+        let mut numbers = Numbers(2);
+        let (sent, wanted) = stream(&mut numbers, 1);
+        let (head, wanted_head) = properties(&mut numbers, 1 << 15 | TYPE_FLAG);
+        let key = deliver(b"tag", b"im.topic", b"group.caf\xe9");
+        let sent = [key, head, frame(BODY, 7, b"body"), sent].concat();
+        let changed_key = deliver(b"tag", b"im.topic", b"??????????");
+        let wanted = [changed_key, wanted_head, frame(BODY, 7, b"body"), wanted].concat();
+        for split in 0..=sent.len().min(1_000) {
+            let (first, second) = sent.split_at(split);
+            for most in [1, 7, 4_096] {
+                assert_eq!(read(vec![first, second], most).unwrap(), wanted);
+            }
+        }
+        assert_eq!(read(sent.chunks(1).collect(), 4_096).unwrap(), wanted);
+    }
+
+    #[test]
+    fn long_streams_in_pieces_of_any_size_are_judged_frame_by_frame() {
+        let mut numbers = Numbers(3);
+        for _ in 0..100 {
+            let (sent, wanted) = stream(&mut numbers, 20);
+            let (mut pieces, mut rest) = (Vec::new(), &sent[..]);
+            let largest = [10, 1_000, 200_000][numbers.next(3)];
+            while !rest.is_empty() {
+                let (piece, left) = rest.split_at(rest.len().min(1 + numbers.next(largest)));
+                pieces.push(piece);
+                rest = left;
+            }
+            let most = [16, 4_096, 131_072][numbers.next(3)];
+            assert!(read(pieces, most).unwrap() == wanted);
+        }
+    }
+
+    #[test]
+    fn a_header_larger_than_the_buffer_is_judged_too() {
+        let table = vec![b'x'; 3 * BUFFER];
+        let size = (table.len() as u32).to_be_bytes();
+        let values = [&size[..], &table, &short(b"session_revoked")].concat();
+        let frame = header(&[1 << 13 | TYPE_FLAG], &values);
+        becomes(&frame, &header(&[TYPE_FLAG], &short(b"session_revoked")));
+    }
+}
