@@ -22,6 +22,7 @@ use super::store::Store;
 use super::thread::Worker;
 use super::watchers::Announcer;
 use crate::broker::{Publication, Publisher};
+use crate::threads::Fatal;
 
 /// The most outbox rows, and the most presence events, of one batch.
 const BATCH: u32 = 256;
@@ -168,11 +169,11 @@ pub(super) struct PublisherThread {
 }
 
 impl PublisherThread {
-    pub fn spawn(self) -> io::Result<Worker> {
-        Worker::spawn("ref-publisher", || self.run())
+    pub fn spawn(mut self, fatal: &Fatal) -> io::Result<Worker> {
+        Worker::spawn("ref-publisher", fatal, move || self.run())
     }
 
-    fn run(mut self) {
+    fn run(&mut self) {
         // Rows up to this one are confirmed, whether or not they are deleted yet.
         let mut last = 0;
         let mut events = VecDeque::new();

@@ -1,0 +1,305 @@
+//! The handshakes under way, `limits.max_handshakes` at most, and the newcomers who wait for a place.
+//!
+//! A place is held while a head is awaited and its token validated. Silence holds none that somebody
+//! waits for: when no place is free, the head that has been awaited longest, of the address that
+//! holds most, gives way. Whoever comes from an address that holds few goes before whoever comes from
+//! one that holds many, so that a crowd waits for itself alone.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::{IpAddr, Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::io::ioctl_fionread;
+
+use super::admission::Admission;
+use crate::ids::ConnectionId;
+
+/// How long a head is awaited before its place goes to an address that holds fewer. A client sends
+/// its head right behind the packet that opens the connection.
+const GRACE: Duration = Duration::from_millis(100);
+/// The same for any other newcomer; and how long newcomers wait while nobody at all gets a place.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The places. One thread gives them away; connection threads give them back.
+pub(super) struct Handshakes {
+    table: Mutex<Table>,
+    /// How long a newcomer waits at most.
+    timeout: Duration,
+}
+
+/// A connection without a thread: it waits for its handshake.
+pub(super) struct Newcomer {
+    pub id: ConnectionId,
+    pub socket: Arc<TcpStream>,
+    pub admission: Admission,
+}
+
+/// What is to be done with a newcomer.
+pub(super) enum Turn {
+    /// It has a place.
+    Begin(Newcomer),
+    /// It has waited for too long.
+    Refuse(Newcomer),
+}
+
+struct Table {
+    free: usize,
+    /// When somebody last got a place.
+    begun: Instant,
+    /// Counts handshakes, in the order in which they begin.
+    next: u64,
+    silent: BTreeMap<u64, Silent>,
+    waiting: usize,
+    addresses: HashMap<IpAddr, Address>,
+}
+
+/// A handshake whose head is awaited.
+struct Silent {
+    address: IpAddr,
+    socket: Arc<TcpStream>,
+    since: Instant,
+}
+
+/// What one address has of the table.
+#[derive(Default)]
+struct Address {
+    places: usize,
+    /// How many of its places are held by silence.
+    silent: usize,
+    /// The one who has waited longest comes first.
+    waiting: VecDeque<Newcomer>,
+}
+
+/// A place, given back when it is dropped, also by a panic.
+pub(super) struct Place {
+    handshakes: Arc<Handshakes>,
+    number: u64,
+    address: IpAddr,
+    /// The head is awaited: the place may have been given to somebody else by now.
+    silent: bool,
+}
+
+impl Handshakes {
+    pub fn new(places: usize, timeout: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::new(Table {
+                free: places,
+                begun: Instant::now(),
+                next: 0,
+                silent: BTreeMap::new(),
+                waiting: 0,
+                addresses: HashMap::new(),
+            }),
+            timeout,
+        })
+    }
+
+    /// Whether [`Self::next`] is to be asked again, although nobody has come.
+    pub fn has_waiting(&self) -> bool {
+        self.table.lock().waiting > 0
+    }
+
+    pub fn queue(&self, newcomer: Newcomer) {
+        let mut table = self.table.lock();
+        let address = newcomer.admission.counted_as();
+        table.waiting += 1;
+        table
+            .addresses
+            .entry(address)
+            .or_default()
+            .waiting
+            .push_back(newcomer);
+    }
+
+    /// Whose turn it is now; nobody's, if all who wait are to wait on. One thread asks.
+    pub fn next(self: &Arc<Self>, now: Instant) -> Option<Turn> {
+        loop {
+            let (number, socket) = {
+                let mut table = self.table.lock();
+                let address = table.first_in_line()?;
+                if table.free > 0 {
+                    return self.begin(&mut table, address, now).map(Turn::Begin);
+                }
+                match table.most_silent(address, now) {
+                    Some(found) => found,
+                    None => return table.take_overdue(now, self.timeout).map(Turn::Refuse),
+                }
+            };
+            // What waits in the socket only waits for its thread: that is no silence.
+            if ioctl_fionread(&socket).is_ok_and(|bytes| bytes > 0) {
+                self.table.lock().is_heard(number, now);
+            } else if self.table.lock().give_way(number) {
+                // Its thread wakes up and answers. This fails when the client is gone already.
+                let _ = socket.shutdown(Shutdown::Read);
+            }
+        }
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        table: &mut Table,
+        address: IpAddr,
+        now: Instant,
+    ) -> Option<Newcomer> {
+        let mut newcomer = table.take_waiting(address)?;
+        let number = table.begin(address, Arc::clone(&newcomer.socket), now);
+        newcomer.admission.begin_handshake(Place {
+            handshakes: Arc::clone(self),
+            number,
+            address,
+            silent: true,
+        });
+        Some(newcomer)
+    }
+
+    /// All who wait: they will get no place any more.
+    pub fn take_waiting(&self) -> Vec<Newcomer> {
+        let mut table = self.table.lock();
+        let addresses: Vec<_> = table.addresses.keys().copied().collect();
+        let waiting = addresses.into_iter().flat_map(|address| {
+            std::iter::from_fn(|| table.take_waiting(address)).collect::<Vec<_>>()
+        });
+        waiting.collect()
+    }
+
+    /// Ends the handshakes whose head is awaited.
+    pub fn cut(&self) {
+        let sockets: Vec<_> = {
+            let table = self.table.lock();
+            let silent = table.silent.values();
+            silent.map(|silent| Arc::clone(&silent.socket)).collect()
+        };
+        for socket in sockets {
+            // It fails when the client is gone already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Table {
+    /// The address whose newcomer is next: the one that has the fewest places.
+    fn first_in_line(&self) -> Option<IpAddr> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let lines = self.addresses.iter().filter_map(|(address, at)| {
+            let first = at.waiting.front()?;
+            Some((at.places, first.admission.since(), *address))
+        });
+        lines.min().map(|(_, _, address)| address)
+    }
+
+    fn take_waiting(&mut self, address: IpAddr) -> Option<Newcomer> {
+        let newcomer = self.addresses.get_mut(&address)?.waiting.pop_front()?;
+        self.waiting -= 1;
+        self.forget_if_idle(address);
+        Some(newcomer)
+    }
+
+    /// Whoever has waited longest, if that was for too long.
+    fn take_overdue(&mut self, now: Instant, timeout: Duration) -> Option<Newcomer> {
+        let lines = self.addresses.iter().filter_map(|(address, at)| {
+            let first = at.waiting.front()?;
+            Some((first.admission.since(), *address))
+        });
+        let (since, address) = lines.min()?;
+        let overdue = now >= self.begun + PATIENCE || now >= since + timeout;
+        overdue.then(|| self.take_waiting(address)).flatten()
+    }
+
+    fn begin(&mut self, address: IpAddr, socket: Arc<TcpStream>, now: Instant) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.free -= 1;
+        self.begun = now;
+        let silent = Silent {
+            address,
+            socket,
+            since: now,
+        };
+        self.silent.insert(number, silent);
+        let at = self.addresses.entry(address).or_default();
+        at.places += 1;
+        at.silent += 1;
+        number
+    }
+
+    /// Who gives way to a newcomer from `address`: of those that have been silent for long enough,
+    /// the first of the address that has most of them.
+    fn most_silent(&self, address: IpAddr, now: Instant) -> Option<(u64, Arc<TcpStream>)> {
+        let own = self.addresses.get(&address).map_or(0, |at| at.places);
+        let held = |silent: &Silent| {
+            self.addresses
+                .get(&silent.address)
+                .map_or(0, |at| at.silent)
+        };
+        let long_enough = |silent: &Silent| {
+            let patience = if held(silent) > own { GRACE } else { PATIENCE };
+            now >= silent.since + patience
+        };
+        let found = self.silent.iter().filter(|(_, silent)| long_enough(silent));
+        let found = found.max_by_key(|(number, silent)| (held(silent), Reverse(**number)))?;
+        Some((*found.0, Arc::clone(&found.1.socket)))
+    }
+
+    fn is_heard(&mut self, number: u64, now: Instant) {
+        if let Some(silent) = self.silent.get_mut(&number) {
+            silent.since = now;
+        }
+    }
+
+    /// Its head is not awaited any longer. Nothing, if it is not as it is.
+    fn end_silence(&mut self, number: u64) -> Option<Silent> {
+        let silent = self.silent.remove(&number)?;
+        if let Some(at) = self.addresses.get_mut(&silent.address) {
+            at.silent -= 1;
+        }
+        Some(silent)
+    }
+
+    fn give_way(&mut self, number: u64) -> bool {
+        let silent = self.end_silence(number);
+        silent.is_some_and(|silent| {
+            self.give_back(silent.address);
+            true
+        })
+    }
+
+    fn give_back(&mut self, address: IpAddr) {
+        self.free += 1;
+        if let Some(at) = self.addresses.get_mut(&address) {
+            at.places -= 1;
+        }
+        self.forget_if_idle(address);
+    }
+
+    fn forget_if_idle(&mut self, address: IpAddr) {
+        let at = self.addresses.get(&address);
+        if at.is_some_and(|at| at.places == 0 && at.waiting.is_empty()) {
+            self.addresses.remove(&address);
+        }
+    }
+}
+
+impl Place {
+    /// The head has come, or will not. False when the place is somebody else's already.
+    pub fn end_silence(&mut self) -> bool {
+        let ended = self.handshakes.table.lock().end_silence(self.number);
+        self.silent = ended.is_none();
+        ended.is_some()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut table = self.handshakes.table.lock();
+        if self.silent {
+            table.give_way(self.number);
+        } else {
+            table.give_back(self.address);
+        }
+    }
+}
