@@ -487,6 +487,19 @@ mod tests {
     }
 
     #[test]
+    fn who_came_and_left_while_the_thread_panicked_is_told_of_all_the_same() {
+        let scene = Scene::new();
+        let bob = scene.arrives("bob");
+        scene.told("+bob");
+        *scene.services.meanwhile.lock() = Some(Box::new(|| panic!("as it is meant to")));
+        scene.leaves(&bob);
+        assert_eq!(scene.told("-bob"), ["+bob", "-bob"]);
+        *scene.services.meanwhile.lock() = Some(Box::new(|| panic!("as it is meant to")));
+        let _alice = scene.arrives("alice");
+        scene.told("+alice");
+    }
+
+    #[test]
     fn a_service_that_fails_is_told_later() {
         let scene = Scene::new();
         scene.services.fail(ErrorCode::ServiceUnavailable);

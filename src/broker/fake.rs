@@ -2,7 +2,7 @@
 //! unread, a Presence Service that remembers what it was told, and nothing else.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -14,6 +14,8 @@ pub struct FakeUsers {
     groups: Mutex<HashMap<String, Vec<String>>>,
     failing: Mutex<Option<ErrorCode>>,
     calls: AtomicUsize,
+    /// When a token is to be validated.
+    pub panics: AtomicBool,
     /// Whoever asks.
     pub unread: Mutex<Vec<Message>>,
     /// What the Presence Service was told: `+alice`, `-bob`.
@@ -71,6 +73,7 @@ impl Services for FakeUsers {
         members.ok_or_else(|| ServiceError::new(ErrorCode::NotFound, "no such group"))
     }
     fn validate_token(&self, _: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
+        assert!(!self.panics.load(Ordering::SeqCst), "as told");
         unreachable()
     }
     fn send_message(&self, _: SendMessageRequest) -> Result<SendMessageResponse> {

@@ -142,8 +142,10 @@ impl Groups {
             return Err(error);
         }
         list.fresh_until = Some(now + self.ttl);
+        let members = Arc::clone(list.members.get_or_insert_default());
+        drop(held);
         error!("Going on without the group's members: group={group}, error={error}");
-        Ok(Arc::clone(list.members.get_or_insert_default()))
+        Ok(members)
     }
 }
 

@@ -1,8 +1,8 @@
 //! For tests: a thread that panics on demand. `WS_GATEWAY_PANIC=reader:mallory` has the reader
 //! threads of mallory's connections panic on the next request; the places are `handshake`, `reader`,
-//! `writer`, `deliver`, where the consumer thread panics, and `presence`. At `take`, `accept`,
-//! `answer` and `refuser` the subject is a client's address, at `probe` a service, at `broker` and
-//! `store` nothing. `2*reader:mallory` is for the first two times. Only debug builds look.
+//! `writer`, `deliver`, where the consumer thread panics, and `presence`. At `accept`, `take`,
+//! `refuser` and `answer` the subject is a client's address; `broker:up` is when the broker is.
+//! `2*reader:mallory` is for the first two times. Only debug builds look.
 
 use std::fmt::Display;
 #[cfg(debug_assertions)]

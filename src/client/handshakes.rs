@@ -303,3 +303,204 @@ impl Drop for Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::super::admission::Limits;
+    use super::*;
+    use crate::config::load;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    struct Scene {
+        handshakes: Arc<Handshakes>,
+        limits: Limits,
+        start: Instant,
+        clients: Vec<TcpStream>,
+    }
+
+    impl Scene {
+        fn new(places: usize) -> Self {
+            Self {
+                handshakes: Handshakes::new(places, TIMEOUT),
+                limits: Limits::new(&load::parse("test", "", []).unwrap()),
+                start: Instant::now(),
+                clients: Vec::new(),
+            }
+        }
+
+        fn at(&self, milliseconds: u64) -> Instant {
+            self.start + Duration::from_millis(milliseconds)
+        }
+
+        /// A newcomer from this address; answers its id.
+        fn comes(&mut self, from: u8) -> ConnectionId {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            self.clients.push(client);
+            let id = ConnectionId::random();
+            self.handshakes.queue(Newcomer {
+                id,
+                socket: Arc::new(listener.accept().unwrap().0),
+                admission: self.limits.admit([10, 0, 0, from].into()).unwrap(),
+            });
+            id
+        }
+
+        /// All whose turn it is then, and who of them has a place.
+        fn turns(&self, milliseconds: u64) -> Vec<(Newcomer, bool)> {
+            let next = || self.handshakes.next(self.at(milliseconds));
+            let turns = std::iter::from_fn(next).map(|turn| match turn {
+                Turn::Begin(newcomer) => (newcomer, true),
+                Turn::Refuse(newcomer) => (newcomer, false),
+            });
+            turns.collect()
+        }
+
+        /// The one who gets a place then.
+        fn begins(&self, milliseconds: u64) -> Newcomer {
+            let mut turns = self.turns(milliseconds);
+            assert_eq!(turns.len(), 1);
+            let (newcomer, begins) = turns.remove(0);
+            assert!(begins);
+            newcomer
+        }
+
+        fn nobody(&self, milliseconds: u64) {
+            assert!(self.turns(milliseconds).is_empty());
+        }
+    }
+
+    #[test]
+    fn whoever_holds_less_goes_first_and_takes_what_silence_holds() {
+        let mut scene = Scene::new(2);
+        scene.comes(1);
+        scene.comes(1);
+        let crowd = scene.turns(0);
+        let crowd_again = scene.comes(1);
+        let other = scene.comes(2);
+        scene.nobody(99);
+        let mut begun = scene.begins(100);
+        assert_eq!(begun.id, other);
+        // The first of the crowd has given way, and the second has not.
+        let [mut first, mut second] = crowd.try_into().ok().unwrap();
+        assert!(first.0.admission.head_is_over().is_err());
+        assert!(second.0.admission.head_is_over().is_ok());
+        assert!(begun.admission.head_is_over().is_ok());
+        // Nobody is silent any more; the crowd waits for a place that is given back.
+        drop(first);
+        scene.nobody(200);
+        drop(begun);
+        assert_eq!(scene.begins(201).id, crowd_again);
+        assert!(!scene.handshakes.has_waiting());
+    }
+
+    #[test]
+    fn an_address_gives_way_to_itself_after_a_second() {
+        let mut scene = Scene::new(1);
+        scene.comes(1);
+        let first = scene.begins(0);
+        let second = scene.comes(1);
+        scene.nobody(999);
+        let begun = scene.begins(1_000);
+        assert_eq!(begun.id, second);
+        drop(first);
+        assert_eq!(scene.handshakes.table.lock().free, 0, "it was given away");
+    }
+
+    #[test]
+    fn of_many_addresses_the_one_that_has_been_silent_longest_gives_way() {
+        let mut scene = Scene::new(3);
+        let held: Vec<_> = (1..=3)
+            .map(|from| {
+                scene.comes(from);
+                scene.begins(u64::from(from))
+            })
+            .collect();
+        let mut others = Vec::new();
+        for (mut first, from) in held.into_iter().zip(4..) {
+            let other = scene.comes(from);
+            others.push(scene.begins(200 + u64::from(from)));
+            assert_eq!(others.last().map(|begun| begun.id), Some(other));
+            assert!(first.admission.head_is_over().is_err());
+        }
+    }
+
+    #[test]
+    fn who_has_sent_something_that_nobody_has_read_is_not_silent() {
+        let mut scene = Scene::new(1);
+        scene.comes(1);
+        let _first = scene.begins(0);
+        scene.clients[0].write_all(b"GET").unwrap();
+        let second = scene.comes(2);
+        scene.nobody(900);
+        // That is over once it has been read, and nothing more comes.
+        let mut bytes = [0; 8];
+        std::io::Read::read(&mut &*_first.socket, &mut bytes).unwrap();
+        assert_eq!(scene.begins(1_000).id, second);
+    }
+
+    #[test]
+    fn nobody_waits_once_nobody_has_got_a_place_for_a_second() {
+        let mut scene = Scene::new(1);
+        scene.comes(1);
+        let mut first = scene.begins(0);
+        first.admission.head_is_over().unwrap();
+        let second = scene.comes(2);
+        scene.nobody(999);
+        let refused = scene.turns(1_000);
+        assert!(refused.len() == 1 && refused[0].0.id == second && !refused[0].1);
+        scene.comes(3);
+        assert_eq!(scene.turns(1_001).len(), 1, "refused at once");
+        drop(first);
+        let fourth = scene.comes(4);
+        assert_eq!(scene.begins(1_002).id, fourth);
+    }
+
+    #[test]
+    fn nobody_waits_for_longer_than_a_handshake_may_take() {
+        let mut scene = Scene::new(1);
+        let waits = scene.comes(9);
+        let mut held = scene.begins(0);
+        assert_eq!(held.id, waits);
+        held.admission.head_is_over().unwrap();
+        scene.comes(9);
+        for number in 0_u8..12 {
+            // Somebody always gets a place before the one whose address holds one.
+            scene.comes(number);
+            drop(held);
+            let mut turns = scene.turns(u64::from(number) * 900 + 900);
+            if turns.len() > 1 {
+                assert!(u64::from(number) * 900 + 900 >= 10_000, "not before");
+                assert!(turns.iter().any(|turn| !turn.1));
+                return;
+            }
+            held = turns.remove(0).0;
+            held.admission.head_is_over().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_ends_leaves_nothing() {
+        let mut scene = Scene::new(8);
+        for from in 0..30 {
+            scene.comes(from % 3);
+        }
+        let mut begun = scene.turns(0);
+        begun.extend(scene.turns(150));
+        begun.extend(scene.turns(1_200));
+        for (number, (newcomer, _)) in begun.iter_mut().enumerate() {
+            if number % 2 == 0 {
+                let _ = newcomer.admission.head_is_over();
+            }
+        }
+        drop(begun);
+        drop(scene.handshakes.take_waiting());
+        let table = scene.handshakes.table.lock();
+        assert_eq!((table.free, table.waiting), (8, 0));
+        assert!(table.silent.is_empty() && table.addresses.is_empty());
+    }
+}

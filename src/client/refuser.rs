@@ -119,7 +119,9 @@ fn run(newcomers: &Receiver<Refused>, waiting: &mut Vec<Refused>, context: &Cont
             Ok(newcomer) => {
                 failpoint::reached("refuser", newcomer.peer());
                 waiting.push(newcomer);
-                waiting.extend(newcomers.try_iter());
+                if !newcomers.is_empty() {
+                    continue;
+                }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) if waiting.is_empty() => return,
@@ -220,5 +222,93 @@ fn unless_for_later(error: io::Error) -> io::Result<()> {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
         _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::broker::fake::FakeUsers;
+    use crate::client::{Attendance, Route};
+    use crate::ids::UserId;
+
+    struct Nobody;
+
+    impl Attendance for Nobody {
+        fn arrived(&self, _: &UserId) -> Route {
+            Route::Away
+        }
+        fn left(&self, _: &UserId) {}
+    }
+
+    /// A refuser whose page is so large.
+    fn refuser(page: usize) -> Refuser {
+        let context = Context {
+            config: crate::config::load::parse("test", "", []).unwrap(),
+            registry: Arc::default(),
+            services: Arc::new(FakeUsers::default()),
+            users: Arc::new(Nobody),
+            readiness: Arc::default(),
+            draining: Arc::new(AtomicBool::new(false)),
+            pacing: Permits::new(1),
+            page: Some("x".repeat(page)),
+        };
+        Refuser::start(Arc::new(context), &crossbeam::channel::unbounded().0).unwrap()
+    }
+
+    fn refused(refuser: &Refuser, request: &str) -> TcpStream {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (&client).write_all(request.as_bytes()).unwrap();
+        let patience = Some(Duration::from_secs(20));
+        client.set_read_timeout(patience).unwrap();
+        let socket = Arc::new(listener.accept().unwrap().0);
+        refuser.refuse(socket, Answer::unavailable("no room"));
+        client
+    }
+
+    const PAGE: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    /// More than any socket takes at once, to a client that begins to read late and ends its own
+    /// side early; while others are answered.
+    #[test]
+    fn an_answer_of_any_size_is_sent_whole() {
+        const SIZE: usize = 16 << 20;
+        let refuser = refuser(SIZE);
+        let slow = refused(&refuser, PAGE);
+        slow.shutdown(Shutdown::Write).unwrap();
+        let mut other = String::new();
+        refused(&refuser, UPGRADE)
+            .read_to_string(&mut other)
+            .unwrap();
+        assert!(other.starts_with("HTTP/1.1 503 "), "{other}");
+        let mut bytes = Vec::new();
+        (&slow).read_to_end(&mut bytes).unwrap();
+        let body = bytes.iter().rev().take_while(|byte| **byte == b'x');
+        assert_eq!(body.count(), SIZE);
+        refuser.stop();
+    }
+
+    #[test]
+    fn a_stop_waits_for_nobody_who_does_not_read() {
+        let refuser = refuser(16 << 20);
+        let _clients: Vec<_> = (0..3).map(|_| refused(&refuser, PAGE)).collect();
+        let start = Instant::now();
+        refuser.stop();
+        assert!(start.elapsed() < RECEIVE_WITHIN / 2);
+    }
+
+    #[test]
+    fn those_beyond_its_capacity_are_cut() {
+        let refuser = refuser(1);
+        let silent: Vec<_> = (0..CAPACITY).map(|_| refused(&refuser, "")).collect();
+        let mut beyond = refused(&refuser, "");
+        assert_eq!(beyond.read(&mut [0]).unwrap(), 0);
+        drop(silent);
+        refuser.stop();
     }
 }

@@ -183,7 +183,7 @@ impl Reference {
     ///
     /// After [`ReferenceError::Reload`] the tokens and groups from before are in force.
     pub fn reload(&self, embedded: &config::Embedded) -> Result<(), ReferenceError> {
-        let _one_at_a_time = self.reloading.lock();
+        let one_at_a_time = self.reloading.lock();
         let now = SystemTime::now();
         let previous = self.directories.current();
         let next = Arc::new(Directory::new(embedded, &previous, now));
@@ -203,6 +203,7 @@ impl Reference {
             self.directories.replace(previous);
             return Err(ReferenceError::Reload);
         }
+        drop(one_at_a_time);
         log::info!("Tokens and groups read again: differences={count}");
         Ok(())
     }

@@ -107,11 +107,6 @@ impl Outgoing {
         }
         let excess = state.changes.len().saturating_sub(MAX_WAITING_CHANGES);
         state.changes.drain(..excess);
-        if excess > 0 && state.dropped == 0 {
-            log::warn!(
-                "Presence dropped from now on: reason=broker away, waiting={MAX_WAITING_CHANGES}"
-            );
-        }
         state.dropped += excess;
         drop(state);
         self.changed.notify_all();
@@ -136,14 +131,14 @@ impl Outgoing {
             }
         }
         state.committed = false;
-        if limit > 0 && state.dropped > 0 {
-            log::warn!(
-                "Presence dropped: count={}",
-                std::mem::take(&mut state.dropped)
-            );
-        }
+        let dropped = std::mem::take(&mut state.dropped);
         let taken = limit.min(state.changes.len());
-        Some(state.changes.drain(..taken).collect())
+        let changes = state.changes.drain(..taken).collect();
+        drop(state);
+        if dropped > 0 {
+            log::warn!("Presence dropped: reason=broker away, count={dropped}");
+        }
+        Some(changes)
     }
 
     /// Waits for `pause`. Returns `false`, at once, when the thread is to end.

@@ -110,3 +110,23 @@ impl Target {
         in_reach
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::broker::fake::FakeUsers;
+
+    /// What it said last might not be true any more, and nobody would know.
+    #[test]
+    fn a_probe_that_panics_is_fatal() {
+        let (services, readiness) = (Arc::new(FakeUsers::default()), Readiness::default());
+        services.panics.store(true, Ordering::SeqCst);
+        let (fatal, died) = crossbeam::channel::unbounded();
+        let probe = Probe::start(services, &readiness, &fatal).unwrap();
+        let reason = died.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(reason.contains("probe"), "{reason}");
+        probe.stop(Instant::now() + Duration::from_secs(20));
+    }
+}

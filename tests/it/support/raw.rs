@@ -252,6 +252,11 @@ impl Raw {
         while self.fill() {}
     }
 
+    /// Whether anything comes before the end.
+    pub fn has_answer(&mut self) -> bool {
+        self.fill()
+    }
+
     /// No more is sent; reading goes on.
     pub fn finish_sending(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
