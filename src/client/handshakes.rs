@@ -17,11 +17,12 @@ use rustix::io::ioctl_fionread;
 use super::admission::Admission;
 use crate::ids::ConnectionId;
 
-/// How long a head is awaited before its place goes to an address that holds fewer. A client sends
-/// its head right behind the packet that opens the connection.
-const GRACE: Duration = Duration::from_millis(100);
-/// The same for any other newcomer; and how long newcomers wait while nobody at all gets a place.
+/// How long a head is awaited at most once somebody waits for its place; and how long newcomers wait
+/// while nobody at all gets a place.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The same while silence holds more than half of the places, for newcomers of an address that holds
+/// fewer. A client sends its head right behind the packet that opens the connection.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// The places. One thread gives them away; connection threads give them back.
 pub(super) struct Handshakes {
@@ -46,6 +47,7 @@ pub(super) enum Turn {
 }
 
 struct Table {
+    places: usize,
     free: usize,
     /// When somebody last got a place.
     begun: Instant,
@@ -86,6 +88,7 @@ impl Handshakes {
     pub fn new(places: usize, timeout: Duration) -> Arc<Self> {
         Arc::new(Self {
             table: Mutex::new(Table {
+                places,
                 free: places,
                 begun: Instant::now(),
                 next: 0,
@@ -236,9 +239,11 @@ impl Table {
                 .get(&silent.address)
                 .map_or(0, |at| at.silent)
         };
+        let for_long = |silent: &&Silent| now >= silent.since + GRACE;
+        let crowd = self.silent.values().filter(for_long).count() * 2 > self.places;
         let long_enough = |silent: &Silent| {
-            let patience = if held(silent) > own { GRACE } else { PATIENCE };
-            now >= silent.since + patience
+            let hurry = crowd && held(silent) > own;
+            now >= silent.since + if hurry { GRACE } else { PATIENCE }
         };
         let found = self.silent.iter().filter(|(_, silent)| long_enough(silent));
         let found = found.max_by_key(|(number, silent)| (held(silent), Reverse(**number)))?;
@@ -382,8 +387,8 @@ mod tests {
         let crowd = scene.turns(0);
         let crowd_again = scene.comes(1);
         let other = scene.comes(2);
-        scene.nobody(99);
-        let mut begun = scene.begins(100);
+        scene.nobody(199);
+        let mut begun = scene.begins(200);
         assert_eq!(begun.id, other);
         // The first of the crowd has given way, and the second has not.
         let [mut first, mut second] = crowd.try_into().ok().unwrap();
@@ -392,9 +397,9 @@ mod tests {
         assert!(begun.admission.head_is_over().is_ok());
         // Nobody is silent any more; the crowd waits for a place that is given back.
         drop(first);
-        scene.nobody(200);
+        scene.nobody(300);
         drop(begun);
-        assert_eq!(scene.begins(201).id, crowd_again);
+        assert_eq!(scene.begins(301).id, crowd_again);
         assert!(!scene.handshakes.has_waiting());
     }
 
@@ -423,10 +428,27 @@ mod tests {
         let mut others = Vec::new();
         for (mut first, from) in held.into_iter().zip(4..) {
             let other = scene.comes(from);
-            others.push(scene.begins(200 + u64::from(from)));
+            others.push(scene.begins(1_000 + u64::from(from)));
             assert_eq!(others.last().map(|begun| begun.id), Some(other));
             assert!(first.admission.head_is_over().is_err());
         }
+    }
+
+    #[test]
+    fn a_few_silent_ones_are_not_hurried() {
+        let mut scene = Scene::new(4);
+        let mut held: Vec<_> = (1..=4)
+            .map(|from| {
+                scene.comes(from);
+                scene.begins(0)
+            })
+            .collect();
+        for busy in &mut held[2..] {
+            busy.admission.head_is_over().unwrap();
+        }
+        let other = scene.comes(5);
+        scene.nobody(999);
+        assert_eq!(scene.begins(1_000).id, other);
     }
 
     #[test]
@@ -436,11 +458,11 @@ mod tests {
         let _first = scene.begins(0);
         scene.clients[0].write_all(b"GET").unwrap();
         let second = scene.comes(2);
-        scene.nobody(900);
+        scene.nobody(700);
         // That is over once it has been read, and nothing more comes.
         let mut bytes = [0; 8];
         std::io::Read::read(&mut &*_first.socket, &mut bytes).unwrap();
-        assert_eq!(scene.begins(1_000).id, second);
+        assert_eq!(scene.begins(900).id, second);
     }
 
     #[test]

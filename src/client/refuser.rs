@@ -35,6 +35,8 @@ const ROUND: Timespec = Timespec {
 pub(super) struct Refuser {
     places: Arc<Permits>,
     refused: Mutex<Option<Sender<Refused>>>,
+    /// When somebody was last cut off.
+    cut: Mutex<Option<Instant>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -73,6 +75,7 @@ impl Refuser {
         Ok(Self {
             places: Permits::new(CAPACITY),
             refused: Mutex::new(Some(sender)),
+            cut: Mutex::default(),
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -83,7 +86,7 @@ impl Refuser {
             return;
         }
         let Some(place) = self.places.acquire_within(Duration::ZERO) else {
-            return warn!("Too many connections to refuse: one was cut off without an answer");
+            return self.tell();
         };
         let refused = Refused {
             socket,
@@ -95,7 +98,19 @@ impl Refuser {
         };
         let sender = self.refused.lock().clone();
         // It has ended, or else there is room.
-        let _ = sender.map(|sender| sender.try_send(refused));
+        if let Some(sender) = sender {
+            let _ = sender.try_send(refused);
+        }
+    }
+
+    /// Those who come to be cut off come by the thousand.
+    fn tell(&self) {
+        let now = Instant::now();
+        let is_news = |last: Instant| now - last >= PATIENCE;
+        let last = self.cut.lock().replace(now);
+        if last.is_none_or(is_news) {
+            warn!("Too many connections to refuse: they are cut off without an answer");
+        }
     }
 
     /// Answers those who wait, and ends the thread.

@@ -1,13 +1,11 @@
 //! Places for handshakes, when there are not enough: silence holds none, whoever is honest gets one.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-use rustix::net::{AddressFamily, SocketType};
 
 use crate::support::backend::Backend;
 use crate::support::broker::Broker;
@@ -33,14 +31,6 @@ fn address(number: usize) -> IpAddr {
     Ipv4Addr::from_bits(0x7f01_0000 + number as u32).into()
 }
 
-fn connect_from(from: IpAddr, to: SocketAddr) -> TcpStream {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
-    let socket = socket.expect("a socket");
-    rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("an address of the loopback");
-    rustix::net::connect(&socket, &to).expect("the gateway listens");
-    TcpStream::from(socket)
-}
-
 /// alice's request, as `client` behind a proxy if there is one.
 fn request(gateway: &Gateway, client: Option<&str>) -> String {
     let bearer = format!("Bearer {}", token_of("alice"));
@@ -52,7 +42,7 @@ fn request(gateway: &Gateway, client: Option<&str>) -> String {
 
 /// So many clients from one address connect at once, and then send their request; all are let in.
 fn all_are_let_in(gateway: &Gateway, from: IpAddr, count: usize) -> Vec<Raw> {
-    let connect = |_| Raw::over(connect_from(from, gateway.addr));
+    let connect = |_| Raw::connect_from(from, gateway.addr);
     let mut all: Vec<Raw> = (0..count).map(connect).collect();
     for raw in &mut all {
         raw.send(request(gateway, None));
@@ -87,7 +77,7 @@ impl Crowd {
         let (quit, cuts) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let addr = gateway.addr;
         let comes = move |number| {
-            let socket = connect_from(from(number), addr);
+            let socket = Raw::connect_from(from(number), addr).into_stream();
             socket.set_nonblocking(true).expect("a socket option");
             socket
         };
@@ -199,7 +189,7 @@ fn silence_behind_a_trusted_proxy_keeps_nobody_waiting_for_long() {
     let _crowd = Crowd::come(&gateway, 300, |_| address(1), false);
     for number in 0..5 {
         let start = Instant::now();
-        let mut raw = Raw::over(connect_from(address(1), gateway.addr));
+        let mut raw = Raw::connect_from(address(1), gateway.addr);
         raw.send(request(&gateway, Some(&format!("203.0.113.{number}"))));
         assert_eq!(raw.response().status, 101);
         assert!(start.elapsed() < 3 * SERVED_WITHIN, "{:?}", start.elapsed());
@@ -209,10 +199,10 @@ fn silence_behind_a_trusted_proxy_keeps_nobody_waiting_for_long() {
 #[test]
 fn who_gives_way_is_told_408() {
     let gateway = Gateway::start(&settings().set("limits.max_handshakes", 2));
-    let mut first = Raw::over(connect_from(address(1), gateway.addr));
-    let mut half = Raw::over(connect_from(address(1), gateway.addr));
+    let mut first = Raw::connect_from(address(1), gateway.addr);
+    let mut half = Raw::connect_from(address(1), gateway.addr);
     half.send("GET /ws HTTP/1.1\r\nHost: gate");
-    let mut other = Raw::over(connect_from(address(2), gateway.addr));
+    let mut other = Raw::connect_from(address(2), gateway.addr);
     // The one that was silent longest, of the address that holds most.
     let answer = first.response();
     assert_eq!(answer.status, 408, "{answer:?}");
@@ -232,7 +222,7 @@ fn who_gives_way_is_told_408() {
 fn one_address_gives_way_to_itself() {
     let gateway = Gateway::start(&settings().set("limits.max_handshakes", 1));
     let mut silent: Vec<Raw> = (0..3)
-        .map(|_| Raw::over(connect_from(address(1), gateway.addr)))
+        .map(|_| Raw::connect_from(address(1), gateway.addr))
         .collect();
     all_are_let_in(&gateway, address(1), 1);
     for raw in &mut silent {
@@ -255,7 +245,7 @@ fn places_that_are_held_by_validations_stay_theirs() {
     let before = backend.calls("ValidateToken");
     let mut held: Vec<Raw> = (0..4)
         .map(|_| {
-            let mut raw = Raw::over(connect_from(address(1), gateway.addr));
+            let mut raw = Raw::connect_from(address(1), gateway.addr);
             raw.send(request(&gateway, None));
             raw
         })
@@ -264,7 +254,7 @@ fn places_that_are_held_by_validations_stay_theirs() {
         backend.calls("ValidateToken") >= before + 4
     });
     for from in [address(1), address(2)] {
-        let mut raw = Raw::over(connect_from(from, gateway.addr));
+        let mut raw = Raw::connect_from(from, gateway.addr);
         let start = Instant::now();
         raw.send(request(&gateway, None));
         let answer = raw.response();
@@ -279,7 +269,7 @@ fn places_that_are_held_by_validations_stay_theirs() {
     }
     backend.heal("ValidateToken");
     wait_until_within(DEADLINE, "there is room again", || {
-        let mut raw = Raw::over(connect_from(address(2), gateway.addr));
+        let mut raw = Raw::connect_from(address(2), gateway.addr);
         raw.send(request(&gateway, None));
         raw.response().status == 101
     });

@@ -2,9 +2,6 @@
 //! consumer ends nothing. One of a thread that serves everybody has it start again, or else the
 //! process ends with an error: never does it look alive and serve nobody.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-
-use rustix::net::{AddressFamily, SocketType};
 use serde_json::Value;
 
 use crate::support::broker::Broker;
@@ -127,12 +124,7 @@ fn crowded(panic: &str, places: i64) -> Gateway {
 }
 
 fn bad(gateway: &Gateway) -> Raw {
-    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
-    let socket = socket.expect("a socket");
-    let from: Ipv4Addr = BAD.parse().expect("an address");
-    rustix::net::bind(&socket, &SocketAddr::new(from.into(), 0)).expect("of the loopback");
-    rustix::net::connect(&socket, &gateway.addr).expect("the gateway listens");
-    Raw::over(TcpStream::from(socket))
+    Raw::connect_from(BAD.parse().expect("an address"), gateway.addr)
 }
 
 /// What the accept thread or the refuser does for one connection is that one's alone, however often

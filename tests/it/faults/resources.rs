@@ -109,7 +109,7 @@ fn shortage(
 #[test]
 fn without_descriptors_newcomers_are_503_and_nobody_else_notices() {
     let gateway = Gateway::start(&settings());
-    shortage_of(&gateway, "nofile", 1, |gateway| gateway.free_descriptor());
+    shortage_of(&gateway, "nofile", 0, |gateway| gateway.free_descriptor());
     assert_eq!(gateway.stop(), 0);
 }
 
@@ -120,7 +120,6 @@ fn the_first_newcomer_after_relief_is_let_in() {
     gateway.settled(0);
     let free = gateway.free_descriptor();
     let usual = gateway.limit("nofile", &free.to_string());
-    let _took_the_last = gateway.connect("alice");
     let refused = gateway.raw().try_upgrade(&gateway.path, "carol-token");
     assert_eq!(refused.status, 503);
     gateway.limit("nofile", &usual);
@@ -131,10 +130,10 @@ fn the_first_newcomer_after_relief_is_let_in() {
 fn a_gateway_without_descriptors_stops_as_ever() {
     for relief in [true, false] {
         let gateway = Gateway::start(&settings());
-        gateway.settled(0);
+        let mut alice = gateway.connect("alice");
+        gateway.settled(1);
         let free = gateway.free_descriptor();
         let usual = gateway.limit("nofile", &free.to_string());
-        let mut alice = gateway.connect("alice");
         let refused = gateway.raw().try_upgrade(&gateway.path, "carol-token");
         assert_eq!(refused.status, 503);
         if relief {

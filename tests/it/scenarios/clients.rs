@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use serde_json::Value;
 use ws_gateway::services::proto::Message;
 
@@ -451,8 +451,13 @@ fn message_id(payload: &[u8]) -> Option<&str> {
 
 /// A client with next to no receive buffer, past its handshake.
 fn reluctant(gateway: &Gateway, user: &str) -> TcpStream {
-    let socket =
-        rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .expect("a socket");
     sockopt::set_socket_recv_buffer_size(&socket, 4_096).expect("an option");
     rustix::net::connect(&socket, &gateway.addr).expect("the gateway listens");
     let mut raw = Raw::over(TcpStream::from(socket));
@@ -539,12 +544,8 @@ pub fn storm(clients: usize) -> Figures {
 fn come_at_once(gateway: &Gateway, users: &[String]) -> Vec<Raw> {
     const PER_ADDRESS: usize = 500;
     let ask = |(number, user): (usize, &String)| {
-        let socket =
-            rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
-        let from = IpAddr::from(Ipv4Addr::new(127, 0, 0, 1 + (number / PER_ADDRESS) as u8));
-        rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("an address of the loopback");
-        rustix::net::connect(&socket, &gateway.addr).expect("the gateway listens");
-        let mut raw = Raw::over(TcpStream::from(socket));
+        let from = Ipv4Addr::new(127, 0, 0, 1 + (number / PER_ADDRESS) as u8);
+        let mut raw = Raw::connect_from(from.into(), gateway.addr);
         let bearer = format!("Bearer {}", token_of(user));
         let mut headers = UPGRADE.to_vec();
         headers.push(("Authorization", &bearer));
