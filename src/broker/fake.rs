@@ -2,7 +2,7 @@
 //! unread, a Presence Service that remembers what it was told, and nothing else.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -20,6 +20,8 @@ pub struct FakeUsers {
     slow: Mutex<HashSet<String>>,
     unanswered: Mutex<Vec<(String, Told<Vec<String>>)>>,
     calls: AtomicUsize,
+    /// When a token is to be validated.
+    pub panics: AtomicBool,
     /// Whoever asks.
     pub unread: Mutex<Vec<Message>>,
     /// What the Message Service answers to `GetOfflineMessages`, if not `unread`.
@@ -122,6 +124,7 @@ impl Services for FakeUsers {
         told(self.members(&group));
     }
     fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
+        assert!(!self.panics.load(Ordering::SeqCst), "as told");
         match &mut *self.tokens.lock() {
             Some(answer) => answer(request),
             None => unreachable(),

@@ -17,6 +17,7 @@ use super::quit::{Quit, Quitter};
 use super::{
     DIRECT_EXCHANGE, Delivery, Outcome, Publication, PublishError, Publisher, Queue, TOPIC_EXCHANGE,
 };
+use crate::threads::{Fatal, supervise};
 
 /// Publications that wait for a consumer, per queue.
 const CAPACITY: usize = 4_096;
@@ -56,22 +57,24 @@ impl LocalBus {
         }
     }
 
-    /// Starts the consumer threads.
-    pub fn start(mut self, deliver: &Arc<Deliver>) -> io::Result<Self> {
+    /// Starts the consumer threads. `fatal` is told if one of them cannot go on.
+    pub fn start(mut self, deliver: &Arc<Deliver>, fatal: &Fatal) -> io::Result<Self> {
         for (queue, publications) in Queue::ALL.into_iter().zip(&self.ends) {
-            let publications = publications.clone();
-            let consumer = Consumer {
-                queue,
-                publications,
-                hand: deliver.hand(queue),
-                quit: self.quit.clone(),
+            let (publications, quit) = (publications.clone(), self.quit.clone());
+            let (deliver, fatal) = (Arc::clone(deliver), fatal.clone());
+            let consume = move || {
+                let consumer = Consumer {
+                    queue,
+                    publications: publications.clone(),
+                    hand: deliver.hand(queue),
+                    quit: quit.clone(),
+                };
+                consumer.run();
             };
             let name = format!("consume-{}", queue.name());
-            self.threads.push(
-                thread::Builder::new()
-                    .name(name)
-                    .spawn(move || consumer.run())?,
-            );
+            let thread = thread::Builder::new().name(name.clone());
+            let thread = thread.spawn(move || supervise(&name, &fatal, consume))?;
+            self.threads.push(thread);
         }
         Ok(self)
     }
@@ -230,7 +233,9 @@ mod tests {
         let ttl = Duration::from_secs(60);
         let deliver = Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
         (
-            LocalBus::new().start(&Arc::new(deliver)).unwrap(),
+            LocalBus::new()
+                .start(&Arc::new(deliver), &crossbeam::channel::unbounded().0)
+                .unwrap(),
             registry,
             users,
         )

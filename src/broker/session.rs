@@ -105,14 +105,24 @@ impl<'p> Session<'p> {
                 quit: workers_quit,
                 alive: 0,
             };
+            // Also after a panic: their thread would be waited for in vain.
+            let routes = EndRoutes(&self.parts.routes);
             let outcome = crew.watch(&mut self.link, self.watched, &told, quit, up);
-            self.parts.routes.end();
+            drop(routes);
             if let Err(error) = &outcome {
                 lost(error);
             }
             crew.dismiss(quitter, &told, outcome.is_err(), || cutter.cut());
             outcome
         })
+    }
+}
+
+struct EndRoutes<'p>(&'p Routes);
+
+impl Drop for EndRoutes<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

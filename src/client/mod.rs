@@ -1,5 +1,5 @@
 //! One client connection, in reading order: it is accepted ([`accept`]) if the
-//! limits admit it ([`admission`]), or refused ([`refuser`]);
+//! limits admit it ([`admission`]), or refused ([`refuser`]); it waits for its turn ([`handshakes`]);
 //! its request head is read ([`head`]) and judged ([`handshake`]), by the [`address`] it comes from
 //! as well, and [answered](answer); or its session runs ([`session`]),
 //! reading frames from the socket ([`socket`]), parsing them ([`request`]), calling the services
@@ -24,13 +24,14 @@ pub(crate) mod failpoint;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod handshake;
+mod handshakes;
 mod head;
 mod hold;
 mod kernel;
 mod liveness;
 pub mod permits;
 mod rate;
-mod refuser;
+pub(crate) mod refuser;
 mod request;
 mod session;
 mod socket;

@@ -53,9 +53,11 @@ fn shake_hands(
     admission: &mut Admission,
     context: &Arc<Context>,
 ) -> Option<Session> {
-    let deadline = Instant::now() + context.config.listen.handshake_timeout;
+    let deadline = admission.since() + context.config.listen.handshake_timeout;
     let mut bytes = Vec::with_capacity(MAX_HEAD);
-    let head = match read_head(socket, deadline, &mut bytes) {
+    let read = read_head(socket, deadline, &mut bytes);
+    let in_time = admission.head_is_over().map_err(HeadError::Answer);
+    let head = match in_time.and(read) {
         Ok(head) => head,
         Err(HeadError::Gone) => return None,
         Err(HeadError::Answer(answer)) => return refuse(socket, &answer, admission),

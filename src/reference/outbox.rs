@@ -23,6 +23,7 @@ use super::store::outbox::OutboxQuery;
 use super::thread::Worker;
 use super::watchers::Announcer;
 use crate::broker::{Outcome, Publication, PublishError, Publisher};
+use crate::threads::Fatal;
 
 /// The most new outbox rows that are read at once.
 const ROWS_AT_ONCE: u32 = 256;
@@ -84,8 +85,12 @@ impl PublisherThread {
         }
     }
 
-    pub fn spawn(mut self) -> io::Result<Worker> {
-        Worker::spawn("ref-publisher", move || while self.round().is_some() {})
+    pub fn spawn(mut self, fatal: &Fatal) -> io::Result<Worker> {
+        Worker::spawn(
+            "ref-publisher",
+            fatal,
+            move || while self.round().is_some() {},
+        )
     }
 
     /// Reads, publishes, and waits for answers or for news. `None`: the thread is to end.

@@ -28,6 +28,8 @@ mod liveness;
 mod close_codes;
 /// Every error code of the protocol.
 mod error_codes;
+/// Who gets a place for a handshake when there are not enough.
+mod handshakes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
 
@@ -44,6 +46,8 @@ mod configuration;
 mod publishing;
 /// Starting, stopping, and being told nonsense.
 mod start;
+/// What is left of a gateway that has stopped.
+mod stopping;
 
 /// Who may know whom in src/.
 mod architecture;
@@ -51,6 +55,8 @@ mod architecture;
 mod churn;
 /// Configuration keys that no other test shows to act.
 mod keys;
+/// No log line in src/ is written under a lock.
+mod locks;
 
 /// 5,000 messages among 50 users: none lost, none out of order.
 mod ledger;

@@ -223,7 +223,8 @@ fn a_service_is_not_ready_as_long_as_a_page_comes_for_an_answer() {
         let proxy = Http2::start(move |call| call.page(status, "text/html"));
         let readiness = Readiness::default();
         let services = Arc::new(at(&[proxy.url()]));
-        let probe = Probe::start(services, &readiness).expect("a thread");
+        let (fatal, _died) = crossbeam::channel::unbounded();
+        let probe = Probe::start(services, &readiness, &fatal).expect("a thread");
         let report = || serde_json::to_value(readiness.check()).expect("a report");
         wait_until("the proxy's page is seen", || {
             let reason = report()["checks"]["message_service"]["reason"].clone();

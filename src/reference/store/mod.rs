@@ -22,6 +22,7 @@ use self::outbox::{OutboxPage, OutboxQuery};
 use self::thread::{Job, StoreThread};
 use super::error::ReferenceError;
 use super::thread::Worker;
+use crate::threads::Fatal;
 
 /// Jobs that wait for the store thread. Whoever brings one more waits for room.
 const QUEUE: usize = 1024;
@@ -80,10 +81,14 @@ impl Opened {
 
     /// Starts the store thread. It calls `committed` after each commit of changes, and ends on
     /// [`Store::stop`], or once all `Store`s are gone.
-    pub fn serve(self, committed: impl Fn() + Send + 'static) -> io::Result<(Store, Worker)> {
+    pub fn serve(
+        self,
+        fatal: &Fatal,
+        committed: impl Fn() + Send + 'static,
+    ) -> io::Result<(Store, Worker)> {
         let (sender, jobs) = mpsc::channel(QUEUE);
-        let thread = StoreThread::new(self.connection, jobs);
-        let worker = Worker::spawn("ref-store", move || thread.run(&committed))?;
+        let mut thread = StoreThread::new(self.connection, jobs);
+        let worker = Worker::spawn("ref-store", fatal, move || thread.run(&committed))?;
         Ok((
             Store {
                 jobs: sender,

@@ -24,7 +24,7 @@ fn serve(path: impl AsRef<Path>) -> Rig {
     };
     let (store, worker) = Opened::open(path.as_ref())
         .unwrap()
-        .serve(committed)
+        .serve(&crossbeam::channel::unbounded().0, committed)
         .unwrap();
     Rig {
         store,

@@ -51,7 +51,7 @@ impl StoreThread {
     }
 
     /// Does jobs until it is told to stop, or nobody is left who could bring one.
-    pub fn run(mut self, committed: &dyn Fn()) {
+    pub fn run(&mut self, committed: &dyn Fn()) {
         while let Some(first) = self.jobs.blocking_recv() {
             let batch = self.gather(first);
             let (changes, stop) = (batch.changes.len(), batch.stop);

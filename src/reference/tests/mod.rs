@@ -314,7 +314,14 @@ fn start(
         first,
         longest: first * 4,
     };
-    Reference::start_with(listen, embedded, Box::new(published.clone()), backoff)
+    let (fatal, _died) = crossbeam::channel::unbounded();
+    Reference::start_with(
+        listen,
+        embedded,
+        Box::new(published.clone()),
+        backoff,
+        &fatal,
+    )
 }
 
 /// The sample tokens and group, with another database.

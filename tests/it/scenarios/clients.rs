@@ -1,11 +1,10 @@
 //! Clients that vanish, that all come at once.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType};
 use serde_json::Value;
 use ws_gateway::services::proto::Message;
 
@@ -213,12 +212,8 @@ pub fn storm(clients: usize) -> Figures {
 fn come_at_once(gateway: &Gateway, users: &[String]) -> Vec<Raw> {
     const PER_ADDRESS: usize = 500;
     let ask = |(number, user): (usize, &String)| {
-        let socket =
-            rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
-        let from = IpAddr::from(Ipv4Addr::new(127, 0, 0, 1 + (number / PER_ADDRESS) as u8));
-        rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("an address of the loopback");
-        rustix::net::connect(&socket, &gateway.addr).expect("the gateway listens");
-        let mut raw = Raw::over(TcpStream::from(socket));
+        let from = Ipv4Addr::new(127, 0, 0, 1 + (number / PER_ADDRESS) as u8);
+        let mut raw = Raw::connect_from(from.into(), gateway.addr);
         let bearer = format!("Bearer {}", token_of(user));
         let mut headers = UPGRADE.to_vec();
         headers.push(("Authorization", &bearer));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use super::broker::free_port;
 use super::process::{Held, Process, Signal};
@@ -134,8 +134,8 @@ impl Gateway {
 
     /// As [`Self::raw_session`], of a client with next to no receive buffer.
     pub fn reluctant(&self, user: &str) -> TcpStream {
-        let socket =
-            rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).expect("a socket");
         sockopt::set_socket_recv_buffer_size(&socket, 4_096).expect("an option");
         rustix::net::connect(&socket, &self.addr).expect("the gateway listens");
         let mut raw = Raw::over(TcpStream::from(socket));

@@ -2,9 +2,10 @@
 //! would send.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::Value;
 
 use super::DEADLINE;
@@ -50,6 +51,17 @@ impl Raw {
         let stream = TcpStream::connect_timeout(&addr, DEADLINE)
             .unwrap_or_else(|error| panic!("{addr} is not reached: {error}"));
         Self::over(stream)
+    }
+
+    /// From this address of the loopback.
+    pub fn connect_from(from: IpAddr, to: SocketAddr) -> Self {
+        // Not to be inherited by the processes that other tests start meanwhile.
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
+        let socket = socket.expect("a socket");
+        rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("of the loopback");
+        rustix::net::connect(&socket, &to).expect("the gateway listens");
+        Self::over(TcpStream::from(socket))
     }
 
     /// Over a socket that is connected.
@@ -277,6 +289,11 @@ impl Raw {
     /// Reads up to the end of the stream, by FIN or reset.
     pub fn expect_end(&mut self) {
         while self.fill() {}
+    }
+
+    /// Whether anything comes before the end.
+    pub fn has_answer(&mut self) -> bool {
+        self.fill()
     }
 
     /// No more is sent; reading goes on.
