@@ -289,7 +289,6 @@ fn a_groups_members_change_whatever_the_other_properties_are() {
     let mut scene = scene();
     let changed = GroupMembersChanged {
         group_id: "team".into(),
-        ..GroupMembersChanged::default()
     };
     let properties = vec![
         (TYPE, short("group_members_changed")),
