@@ -9,8 +9,33 @@ use std::fs;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors for everything that is no connection: listeners, log, broker, services, database.
-const SPARE_DESCRIPTORS: usize = 200;
+use crate::client::refuser;
+
+/// Descriptors of everything that is no connection, each part at its most. The services have more,
+/// by the number of their addresses.
+const SPARE_DESCRIPTORS: usize =
+    REFUSED + ACCEPTING + PROCESS + RUNTIMES + BROKER + EMBEDDED + ROOM;
+/// Connections that wait for their refusal.
+const REFUSED: usize = refuser::CAPACITY;
+/// The listener, its spare one, a connection that is being admitted, and one with a thread that
+/// has not been started.
+const ACCEPTING: usize = 4;
+/// Standard input, output and error, the log, the signals' two, and a file that is being read.
+const PROCESS: usize = 7;
+/// tokio's, of the calls and of the reference services.
+const RUNTIMES: usize = 2 * 4;
+/// A connection that is being closed and one that is being opened, each with its socket, its poll
+/// and what wakes it; and a look-up of the broker's name.
+const BROKER: usize = 2 * 8 + 2;
+/// The reference services: their listener, the gateway's connections to them, and the database
+/// with its log, its index, a temporary file and its directory.
+const EMBEDDED: usize = 1 + 2 * SERVICES + 5;
+/// User, Message and Presence Service.
+const SERVICES: usize = 3;
+/// What libraries open for a moment.
+const ROOM: usize = 32;
+/// A connection that ends, one that is being opened, and a look-up of its name.
+const PER_SERVICE_ADDRESS: usize = 4;
 /// Mappings of the program, its libraries and its heap.
 const SPARE_MAPPINGS: usize = 2_000;
 /// Threads that serve no connection, and other processes'.
@@ -27,13 +52,12 @@ pub struct Capacity {
     pub bound: &'static str,
 }
 
-/// Raises the soft limit on descriptors to the hard one, and computes.
-pub fn measure() -> Capacity {
+/// Raises the soft limit on descriptors to the hard one, and computes, for services at so many
+/// addresses.
+pub fn measure(service_addresses: usize) -> Capacity {
+    let spare = SPARE_DESCRIPTORS + service_addresses * PER_SERVICE_ADDRESS;
     let bounds = [
-        (
-            "RLIMIT_NOFILE",
-            descriptors().saturating_sub(SPARE_DESCRIPTORS),
-        ),
+        ("RLIMIT_NOFILE", descriptors().saturating_sub(spare)),
         (
             "vm.max_map_count",
             share(
@@ -117,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_least_bound_counts() {
-        let capacity = measure();
+        let capacity = measure(3);
         assert!(capacity.connections >= 1);
         assert!(capacity.connections <= limit(Resource::Nofile));
         assert!(!capacity.bound.is_empty());

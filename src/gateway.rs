@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::Sender;
 use log::{info, warn};
 
 use crate::broker::Endpoint;
@@ -20,7 +19,7 @@ use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
 use crate::client::permits::Permits;
 use crate::client::{Attendance, Context, Route};
-use crate::config::{Config, Mode};
+use crate::config::{self, Config, Mode};
 use crate::ids::UserId;
 use crate::presence::Presence;
 use crate::readiness::Readiness;
@@ -30,10 +29,13 @@ use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::grpc::Grpc;
 use crate::services::probe::Probe;
+use crate::threads::Fatal;
 
 /// Connections that fetch a page of unread messages at the same time: the most calls that catch-up
 /// has under way at the Message Service.
 const CATCH_UPS: usize = 32;
+/// And whose token is validated again at the same time.
+const VALIDATIONS: usize = 32;
 /// Connections closed per second at shutdown, or more where half of the drain needs it.
 const CLOSES_PER_SECOND: usize = 1_000;
 /// How often the shutdown looks how far it has come.
@@ -77,17 +79,14 @@ impl Feed for Supervisor {
 pub enum StartError {
     /// The client listener's address cannot be bound: in use, or not this host's.
     Listen { addr: SocketAddr, error: io::Error },
-    /// The configuration names an address that is none.
+    /// A value that [`config::load`](crate::config::load) lets nobody have: mend it.
+    Configuration(String),
+    /// The gRPC runtime does not start.
     Services(String),
-    /// `broker.url` is not to be understood.
-    Broker(String),
     /// The system has no room for a thread.
     Thread(io::Error),
     #[cfg(feature = "reference")]
     Reference(ReferenceError),
-    /// Built without the reference services, and asked to embed them.
-    #[cfg(not(feature = "reference"))]
-    NoReference,
 }
 
 impl fmt::Display for StartError {
@@ -97,14 +96,10 @@ impl fmt::Display for StartError {
                 write!(f, "listen.addr: cannot listen on {addr}: {error}")
             }
             Self::Services(reason) => write!(f, "services: {reason}"),
-            Self::Broker(reason) => write!(f, "broker.url: {reason}"),
+            Self::Configuration(reason) => f.write_str(reason),
             Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
             #[cfg(feature = "reference")]
             Self::Reference(error) => error.fmt(f),
-            #[cfg(not(feature = "reference"))]
-            Self::NoReference => {
-                f.write_str("backend.mode: this binary was built without the embedded services")
-            }
         }
     }
 }
@@ -136,26 +131,24 @@ impl Backend {
 
 impl Gateway {
     /// Starts everything; the services and the broker may come later. A reason to end that shows
-    /// only then, such as another gateway with the same id, is sent to `fatal`.
-    pub fn start(config: Config, fatal: Sender<String>) -> Result<Self, StartError> {
+    /// only then, such as another gateway with the same id, is sent to `fatal`: it is to be stopped.
+    pub fn start(config: Config, fatal: Fatal) -> Result<Self, StartError> {
         let addr = config.listen.addr;
         let listener = Listener::bind(addr).map_err(|error| StartError::Listen { addr, error })?;
         match config.backend.mode {
             Mode::Remote => Self::remote(config, listener, fatal),
             #[cfg(feature = "reference")]
-            Mode::Embedded => Self::embedded(config, listener),
+            Mode::Embedded => Self::embedded(config, listener, &fatal),
             #[cfg(not(feature = "reference"))]
-            Mode::Embedded => Err(StartError::NoReference),
+            Mode::Embedded => Err(StartError::Configuration(
+                "backend.mode: this binary was built without the embedded services".into(),
+            )),
         }
     }
 
-    fn remote(
-        config: Config,
-        listener: TcpListener,
-        fatal: Sender<String>,
-    ) -> Result<Self, StartError> {
+    fn remote(config: Config, listener: TcpListener, fatal: Fatal) -> Result<Self, StartError> {
         let endpoint = Endpoint::parse(&config.broker.url)
-            .map_err(|error| StartError::Broker(error.to_string()))?;
+            .map_err(|error| StartError::Configuration(format!("broker.url: {error}")))?;
         let services = Grpc::start(&config.services).map_err(StartError::Services)?;
         let backend = Backend::new(services, &config, None);
         let routes = Arc::new(Routes::new(Arc::clone(&backend.registry)));
@@ -168,28 +161,41 @@ impl Gateway {
             retry_first: RETRY_FIRST,
             look_every: LOOK_EVERY,
         };
-        Self::assemble(config, listener, backend, Arc::clone(&routes), |presence| {
-            let supervisor =
-                Supervisor::start(settings, deliver, routes, move |event| match event {
-                    BrokerEvent::Owned => presence.take_over(),
-                    // Nobody listens any more when the gateway is ending anyway.
-                    BrokerEvent::Fatal(reason) => drop(fatal.send(reason)),
-                });
-            Ok(Box::new(supervisor.map_err(StartError::Thread)?))
-        })
+        let for_threads = fatal.clone();
+        let routes_too = Arc::clone(&routes);
+        Self::assemble(
+            config,
+            listener,
+            backend,
+            routes_too,
+            &for_threads,
+            |presence| {
+                let supervisor =
+                    Supervisor::start(settings, deliver, routes, move |event| match event {
+                        BrokerEvent::Owned => presence.take_over(),
+                        // Nobody listens any more when the gateway is ending anyway.
+                        BrokerEvent::Fatal(reason) => drop(fatal.send(reason)),
+                    });
+                Ok(Box::new(supervisor.map_err(StartError::Thread)?))
+            },
+        )
     }
 
     #[cfg(feature = "reference")]
-    fn embedded(mut config: Config, listener: TcpListener) -> Result<Self, StartError> {
-        let embedded = Embedded::start(&mut config).map_err(StartError::Reference)?;
+    fn embedded(
+        mut config: Config,
+        listener: TcpListener,
+        fatal: &Fatal,
+    ) -> Result<Self, StartError> {
+        let embedded = Embedded::start(&mut config, fatal).map_err(StartError::Reference)?;
         let services = Grpc::start(&config.services).map_err(StartError::Services)?;
         let page = Embedded::page(&config);
         let backend = Backend::new(services, &config, page);
         let routes = Arc::new(Routes::local(Arc::clone(&backend.registry)));
         let embedded = embedded
-            .consume(&backend.deliver)
+            .consume(&backend.deliver, fatal)
             .map_err(StartError::Thread)?;
-        Self::assemble(config, listener, backend, routes, |presence| {
+        Self::assemble(config, listener, backend, routes, fatal, |presence| {
             presence.take_over();
             Ok(Box::new(embedded))
         })
@@ -200,6 +206,7 @@ impl Gateway {
         listener: TcpListener,
         backend: Backend,
         routes: Arc<Routes>,
+        fatal: &Fatal,
         feed: impl FnOnce(Arc<Presence>) -> Result<Box<dyn Feed>, StartError>,
     ) -> Result<Self, StartError> {
         lower_to_capacity(&mut config);
@@ -214,6 +221,7 @@ impl Gateway {
             Arc::clone(&services),
             &config.gateway.id,
             &config.presence,
+            fatal,
             {
                 let routes = Arc::clone(&routes);
                 move |user| routes.release(user)
@@ -233,12 +241,13 @@ impl Gateway {
             readiness: Arc::clone(&readiness),
             draining: Arc::clone(&draining),
             pacing: Permits::new(CATCH_UPS),
+            validating: Permits::new(VALIDATIONS),
             page,
         });
         let feed = feed(Arc::clone(&presence))?;
         readiness.add("broker", true, feed.check());
-        let probe =
-            Probe::start(Arc::clone(&context.services), &readiness).map_err(StartError::Thread)?;
+        let probe = Probe::start(Arc::clone(&context.services), &readiness, fatal);
+        let probe = probe.map_err(StartError::Thread)?;
         let presence_state = Arc::clone(&presence);
         readiness.add("presence_service", false, move || presence_state.state());
         readiness.add("draining", true, move || {
@@ -249,8 +258,8 @@ impl Gateway {
             }
         });
         // Last of all: whoever asks is told of every check.
-        let listener =
-            Listener::start(listener, Arc::clone(&context)).map_err(StartError::Thread)?;
+        let listener = Listener::start(listener, Arc::clone(&context), fatal);
+        let listener = listener.map_err(StartError::Thread)?;
         let has_room = listener.has_room();
         readiness.add("capacity", true, move || {
             if has_room() {
@@ -275,6 +284,12 @@ impl Gateway {
             self.listener.addr(),
             self.context.config.listen.path
         )
+    }
+
+    /// Where the tokens of [`reload`](Self::reload) let users in; `None`: it has none of its own.
+    pub fn lets_in_at(&self) -> Option<SocketAddr> {
+        let embedded = self.context.config.backend.mode == Mode::Embedded;
+        embedded.then(|| self.listener.addr())
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.
@@ -358,7 +373,14 @@ impl Attendance for Users {
 }
 
 fn lower_to_capacity(config: &mut Config) {
-    let capacity = capacity::measure();
+    let config::Services {
+        user,
+        message,
+        presence,
+        ..
+    } = &config.services;
+    let addresses = [user, message, presence].map(|addresses| addresses.0.len());
+    let capacity = capacity::measure(addresses.iter().sum());
     let wanted = config.limits.max_connections;
     if wanted > capacity.connections {
         config.limits.max_connections = capacity.connections;

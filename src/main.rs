@@ -4,19 +4,20 @@
 
 use std::ffi::c_int;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 
 use clap::{Parser, Subcommand};
-use crossbeam::channel::{Receiver, Sender, select, unbounded};
-use log::{error, info, warn};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM, TERM_SIGNALS};
-use signal_hook::iterator::Signals;
+use crossbeam::channel::{Receiver, select, unbounded};
+use log::{error, info};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::{Handle, Signals};
 use ws_gateway::config::{self, Config, ConfigError};
-use ws_gateway::gateway::Gateway;
+use ws_gateway::gateway::{Gateway, StartError};
 use ws_gateway::logging;
 
 /// Wrong usage, or a configuration that cannot be used.
@@ -56,7 +57,7 @@ enum Command {
 struct ServicesArguments {
     /// Where the gRPC services listen.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    listen: std::net::SocketAddr,
+    listen: SocketAddr,
     /// The broker [default: broker.url of the configuration].
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
@@ -72,7 +73,7 @@ struct ServicesArguments {
 pub extern "C" fn main(_argc: c_int, _argv: *const *const u8) -> c_int {
     // A write to a closed pipe or socket is to fail, not to kill the process. That SIGPIPE cannot
     // be caught does not happen.
-    let _ = signal_hook::flag::register(SIGPIPE, Arc::new(AtomicBool::new(false)));
+    let _ = flag::register(SIGPIPE, Arc::new(AtomicBool::new(false)));
     // clap prints help, version and wrong usage itself, and ends with 0 or 2.
     let arguments = Arguments::parse();
     match run(arguments) {
@@ -145,18 +146,21 @@ fn start_log(config: &Config) -> Result<(), Failure> {
 }
 
 fn run_gateway(config: Config, file: Option<&Path>) -> Result<(), Failure> {
-    let signals = signals()?;
+    let signals = SignalThread::start()?;
     let (fatal, died) = unbounded();
     info!(
         "Starting: gateway_id={}, mode={:?}",
         config.gateway.id, config.backend.mode
     );
-    let gateway = Gateway::start(config, fatal).map_err(Failure::new)?;
+    let gateway = Gateway::start(config, fatal).map_err(|error| match error {
+        StartError::Configuration(_) => Failure::usage(error),
+        _ => Failure::new(error),
+    })?;
     announce(&format!("listening {}", gateway.url()));
-    let outcome = until_told(&signals, &died, || {
-        reload(file, |config| gateway.reload(config))
+    let outcome = signals.until_told(&died, || match gateway.lets_in_at() {
+        Some(addr) => reload(file, addr, |config| gateway.reload(config)),
+        None => info!("Nothing to read again: only the embedded services have tokens and groups"),
     });
-    end_at_once_on(signals);
     gateway.stop();
     outcome
 }
@@ -175,13 +179,20 @@ fn run_services(
     /// How long a publication waits for its confirm.
     const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
-    if !arguments.listen.ip().is_loopback() && config::has_sample_token(&config) {
+    if !config::may_listen(&config, arguments.listen) {
         return Err(Failure::usage(
             "--listen: only a loopback address while embedded.tokens holds sample tokens, \
              which everybody knows",
         ));
     }
-    let signals = signals()?;
+    if arguments
+        .database
+        .as_ref()
+        .is_some_and(|path| path.as_os_str().is_empty())
+    {
+        return Err(Failure::usage("--database: must not be empty"));
+    }
+    let signals = SignalThread::start()?;
     let url = arguments.broker.as_ref().unwrap_or(&config.broker.url);
     let endpoint =
         Endpoint::parse(url).map_err(|error| Failure::usage(format!("--broker: {error}")))?;
@@ -190,18 +201,18 @@ fn run_services(
     if let Some(database) = &arguments.database {
         embedded.database.clone_from(database);
     }
-    let mut reference =
-        Reference::start(arguments.listen, &embedded, Box::new(publisher)).map_err(Failure::new)?;
+    let (fatal, died) = unbounded();
+    let reference = Reference::start(arguments.listen, &embedded, Box::new(publisher), &fatal);
+    let mut reference = reference.map_err(Failure::new)?;
     announce(&format!("listening grpc http://{}", reference.addr()));
-    let (_never, died) = unbounded();
-    let outcome = until_told(&signals, &died, || {
-        reload(file, |config| {
+    let addr = reference.addr();
+    let outcome = signals.until_told(&died, || {
+        reload(file, addr, |config| {
             reference
                 .reload(&config.embedded)
                 .map_err(|error| error.to_string())
         });
     });
-    end_at_once_on(signals);
     reference.stop(Instant::now() + config.shutdown.drain);
     outcome
 }
@@ -213,66 +224,88 @@ fn announce(line: &str) {
     info!("Ready: {line}");
 }
 
-/// Signals, as messages.
-fn signals() -> Result<Receiver<c_int>, Failure> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
-        .map_err(|error| Failure::new(format!("cannot listen to signals: {error}")))?;
-    let (sender, receiver): (Sender<c_int>, _) = unbounded();
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || signals.forever().try_for_each(|signal| sender.send(signal)))
-        .map_err(|error| Failure::new(format!("cannot start a thread: {error}")))?;
-    Ok(receiver)
+/// Signals as messages, from a thread that ends when this is dropped. SIGTERM or SIGINT while the
+/// process ends has it end at once.
+struct SignalThread {
+    received: Receiver<c_int>,
+    ending: Arc<AtomicBool>,
+    handle: Handle,
+    /// Taken out when this is dropped.
+    thread: Option<JoinHandle<()>>,
 }
 
-/// Serves SIGHUP until SIGTERM or SIGINT, or until something is fatal.
-fn until_told(
-    signals: &Receiver<c_int>,
-    died: &Receiver<String>,
-    on_hangup: impl Fn(),
-) -> Result<(), Failure> {
-    loop {
-        select! {
-            recv(signals) -> signal => match signal {
-                Ok(SIGHUP) => on_hangup(),
-                Ok(signal) => {
-                    let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
-                    info!("Told to end: signal={name}");
-                    return Ok(());
+impl SignalThread {
+    fn start() -> Result<Self, Failure> {
+        let ending = Arc::new(AtomicBool::new(false));
+        let listen = || {
+            for signal in [SIGTERM, SIGINT] {
+                // In this order, so that the first one arms what the second one meets.
+                flag::register_conditional_shutdown(signal, EXIT_FAILURE, Arc::clone(&ending))?;
+                flag::register(signal, Arc::clone(&ending))?;
+            }
+            Signals::new([SIGTERM, SIGINT, SIGHUP])
+        };
+        let mut signals =
+            listen().map_err(|error| Failure::new(format!("cannot listen to signals: {error}")))?;
+        let handle = signals.handle();
+        let (sender, received) = unbounded();
+        let thread = thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                // An error says that nobody listens any more.
+                let _ = signals.forever().try_for_each(|signal| sender.send(signal));
+            });
+        let thread =
+            thread.map_err(|error| Failure::new(format!("cannot start a thread: {error}")))?;
+        Ok(Self {
+            received,
+            ending,
+            handle,
+            thread: Some(thread),
+        })
+    }
+
+    /// Serves SIGHUP until SIGTERM or SIGINT, or until something is fatal.
+    fn until_told(&self, died: &Receiver<String>, on_hangup: impl Fn()) -> Result<(), Failure> {
+        loop {
+            select! {
+                recv(self.received) -> signal => match signal {
+                    Ok(SIGHUP) => on_hangup(),
+                    Ok(signal) => {
+                        let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
+                        info!("Told to end: signal={name}");
+                        return Ok(());
+                    }
+                    Err(_) => return Err(Failure::new("the signal thread has ended")),
+                },
+                recv(died) -> reason => {
+                    self.ending.store(true, Ordering::SeqCst);
+                    let reason = reason.unwrap_or_else(|_| "no thread is left".into());
+                    error!("Ends, since it cannot go on: reason={reason}");
+                    return Err(Failure::new(reason));
                 }
-                Err(_) => return Err(Failure::new("the signal thread has ended")),
-            },
-            recv(died) -> reason => match reason {
-                Ok(reason) => return Err(Failure::new(reason)),
-                // The embedded feed cannot die, and has dropped its end.
-                Err(_) => return until_told(signals, &crossbeam::channel::never(), on_hangup),
-            },
+            }
         }
     }
 }
 
-fn reload(file: Option<&Path>, apply: impl Fn(&Config) -> Result<(), String>) {
-    match config::load(file) {
+impl Drop for SignalThread {
+    fn drop(&mut self) {
+        self.handle.close();
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Reads tokens and groups again, which let users in at `addr`.
+fn reload(file: Option<&Path>, addr: SocketAddr, apply: impl Fn(&Config) -> Result<(), String>) {
+    match config::reload(file, addr) {
         Ok(config) => match apply(&config) {
             Ok(()) => info!("Configuration read again: tokens and groups are in force"),
-            Err(error) => warn!("Configuration read again, and nothing changed: {error}"),
+            Err(error) => error!("Configuration read again, and nothing changed: {error}"),
         },
         Err(error) => error!("Configuration read again, and the old one stays: {error}"),
     }
-}
-
-/// While the process ends, a second SIGTERM or SIGINT ends it at once.
-fn end_at_once_on(signals: Receiver<c_int>) {
-    let watch = move || {
-        while let Ok(signal) = signals.recv() {
-            if TERM_SIGNALS.contains(&signal) {
-                eprintln!("ws-gateway: ended at once");
-                process::exit(EXIT_FAILURE);
-            }
-        }
-    };
-    // Without the thread, the first signal's end still comes.
-    let _ = thread::Builder::new()
-        .name("second-signal".into())
-        .spawn(watch);
 }

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use log::{debug, info, warn};
 use parking_lot::{Condvar, Mutex};
 
+use crate::client::failpoint;
 use crate::config;
 use crate::ids::UserId;
 use crate::registry::Registry;
 use crate::services::proto::{RenewLeaseRequest, UserOfflineRequest, UserOnlineRequest};
 use crate::services::{ServiceError, Services};
-use crate::threads::{Threads, USUAL_STACK};
+use crate::threads::{Fatal, Threads, USUAL_STACK, supervise};
 
 /// How often a lease is renewed before it would end. A Presence Service that was restarted has all
 /// users again within a third of the lease: half of that finds the restart out, and half of it is
@@ -82,12 +83,14 @@ enum Task {
 }
 
 impl Presence {
-    /// Starts the thread. `gone` is told of each user that has been gone for the grace.
+    /// Starts the thread. `gone` is told of each user that has been gone for the grace, and `fatal`
+    /// if the thread cannot go on.
     pub fn start(
         registry: Arc<Registry>,
         services: Arc<dyn Services>,
         gateway_id: &str,
         config: &config::Presence,
+        fatal: &Fatal,
         gone: impl Fn(&UserId) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
@@ -102,8 +105,8 @@ impl Presence {
         });
         let thread: Arc<Threads> = Arc::default();
         thread.spawn("presence".into(), USUAL_STACK, {
-            let shared = Arc::clone(&shared);
-            move || shared.run()
+            let (shared, fatal) = (Arc::clone(&shared), fatal.clone());
+            move || supervise("presence", &fatal, || shared.run())
         })?;
         Ok(Self { shared, thread })
     }
@@ -153,6 +156,7 @@ impl Shared {
     }
 
     fn run(&self) {
+        self.look_at_overdue();
         let mut renew_at = Instant::now();
         // Whether the Presence Service may have forgotten this gateway.
         let mut in_doubt = true;
@@ -194,6 +198,16 @@ impl Shared {
         }
     }
 
+    /// Whose turn was lost, should the thread have panicked, has another.
+    fn look_at_overdue(&self) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        let overdue = state.users.iter().filter(|(_, user)| user.due <= now);
+        for user in overdue.map(|(user, _)| user.clone()).collect::<Vec<_>>() {
+            state.schedule(&user, now);
+        }
+    }
+
     /// Waits for the next task.
     fn next(&self, renew_at: Instant) -> Task {
         let mut state = self.state.lock();
@@ -220,6 +234,9 @@ impl Shared {
 
     /// Tells the Presence Service how it stands with these users, where it has not been told yet.
     fn look(&self, turns: Vec<Turn>) {
+        for (user, _) in &turns {
+            failpoint::reached("presence", user);
+        }
         let (here, gone): (Vec<_>, Vec<_>) = turns
             .into_iter()
             .partition(|(user, _)| self.registry.holds(user));
@@ -297,22 +314,16 @@ impl Shared {
 
     /// Remembers whether the Presence Service works, and logs when that changes.
     fn heed<T>(&self, told: Result<T, ServiceError>) -> Option<T> {
-        let mut state = self.state.lock();
-        match told {
-            Ok(answer) => {
-                if state.failure.take().is_some() {
-                    info!("Presence Service works again");
-                }
-                Some(answer)
+        let failure = told.as_ref().err().map(ServiceError::to_string);
+        let before = std::mem::replace(&mut self.state.lock().failure, failure.clone());
+        match failure {
+            Some(error) if before.as_ref() != Some(&error) => {
+                warn!("Presence Service fails, will be retried: error={error}");
             }
-            Err(error) => {
-                let before = state.failure.replace(error.to_string());
-                if before != state.failure {
-                    warn!("Presence Service fails, will be retried: error={error}");
-                }
-                None
-            }
+            None if before.is_some() => info!("Presence Service works again"),
+            _ => {}
         }
+        told.ok()
     }
 }
 
@@ -386,8 +397,10 @@ mod tests {
                 lease: Duration::from_secs(3_600),
                 offline_grace: Duration::from_millis(1),
             };
+            let (fatal, _died) = crossbeam::channel::unbounded();
             let (for_presence, told) = (Arc::clone(&registry), Arc::clone(&services) as _);
-            let presence = Presence::start(for_presence, told, "g", &config, |_| {}).unwrap();
+            let presence =
+                Presence::start(for_presence, told, "g", &config, &fatal, |_| {}).unwrap();
             Self {
                 registry,
                 services,
@@ -471,6 +484,19 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(scene.told("+alice"), ["+alice", "-alice", "+alice"]);
+    }
+
+    #[test]
+    fn who_came_and_left_while_the_thread_panicked_is_told_of_all_the_same() {
+        let scene = Scene::new();
+        let bob = scene.arrives("bob");
+        scene.told("+bob");
+        *scene.services.meanwhile.lock() = Some(Box::new(|| panic!("as it is meant to")));
+        scene.leaves(&bob);
+        assert_eq!(scene.told("-bob"), ["+bob", "-bob"]);
+        *scene.services.meanwhile.lock() = Some(Box::new(|| panic!("as it is meant to")));
+        let _alice = scene.arrives("alice");
+        scene.told("+alice");
     }
 
     #[test]

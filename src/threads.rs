@@ -1,18 +1,30 @@
-//! Threads that come and go, each with a name, all joined in the end, by a deadline.
+//! Threads that come and go, each with a name, all joined in the end, by a deadline; and what
+//! becomes of a panic in one that the process cannot do without.
 //!
 //! A thread cannot join itself. So each one that ends leaves its handle behind and joins the one
 //! that ended before it: at any time at most one ended thread waits to be joined.
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crossbeam::channel::Sender;
+use log::warn;
 use parking_lot::{Condvar, Mutex};
 
 /// What std gives a thread that asks for nothing else.
 pub const USUAL_STACK: usize = 2 << 20;
+
+/// A thread that panics so often within [`PANICS_WITHIN`] will not be mended by running again.
+const MAX_PANICS: usize = 3;
+const PANICS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Told the reason when the process is to end with an error, since a part of it has failed that the
+/// rest cannot do without.
+pub type Fatal = Sender<String>;
 
 /// A set of running threads.
 #[derive(Default)]
@@ -85,6 +97,31 @@ impl Drop for SignOff {
     }
 }
 
+/// Runs the work of a thread that serves everybody, until it returns. A panic has it run again, from
+/// what outlives it; too many of them are fatal. Either way nothing stands still unnoticed.
+pub fn supervise(name: &str, fatal: &Fatal, mut run: impl FnMut()) {
+    let mut panics: Vec<Instant> = Vec::new();
+    while catch_unwind(AssertUnwindSafe(&mut run)).is_err() {
+        // The panic hook has said what happened.
+        panics.retain(|at| at.elapsed() < PANICS_WITHIN);
+        panics.push(Instant::now());
+        if panics.len() >= MAX_PANICS {
+            // Nobody listens when the process is ending anyway.
+            let _ = fatal.send(format!(
+                "thread {name}: {MAX_PANICS} panics within a minute"
+            ));
+            return;
+        }
+        warn!("Thread runs again after a panic: thread={name}");
+    }
+}
+
+/// Does something for one connection on a thread that serves many: a panic is that one's alone.
+/// `None`: it panicked, and the panic hook has said so.
+pub fn contain<T>(run: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(run)).ok()
+}
+
 fn join(thread: Option<JoinHandle<()>>) {
     // A panic was reported by the panic hook when it happened.
     let _ = thread.map(JoinHandle::join);
@@ -92,8 +129,9 @@ fn join(thread: Option<JoinHandle<()>>) {
 
 #[cfg(test)]
 mod tests {
+    use crossbeam::channel::unbounded;
+
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn all_are_joined_those_that_panic_included() {
@@ -119,5 +157,27 @@ mod tests {
         assert_eq!(threads.join(Instant::now()), 1);
         drop(release);
         assert_eq!(threads.join(Instant::now() + Duration::from_secs(10)), 0);
+    }
+
+    #[test]
+    fn a_thread_that_panics_runs_again_and_too_many_panics_are_fatal() {
+        for panics in 0..2 * MAX_PANICS {
+            let (fatal, died) = unbounded();
+            let mut runs = 0;
+            supervise("t", &fatal, || {
+                runs += 1;
+                assert!(runs > panics, "as it is meant to");
+            });
+            assert_eq!(runs, (panics + 1).min(MAX_PANICS));
+            let reason = died.try_recv().ok();
+            assert_eq!(reason.is_some(), panics >= MAX_PANICS, "{reason:?}");
+            assert!(reason.is_none_or(|reason| reason.contains("thread t")));
+        }
+    }
+
+    #[test]
+    fn a_contained_panic_goes_no_further() {
+        assert_eq!(contain(|| 1), Some(1));
+        assert_eq!(contain(|| panic!("as it is meant to")), None::<()>);
     }
 }

@@ -4,34 +4,29 @@
 //! it. After a reconnect the same tag names another message, and acknowledging the old one would
 //! lose that; here the [`Consumer`] borrows its channel and the deliveries in hand live in
 //! [`Run`], so that all of them end with their connection.
+//!
+//! The thread waits for deliveries and for nothing else: what a delivery still needs from the User
+//! Service is asked for, and the hand is woken when it is answered.
 
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::warn;
 
 use super::amqp::{AmqpError, Channel, Consumer, Inbound, Received};
-use super::backoff::Backoff;
 use super::deliver::{Hand, Taken};
 use super::quit::Quit;
-use crate::services::ServiceError;
 
 /// How long a delivery may wait for its acknowledgement, which then goes for many.
 const ACK_WITHIN: Duration = Duration::from_millis(50);
 /// How many waiting deliveries are enqueued before the sockets are written to. It stays below the
 /// default `session.send_queue`: a connection that gets all of them still has room.
 const BATCH: usize = 250;
-/// RabbitMQ closes the channel of a consumer that sits on a delivery for 30 minutes.
-const PATIENCE: Duration = Duration::from_secs(20 * 60);
-const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// Why a consumer came to its end.
 #[derive(Debug)]
 pub enum Ended {
     /// It was told to; what it had received is delivered and acknowledged.
     Quit,
-    /// It waited too long for the User Service: go on with a new channel.
-    StartOver,
     /// Its queue, channel or connection is gone, or was not to be had.
     Lost(AmqpError),
 }
@@ -127,9 +122,11 @@ impl From<AmqpError> for Ended {
 impl Run<'_> {
     fn until_quit(&mut self) -> Step<std::convert::Infallible> {
         loop {
-            match self.consumer.receive(self.quit, self.unacked.due_in()) {
+            let wait = self.unacked.due_in().min(self.hand.due_in());
+            let woken = self.hand.woken();
+            match self.consumer.receive(self.quit, woken, wait) {
                 Received::Delivery(first) => self.batch(first)?,
-                Received::Nothing => {}
+                Received::Nothing => self.hand.flush(),
                 Received::Quit | Received::End => return Err(self.finish()?),
                 Received::Lost(error) => return Err(Ended::Lost(error)),
             }
@@ -155,11 +152,8 @@ impl Run<'_> {
     }
 
     fn settle(&mut self, inbound: Inbound) -> Step<()> {
-        let mut taken = self.hand.take(&inbound.delivery());
-        if let Taken::Later(error) = taken {
-            taken = self.wait_for_service(&inbound, &error)?;
-        }
-        match taken {
+        match self.hand.take(&inbound.delivery()) {
+            Taken::Done => self.unacked.push(inbound),
             Taken::DeadLetter(reason) => {
                 warn!("Dead letter: queue={}, reason={reason}", self.queue);
                 // First what came before it, written and acknowledged: acknowledging up to a later
@@ -169,41 +163,8 @@ impl Run<'_> {
                 self.unacked.ack()?;
                 self.consumer.reject(inbound)?;
             }
-            Taken::Done | Taken::Later(_) => self.unacked.push(inbound),
         }
         Ok(())
-    }
-
-    /// Tries the same delivery again and again, and answers what became of it. What is behind it
-    /// waits in the broker.
-    fn wait_for_service(&mut self, inbound: &Inbound, error: &ServiceError) -> Step<Taken> {
-        info!(
-            "Waiting for the User Service: queue={}, error={error}",
-            self.queue
-        );
-        let since = Instant::now();
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
-        self.hand.flush();
-        self.unacked.ack()?;
-        while since.elapsed() < PATIENCE {
-            if self.quit.within(backoff.next()) {
-                // Not acknowledged, so the broker keeps it; and it is unread in any case.
-                return Err(Ended::Quit);
-            }
-            match self.hand.take(&inbound.delivery()) {
-                Taken::Later(_) => {}
-                taken => {
-                    info!(
-                        "User Service answers again: queue={}, after={:?}",
-                        self.queue,
-                        since.elapsed()
-                    );
-                    return Ok(taken);
-                }
-            }
-        }
-        warn!("Channel started over: queue={}", self.queue);
-        Err(Ended::StartOver)
     }
 
     /// Takes no more, and delivers and acknowledges what has been received already.

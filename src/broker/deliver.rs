@@ -1,37 +1,39 @@
 //! From a delivery to the outboxes of the connections that it is for: decode, look up, enqueue.
 //! Knows no broker; the consumers of RabbitMQ and of the in-process bus use it alike.
 
+mod group;
+#[cfg(all(test, debug_assertions))]
+mod panic_tests;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{iter, mem};
 
+use crossbeam::channel::Receiver;
 use log::{error, info, warn};
 
 use super::fan_out::FanOut;
-use super::groups::{Groups, Members};
-use super::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
+use super::groups::Groups;
+use super::waiting::Waiting;
+use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue, recipient};
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::failpoint;
-use crate::client::frame::Frame;
 use crate::client::protocol::Push;
-use crate::ids::{GroupId, UserId};
+use crate::ids::UserId;
 use crate::registry::Registry;
-use crate::services::proto::{
-    GroupMembersChanged, Message, PresenceEvent, PresenceStatus, SessionRevoked,
-};
-use crate::services::{ServiceError, Services};
+use crate::services::Services;
+use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
+use group::GroupBatch;
 
 /// What became of a delivery.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// It is in the outboxes of all local recipients: acknowledge it.
+    /// It is in the outboxes of all local recipients, or waits for their names: acknowledge it.
     Done,
     /// It can never be delivered, for this reason: reject it, once.
     DeadLetter(String),
-    /// The User Service is needed and out of reach: take the same delivery again after a while.
-    Later(ServiceError),
 }
 
 /// What every consumer shares.
@@ -57,7 +59,8 @@ impl Deliver {
         Hand {
             deliver: Arc::clone(self),
             queue,
-            run: None,
+            batch: None,
+            waiting: Waiting::new(),
             touched: Vec::new(),
             recipients: Vec::new(),
         }
@@ -70,56 +73,30 @@ pub struct Hand {
     deliver: Arc<Deliver>,
     queue: Queue,
     /// Group messages that have been taken and are not enqueued yet.
-    run: Option<Run>,
+    batch: Option<GroupBatch>,
+    /// Group messages of whose recipients the User Service is asked.
+    waiting: Waiting,
     /// The connections whose outboxes wait for [`Hand::flush`].
     touched: Vec<Arc<Connection>>,
     /// Those whom the delivery in hand is for; kept for its memory alone.
     recipients: Vec<Arc<Connection>>,
 }
 
-/// Messages to one group that came one behind the other: its members are looked up once for all of
-/// them, and each connection gets them as one train, so that a gateway that is behind does next to
-/// nothing for each further delivery. (Saturated, a group of 1,000 on 2 cores: several times the
-/// deliveries of one push for each message and connection.)
-struct Run {
-    group: GroupId,
-    members: Members,
-    pushes: Vec<(UserId, Push)>,
-}
-
-/// Why a delivery is not done.
-enum Undone {
-    Garbage(String),
-    Later(ServiceError),
-}
-
-impl From<&str> for Undone {
-    fn from(reason: &str) -> Self {
-        Self::Garbage(reason.into())
-    }
-}
+/// Why a delivery can never be delivered.
+type Garbage = String;
 
 impl Hand {
     /// Enqueues a delivery for its recipients. A panic makes it a dead letter.
     pub fn take(&mut self, delivery: &Delivery<'_>) -> Taken {
-        // `recipients` is cleared before each use, and `touched` is whole after each push.
-        let outcome = catch_unwind(AssertUnwindSafe(|| match self.queue {
-            Queue::Single => self.single(delivery),
-            Queue::Group => self.group(delivery),
-            Queue::Presence => self.presence(delivery),
-        }));
+        let outcome = self.guarded(|hand| match hand.queue {
+            Queue::Single => hand.single(delivery),
+            Queue::Group => hand.group(delivery),
+            Queue::Presence => hand.presence(delivery),
+        });
         let reason = match outcome {
-            Ok(Ok(())) => return Taken::Done,
-            Ok(Err(Undone::Later(error))) => return Taken::Later(error),
-            Ok(Err(Undone::Garbage(reason))) => reason,
-            Err(_) => {
-                error!("Delivering panicked: queue={}", self.queue.name());
-                // What was taken before it may be gone with it. It is unread, so it comes again.
-                for connection in self.deliver.registry.connections() {
-                    connection.request_catch_up();
-                }
-                "delivering it panicked".into()
-            }
+            Some(Ok(())) => return Taken::Done,
+            Some(Err(reason)) => reason,
+            None => "delivering it panicked".into(),
         };
         if self.queue == Queue::Presence {
             // It has no dead letters: RabbitMQ would fill them with expired presence.
@@ -130,13 +107,40 @@ impl Hand {
     }
 
     /// Enqueues the rest, and writes what is enqueued to the sockets, as far as they take it. Never
-    /// blocks. What was taken may be acknowledged after it.
+    /// blocks, never panics. What was taken may be acknowledged after it. Call it also when the hand
+    /// is [woken](Hand::woken), or something is [due](Hand::due_in).
     pub fn flush(&mut self) {
-        self.end_run(true);
+        self.guarded(|hand| hand.end_batch(true));
+        while let Some((group, answer)) = self.waiting.asking.next_answer() {
+            self.guarded(|hand| hand.answered(group, answer));
+        }
+        self.waiting.asking.ask(&self.deliver.groups);
         self.deliver.flush(mem::take(&mut self.touched));
     }
 
-    fn single(&mut self, delivery: &Delivery<'_>) -> Result<(), Undone> {
+    /// Does a part of the work. A panic in it ends nothing; what was taken before may be gone with
+    /// it, but it is unread, so it comes again.
+    fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        // `recipients` is cleared before each use, and `touched` is whole after each push.
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(self)));
+        if outcome.is_err() {
+            error!("Delivering panicked: queue={}", self.queue.name());
+            self.deliver.catch_everybody_up();
+        }
+        outcome.ok()
+    }
+
+    /// Something comes through it when there is more to deliver.
+    pub fn woken(&self) -> &Receiver<()> {
+        self.waiting.asking.woken()
+    }
+
+    /// When the User Service is to be asked again.
+    pub fn due_in(&self) -> Duration {
+        self.waiting.asking.due_in()
+    }
+
+    fn single(&mut self, delivery: &Delivery<'_>) -> Result<(), Garbage> {
         let user = user_of("user.", delivery)?;
         failpoint::reached("deliver", &user);
         match delivery.kind {
@@ -170,43 +174,7 @@ impl Hand {
         Ok(())
     }
 
-    fn group(&mut self, delivery: &Delivery<'_>) -> Result<(), Undone> {
-        let id = delivery
-            .routing_key
-            .strip_prefix("group.")
-            .unwrap_or_default();
-        let group = GroupId::new(id).map_err(|_| "not a group's routing key")?;
-        match delivery.kind {
-            "" | KIND_MESSAGE => {
-                let message: Message = decode(delivery)?;
-                let sender = UserId::new(&message.from_user_id);
-                let (Ok(sender), false) = (sender, message.id.is_empty()) else {
-                    return Err("a message without valid id or sender".into());
-                };
-                if message.group_id != group.as_str() {
-                    return Err("the routing key names another group".into());
-                }
-                let members = match self.deliver.groups.fresh(&group) {
-                    Some(members) => members,
-                    None => self.fetch(&group)?,
-                };
-                self.add_to_run(group, members, sender, Push::group_message(&message));
-            }
-            KIND_GROUP_MEMBERS_CHANGED => {
-                let changed: GroupMembersChanged = decode(delivery)?;
-                if changed.group_id != group.as_str() {
-                    return Err("the routing key names another group".into());
-                }
-                if self.deliver.groups.outdate(&group) {
-                    self.fetch(&group)?;
-                }
-            }
-            _ => return Err("unknown type".into()),
-        }
-        Ok(())
-    }
-
-    fn presence(&mut self, delivery: &Delivery<'_>) -> Result<(), Undone> {
+    fn presence(&mut self, delivery: &Delivery<'_>) -> Result<(), Garbage> {
         let user = user_of("presence.", delivery)?;
         let event: PresenceEvent = decode(delivery)?;
         if event.user_id != user.as_str() {
@@ -228,12 +196,6 @@ impl Hand {
         Ok(())
     }
 
-    /// Asks the User Service. It may take seconds, for which nothing enqueued may wait.
-    fn fetch(&mut self, group: &GroupId) -> Result<Members, Undone> {
-        self.flush();
-        self.deliver.groups.fetch(group).map_err(Undone::Later)
-    }
-
     /// Looks up the connections here of `users`.
     fn find<'a>(&mut self, users: impl Iterator<Item = &'a UserId>) {
         self.recipients.clear();
@@ -252,92 +214,32 @@ impl Hand {
             enqueue(&mut self.touched, connection, &push);
         }
     }
-
-    fn add_to_run(&mut self, group: GroupId, members: Members, sender: UserId, push: Push) {
-        match &mut self.run {
-            Some(run) if run.group == group && Arc::ptr_eq(&run.members, &members) => {
-                run.pushes.push((sender, push));
-            }
-            _ => {
-                self.end_run(false);
-                self.run = Some(Run {
-                    group,
-                    members,
-                    pushes: vec![(sender, push)],
-                });
-            }
-        }
-    }
-
-    /// Enqueues the run for the members who are connected here. The last one before a flush is
-    /// written at once.
-    fn end_run(&mut self, is_last: bool) {
-        let Some(run) = self.run.take() else {
-            return;
-        };
-        if is_last {
-            return self.deliver.write(run);
-        }
-        self.find(run.members.iter());
-        if self.recipients.is_empty() {
-            return;
-        }
-        let train = run.train();
-        for connection in self.recipients.drain(..) {
-            if connection.push_train(&train, run.pushes_to(&connection)) {
-                self.touched.push(connection);
-            }
-        }
-    }
 }
 
 impl Deliver {
-    /// Writes the run to the members who are connected here, and each is looked up by the thread
-    /// that writes.
-    fn write(&self, run: Run) {
-        let registry = Arc::clone(&self.registry);
-        let train = OnceLock::new();
-        self.fan_out.chunks(run.members.len(), move |chunk| {
-            let mut recipients = Vec::with_capacity(chunk.len());
-            registry.recipients(&run.members[chunk], &mut recipients);
-            for connection in recipients {
-                let train = train.get_or_init(|| run.train());
-                connection.push_train_and_flush(train, run.pushes_to(&connection));
-            }
-        });
-    }
-
     /// Writes what is enqueued for each of them.
     fn flush(&self, connections: Vec<Arc<Connection>>) {
         self.fan_out.chunks(connections.len(), move |chunk| {
-            connections[chunk]
-                .iter()
-                .for_each(|connection| connection.flush());
+            for connection in &connections[chunk] {
+                recipient::flush(connection);
+            }
         });
     }
-}
 
-impl Run {
-    fn train(&self) -> Frame {
-        Frame::train(self.pushes.iter().map(|(_, push)| push.frame()))
-    }
-
-    /// The sender's own devices get it as their own copy.
-    fn pushes_to(&self, connection: &Connection) -> impl Iterator<Item = Push> {
-        self.pushes.iter().map(|(sender, push)| {
-            if connection.user() == sender {
-                push.as_own_copy()
-            } else {
-                push.clone()
-            }
-        })
+    /// Whatever has not reached them is unread, and comes again.
+    fn catch_everybody_up(&self) {
+        for connection in self.registry.connections() {
+            recipient::request_catch_up(&connection);
+        }
     }
 }
 
 impl Drop for Hand {
     /// However a consumer ends: a frame that is enqueued and not written would wait for ever, since
-    /// the next one finds the outbox not empty and leaves the flush to whoever was first.
+    /// the next one finds the outbox not empty and leaves the flush to whoever was first. (The
+    /// consumer may be panicking: neither step panics, or the process would end.)
     fn drop(&mut self) {
+        self.guarded(Self::give_up_waiting);
         self.flush();
     }
 }
@@ -345,12 +247,12 @@ impl Drop for Hand {
 /// Remembers the connection if this was the first frame in its outbox; otherwise whoever put the
 /// first one there flushes this one too.
 fn enqueue(touched: &mut Vec<Arc<Connection>>, connection: Arc<Connection>, push: &Push) {
-    if connection.push(push) {
+    if recipient::push(&connection, push) {
         touched.push(connection);
     }
 }
 
-fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, Undone> {
+fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, Garbage> {
     let id = delivery
         .routing_key
         .strip_prefix(prefix)
@@ -359,8 +261,8 @@ fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, Undone> {
 }
 
 /// An empty body is a valid protobuf message without any field; the checks of ids find it.
-fn decode<M: prost::Message + Default>(delivery: &Delivery<'_>) -> Result<M, Undone> {
-    M::decode(delivery.body).map_err(|error| Undone::Garbage(format!("does not parse: {error}")))
+fn decode<M: prost::Message + Default>(delivery: &Delivery<'_>) -> Result<M, Garbage> {
+    M::decode(delivery.body).map_err(|error| format!("does not parse: {error}"))
 }
 
 #[cfg(test)]
@@ -368,17 +270,18 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+    use crate::broker::KIND_GROUP_MEMBERS_CHANGED;
     use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
-    use crate::services::ErrorCode;
+    use crate::services::proto::GroupMembersChanged;
 
-    struct Scene {
-        registry: Arc<Registry>,
-        users: Arc<FakeUsers>,
-        deliver: Arc<Deliver>,
+    pub(super) struct Scene {
+        pub registry: Arc<Registry>,
+        pub users: Arc<FakeUsers>,
+        pub deliver: Arc<Deliver>,
     }
 
-    fn scene() -> Scene {
+    pub(super) fn scene() -> Scene {
         let (users, registry) = (
             Arc::new(FakeUsers::default()),
             Arc::new(Registry::default()),
@@ -395,15 +298,18 @@ mod tests {
 
     impl Scene {
         fn take(&self, queue: Queue, key: &str, kind: &str, body: &[u8]) -> Taken {
-            self.deliver.hand(queue).take(&Delivery {
+            let mut hand = self.deliver.hand(queue);
+            let taken = hand.take(&Delivery {
                 routing_key: key,
                 kind,
                 body,
-            })
+            });
+            hand.flush();
+            taken
         }
     }
 
-    fn message(id: &str, from: &str, to: &str) -> Message {
+    pub(super) fn message(id: &str, from: &str, to: &str) -> Message {
         Message {
             id: id.into(),
             from_user_id: from.into(),
@@ -413,7 +319,7 @@ mod tests {
         }
     }
 
-    fn group_message(id: &str, from: &str, group: &str) -> Message {
+    pub(super) fn group_message(id: &str, from: &str, group: &str) -> Message {
         Message {
             group_id: group.into(),
             to_user_id: String::new(),
@@ -581,31 +487,6 @@ mod tests {
         let second = group_message("m2", "alice", "team").encode_to_vec();
         s.take(Queue::Group, "group.team", "", &second);
         assert!(bob.is_quiet(), "he is no member any more");
-    }
-
-    #[test]
-    fn without_the_user_service_a_group_message_is_for_later_and_what_is_enqueued_is_written() {
-        let s = scene();
-        let mut bob = Client::join(&s.registry, "bob");
-        let mut hand = s.deliver.hand(Queue::Group);
-        let mut take = |id, group: &str| {
-            let body = group_message(id, "alice", group).encode_to_vec();
-            let key = format!("group.{group}");
-            hand.take(&Delivery {
-                routing_key: &key,
-                kind: "",
-                body: &body,
-            })
-        };
-        assert_eq!(take("m1", "team"), Taken::Done);
-        s.users.fail(ErrorCode::DeadlineExceeded);
-        assert!(matches!(take("m2", "other"), Taken::Later(_)));
-        assert!(bob.next().contains("m1"), "flushed before the call");
-        assert_eq!(
-            take("m3", "team"),
-            Taken::Done,
-            "a list that is held goes on serving"
-        );
     }
 
     #[test]

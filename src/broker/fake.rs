@@ -1,21 +1,33 @@
 //! For unit tests: a User Service that knows some groups, a Message Service that knows what is
 //! unread, a Presence Service that remembers what it was told, and nothing else.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::services::proto::*;
-use crate::services::{ErrorCode, Result, ServiceError, Services};
+use crate::services::{ErrorCode, Result, ServiceError, Services, Told};
+
+/// Answers for one call, in place of what the fake would.
+pub type Answers<Q, A> = Mutex<Option<Box<dyn FnMut(Q) -> Result<A> + Send>>>;
 
 #[derive(Default)]
 pub struct FakeUsers {
     groups: Mutex<HashMap<String, Vec<String>>>,
     failing: Mutex<Option<ErrorCode>>,
+    failing_groups: Mutex<HashMap<String, ErrorCode>>,
+    slow: Mutex<HashSet<String>>,
+    unanswered: Mutex<Vec<(String, Told<Vec<String>>)>>,
     calls: AtomicUsize,
+    /// When a token is to be validated.
+    pub panics: AtomicBool,
     /// Whoever asks.
     pub unread: Mutex<Vec<Message>>,
+    /// What the Message Service answers to `GetOfflineMessages`, if not `unread`.
+    pub pages: Answers<GetOfflineMessagesRequest, GetOfflineMessagesResponse>,
+    /// What the User Service answers to `ValidateToken`, if it is in reach.
+    pub tokens: Answers<ValidateTokenRequest, ValidateTokenResponse>,
     /// What the Presence Service was told: `+alice`, `-bob`.
     pub presence: Mutex<Vec<String>>,
     /// What happens while it is told next.
@@ -34,6 +46,45 @@ impl FakeUsers {
 
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
+    }
+
+    /// From now on this group alone fails.
+    pub fn fail_group(&self, group: &str, code: impl Into<Option<ErrorCode>>) {
+        match code.into() {
+            Some(code) => self.failing_groups.lock().insert(group.into(), code),
+            None => self.failing_groups.lock().remove(group),
+        };
+    }
+
+    /// From now on this group's members are told by [`FakeUsers::answer`] alone.
+    pub fn slow_group(&self, group: &str) {
+        self.slow.lock().insert(group.into());
+    }
+
+    /// Answers the oldest question that waits, with what is so now, and names its group.
+    pub fn answer(&self) -> String {
+        let (group, told) = self.unanswered.lock().remove(0);
+        told(self.members(&group));
+        group
+    }
+
+    /// Of how many questions the answer is awaited.
+    pub fn unanswered(&self) -> usize {
+        self.unanswered.lock().len()
+    }
+
+    /// Drops the oldest question that waits.
+    pub fn drop_question(&self) {
+        drop(self.unanswered.lock().remove(0));
+    }
+
+    fn members(&self, group: &str) -> Result<Vec<String>> {
+        self.check()?;
+        if let Some(code) = self.failing_groups.lock().get(group) {
+            return Err(ServiceError::new(*code, "as told of this group"));
+        }
+        let members = self.groups.lock().get(group).cloned();
+        members.ok_or_else(|| ServiceError::new(ErrorCode::NotFound, "no such group"))
     }
 
     fn check(&self) -> Result<()> {
@@ -64,14 +115,20 @@ fn unreachable<T>() -> Result<T> {
 }
 
 impl Services for FakeUsers {
-    fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>> {
+    fn group_members(&self, request: GetGroupMembersRequest, told: Told<Vec<String>>) {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        self.check()?;
-        let members = self.groups.lock().get(&request.group_id).cloned();
-        members.ok_or_else(|| ServiceError::new(ErrorCode::NotFound, "no such group"))
+        let group = request.group_id;
+        if self.slow.lock().contains(&group) {
+            return self.unanswered.lock().push((group, told));
+        }
+        told(self.members(&group));
     }
-    fn validate_token(&self, _: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
-        unreachable()
+    fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
+        assert!(!self.panics.load(Ordering::SeqCst), "as told");
+        match &mut *self.tokens.lock() {
+            Some(answer) => answer(request),
+            None => unreachable(),
+        }
     }
     fn send_message(&self, _: SendMessageRequest) -> Result<SendMessageResponse> {
         unreachable()
@@ -89,6 +146,9 @@ impl Services for FakeUsers {
         &self,
         request: GetOfflineMessagesRequest,
     ) -> Result<GetOfflineMessagesResponse> {
+        if let Some(answer) = &mut *self.pages.lock() {
+            return answer(request);
+        }
         let unread = self.unread.lock();
         let position = unread
             .iter()

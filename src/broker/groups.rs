@@ -13,19 +13,23 @@ use std::time::{Duration, Instant};
 use log::{error, warn};
 use parking_lot::Mutex;
 
+use super::recipient;
 use crate::ids::{GroupId, UserId};
 use crate::registry::Registry;
 use crate::services::proto::GetGroupMembersRequest;
-use crate::services::{ErrorCode, ServiceError, Services};
+use crate::services::{self, ErrorCode, ServiceError, Services};
 
 /// Lists that no message used for so long are forgotten, at the next sweep.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How many lists are held at most; the longest unused half goes first.
 const MAX_GROUPS: usize = 10_000;
-/// How long one group may fail, with a User Service that answers, before its messages no longer
-/// hold up those of all other groups.
+/// How long one group may fail, with a User Service that answers, before its messages go to those who
+/// were members before.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the User Service says of a group: its members, in any order.
+pub type Answer = services::Result<Vec<String>>;
 
 /// Sorted, each once.
 pub type Members = Arc<[UserId]>;
@@ -84,20 +88,35 @@ impl Groups {
         list.map(|list| list.fresh_until = None).is_some()
     }
 
-    /// Asks the User Service and starts catch-up for new members. An error means: try again later.
-    pub fn fetch(&self, group: &GroupId) -> Result<Members, ServiceError> {
+    /// Asks the User Service, and returns at once. `told` is called with what is for
+    /// [`Groups::answered`], or dropped.
+    pub fn ask(&self, group: &GroupId, told: impl FnOnce(Answer) + Send + 'static) {
         let request = GetGroupMembersRequest {
             group_id: group.to_string(),
         };
-        match self.services.group_members(request) {
+        self.services.group_members(request, Box::new(told));
+    }
+
+    /// Takes in what the User Service answered, and starts catch-up for new members. An error
+    /// means: ask again later.
+    pub fn answered(&self, group: &GroupId, answer: Answer) -> Result<Members, ServiceError> {
+        match answer {
             Ok(ids) => Ok(self.hold(group, valid(group, &ids))),
             // As a group without members: if it appears yet, all of them are new.
             Err(error) if error.code == ErrorCode::NotFound => {
                 warn!("Group does not exist: group={group}");
                 Ok(self.hold(group, Members::default()))
             }
-            Err(error) if error.is_out_of_reach() => Err(error),
             Err(error) => self.hold_on(group, error),
+        }
+    }
+
+    /// Catches up those of `members` who are connected here.
+    pub fn catch_up<'a>(&self, members: impl IntoIterator<Item = &'a UserId>) {
+        let mut connections = Vec::new();
+        self.registry.recipients(members, &mut connections);
+        for connection in &connections {
+            recipient::request_catch_up(connection);
         }
     }
 
@@ -117,33 +136,39 @@ impl Groups {
         };
         if let Some(before) = before.and_then(|list| list.members) {
             let new = |member: &&UserId| before.binary_search(member).is_err();
-            let mut connections = Vec::new();
-            self.registry
-                .recipients(members.iter().filter(new), &mut connections);
-            for connection in connections {
-                connection.request_catch_up();
-            }
+            self.catch_up(members.iter().filter(new));
         }
         members
     }
 
-    /// The service answers, but with an error: the group's messages wait a while. Then they go to
-    /// those who were members before; with the next list the others are caught up.
+    /// There is no list to be had: the group's messages wait. Where the service answers, they wait a
+    /// while, and then go to those who were members before; with the next list the others are caught
+    /// up.
     fn hold_on(&self, group: &GroupId, error: ServiceError) -> Result<Members, ServiceError> {
         let now = Instant::now();
         let mut held = self.held.lock();
+        if error.is_out_of_reach() {
+            // Not forgotten: the next list is compared with it.
+            if let Some(list) = held.lists.get_mut(group) {
+                list.used = now;
+            }
+            return Err(error);
+        }
         let list = held.lists.entry(group.clone()).or_insert_with(|| List {
             members: None,
             fresh_until: None,
             used: now,
             failing_since: None,
         });
+        list.used = now;
         if now - *list.failing_since.get_or_insert(now) < PATIENCE {
             return Err(error);
         }
         list.fresh_until = Some(now + self.ttl);
+        let members = Arc::clone(list.members.get_or_insert_default());
+        drop(held);
         error!("Going on without the group's members: group={group}, error={error}");
-        Ok(Arc::clone(list.members.get_or_insert_default()))
+        Ok(members)
     }
 }
 
@@ -177,6 +202,8 @@ fn valid(group: &GroupId, ids: &[String]) -> Members {
 
 #[cfg(test)]
 mod tests {
+    use crossbeam::channel::bounded;
+
     use super::*;
     use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
@@ -203,6 +230,15 @@ mod tests {
         }
     }
 
+    impl Scene {
+        fn fetch(&self, group: &GroupId) -> Result<Members, ServiceError> {
+            let (told, answer) = bounded(1);
+            self.groups
+                .ask(group, move |answer| told.send(answer).unwrap());
+            self.groups.answered(group, answer.try_recv().unwrap())
+        }
+    }
+
     const LONG: Duration = Duration::from_secs(3_600);
 
     fn names(members: &Members) -> Vec<&str> {
@@ -213,12 +249,12 @@ mod tests {
     fn a_list_is_used_until_it_expires() {
         let s = scene(LONG);
         assert!(s.groups.fresh(&s.team).is_none());
-        assert_eq!(names(&s.groups.fetch(&s.team).unwrap()), ["alice", "bob"]);
+        assert_eq!(names(&s.fetch(&s.team).unwrap()), ["alice", "bob"]);
         assert_eq!(names(&s.groups.fresh(&s.team).unwrap()), ["alice", "bob"]);
         assert_eq!(s.users.calls(), 1);
 
         let s = scene(Duration::ZERO);
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         assert!(s.groups.fresh(&s.team).is_none());
     }
 
@@ -226,13 +262,13 @@ mod tests {
     fn only_who_is_new_compared_to_the_list_before_is_caught_up() {
         let s = scene(Duration::ZERO);
         let [alice, carol] = ["alice", "carol"].map(|user| Client::join(&s.registry, user));
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         assert!(!alice.takes_catch_up(), "there was no list before");
 
         s.users.set("team", &["alice", "bob", "carol"]);
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         assert!(carol.takes_catch_up() && !alice.takes_catch_up());
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         assert!(!carol.takes_catch_up());
     }
 
@@ -241,11 +277,11 @@ mod tests {
         let s = scene(LONG);
         let carol = Client::join(&s.registry, "carol");
         assert!(!s.groups.outdate(&s.team), "no list yet");
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         assert!(s.groups.outdate(&s.team));
         assert!(s.groups.fresh(&s.team).is_none());
         s.users.set("team", &["carol"]);
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         assert!(carol.takes_catch_up());
     }
 
@@ -254,13 +290,13 @@ mod tests {
         let s = scene(LONG);
         let carol = Client::join(&s.registry, "carol");
         let new = GroupId::new("new").unwrap();
-        assert!(s.groups.fetch(&new).unwrap().is_empty());
+        assert!(s.fetch(&new).unwrap().is_empty());
         assert!(
             s.groups.fresh(&new).is_some(),
             "it is not asked for again at once"
         );
         s.users.set("new", &["carol"]);
-        s.groups.fetch(&new).unwrap();
+        s.fetch(&new).unwrap();
         assert!(carol.takes_catch_up());
     }
 
@@ -268,15 +304,15 @@ mod tests {
     fn impossible_members_are_left_out() {
         let s = scene(LONG);
         s.users.set("team", &["", "alice", "a\nb"]);
-        assert_eq!(names(&s.groups.fetch(&s.team).unwrap()), ["alice"]);
+        assert_eq!(names(&s.fetch(&s.team).unwrap()), ["alice"]);
     }
 
     #[test]
     fn a_failing_service_is_waited_for_and_an_answering_one_not_for_ever() {
         let s = scene(Duration::ZERO);
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         s.users.fail(ErrorCode::Internal);
-        assert!(s.groups.fetch(&s.team).is_err());
+        assert!(s.fetch(&s.team).is_err());
         let long_ago = Instant::now() - 2 * PATIENCE;
         let fail_since = |since| {
             s.groups
@@ -288,17 +324,17 @@ mod tests {
                 .failing_since = Some(since);
         };
         fail_since(long_ago);
-        assert_eq!(names(&s.groups.fetch(&s.team).unwrap()), ["alice", "bob"]);
+        assert_eq!(names(&s.fetch(&s.team).unwrap()), ["alice", "bob"]);
         s.users.fail(ErrorCode::ServiceUnavailable);
         assert!(
-            s.groups.fetch(&s.team).is_err(),
+            s.fetch(&s.team).is_err(),
             "out of reach is waited for, however long"
         );
 
         s.users.fail(None);
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         s.users.fail(ErrorCode::Internal);
-        assert!(s.groups.fetch(&s.team).is_err(), "patience begins anew");
+        assert!(s.fetch(&s.team).is_err(), "patience begins anew");
     }
 
     #[test]
@@ -306,9 +342,9 @@ mod tests {
         let s = scene(LONG);
         let alice = Client::join(&s.registry, "alice");
         s.users.fail(ErrorCode::Internal);
-        assert!(s.groups.fetch(&s.team).is_err());
+        assert!(s.fetch(&s.team).is_err());
         s.users.fail(None);
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         assert!(!alice.takes_catch_up());
     }
 
@@ -334,7 +370,7 @@ mod tests {
     #[test]
     fn unused_lists_are_forgotten() {
         let s = scene(LONG);
-        s.groups.fetch(&s.team).unwrap();
+        s.fetch(&s.team).unwrap();
         let mut held = s.groups.held.lock();
         held.sweep(Instant::now() + FORGET_AFTER / 2);
         assert_eq!(held.lists.len(), 1);

@@ -7,26 +7,22 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded, select};
-use log::{error, info, warn};
+use log::{error, warn};
 
-use super::backoff::Backoff;
 use super::deliver::{Deliver, Hand, Taken};
 use super::quit::{Quit, Quitter};
 use super::{
-    DIRECT_EXCHANGE, Delivery, Publication, PublishError, Publisher, Queue, TOPIC_EXCHANGE,
+    DIRECT_EXCHANGE, Delivery, Outcome, Publication, PublishError, Publisher, Queue, TOPIC_EXCHANGE,
 };
+use crate::threads::{Fatal, supervise};
 
 /// Publications that wait for a consumer, per queue.
 const CAPACITY: usize = 4_096;
 /// As many as the AMQP consumers enqueue before they write.
 const BATCH: usize = 250;
-/// How long publishing waits for room in a queue.
-const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
-const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// The queues and their consumer threads.
 pub struct LocalBus {
@@ -61,22 +57,24 @@ impl LocalBus {
         }
     }
 
-    /// Starts the consumer threads.
-    pub fn start(mut self, deliver: &Arc<Deliver>) -> io::Result<Self> {
+    /// Starts the consumer threads. `fatal` is told if one of them cannot go on.
+    pub fn start(mut self, deliver: &Arc<Deliver>, fatal: &Fatal) -> io::Result<Self> {
         for (queue, publications) in Queue::ALL.into_iter().zip(&self.ends) {
-            let publications = publications.clone();
-            let consumer = Consumer {
-                queue,
-                publications,
-                hand: deliver.hand(queue),
-                quit: self.quit.clone(),
+            let (publications, quit) = (publications.clone(), self.quit.clone());
+            let (deliver, fatal) = (Arc::clone(deliver), fatal.clone());
+            let consume = move || {
+                let consumer = Consumer {
+                    queue,
+                    publications: publications.clone(),
+                    hand: deliver.hand(queue),
+                    quit: quit.clone(),
+                };
+                consumer.run();
             };
             let name = format!("consume-{}", queue.name());
-            self.threads.push(
-                thread::Builder::new()
-                    .name(name)
-                    .spawn(move || consumer.run())?,
-            );
+            let thread = thread::Builder::new().name(name.clone());
+            let thread = thread.spawn(move || supervise(&name, &fatal, consume))?;
+            self.threads.push(thread);
         }
         Ok(self)
     }
@@ -85,6 +83,7 @@ impl LocalBus {
         LocalPublisher {
             queues: self.queues.clone(),
             quit: self.quit.clone(),
+            outcomes: Vec::new(),
         }
     }
 
@@ -99,27 +98,41 @@ impl LocalBus {
     }
 }
 
-/// Publishes on the bus. Confirmed means: in the queue.
+/// Publishes on the bus. Published means: in the queue.
 pub struct LocalPublisher {
     queues: [Sender<Publication>; 3],
     quit: Quit,
+    outcomes: Vec<(u64, Outcome)>,
 }
 
 impl Publisher for LocalPublisher {
-    fn publish(&mut self, batch: &[Publication]) -> Result<(), PublishError> {
-        for publication in batch {
-            if self.quit.is_given() {
-                return Err(PublishError("the in-process bus has stopped".into()));
-            }
-            // What no queue is bound for is dropped, as RabbitMQ does.
-            let Some(queue) = bound_queue(&publication.exchange, &publication.routing_key) else {
-                continue;
-            };
-            self.queues[queue as usize]
-                .send_timeout(publication.clone(), PUBLISH_WITHIN)
-                .map_err(|_| PublishError(format!("the {} queue is full", queue.name())))?;
+    fn publish(&mut self, ticket: u64, publication: &Publication) -> Result<(), PublishError> {
+        if self.quit.is_given() {
+            return Err(PublishError("the in-process bus has stopped".into()));
         }
+        let outcome = match bound_queue(&publication.exchange, &publication.routing_key) {
+            // What no queue is bound for is dropped, as RabbitMQ does.
+            None => Outcome::Published,
+            // A consumer may wait for the User Service: the other queues do not wait for it.
+            Some(queue) => match self.queues[queue as usize].try_send(publication.clone()) {
+                Ok(()) => Outcome::Published,
+                Err(_) => Outcome::Refused,
+            },
+        };
+        self.outcomes.push((ticket, outcome));
         Ok(())
+    }
+
+    fn outcomes(
+        &mut self,
+        deadline: Instant,
+        wake: &Receiver<()>,
+    ) -> Result<Vec<(u64, Outcome)>, PublishError> {
+        if self.outcomes.is_empty() {
+            // Whichever it is that ends the wait.
+            let _ = wake.recv_deadline(deadline);
+        }
+        Ok(std::mem::take(&mut self.outcomes))
     }
 }
 
@@ -150,6 +163,8 @@ impl Consumer {
                     Err(_) => return,
                 },
                 recv(self.quit.signal()) -> _ => break,
+                recv(self.hand.woken()) -> _ => self.hand.flush(),
+                default(self.hand.due_in()) => self.hand.flush(),
             }
         }
         while let Ok(first) = self.publications.try_recv() {
@@ -172,21 +187,8 @@ impl Consumer {
             kind: &publication.kind,
             body: &publication.body,
         };
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
-        loop {
-            match self.hand.take(&delivery) {
-                Taken::Done => return,
-                Taken::DeadLetter(reason) => {
-                    return warn!("Dead letter: queue={}, reason={reason}", self.queue.name());
-                }
-                Taken::Later(error) => {
-                    info!("Waiting for the User Service: error={error}");
-                    self.hand.flush();
-                    if self.quit.within(backoff.next()) {
-                        return;
-                    }
-                }
-            }
+        if let Taken::DeadLetter(reason) = self.hand.take(&delivery) {
+            warn!("Dead letter: queue={}, reason={reason}", self.queue.name());
         }
     }
 }
@@ -194,6 +196,8 @@ impl Consumer {
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
+
+    use std::time::Duration;
 
     use super::*;
     use crate::broker::KIND_GROUP_MEMBERS_CHANGED;
@@ -229,10 +233,37 @@ mod tests {
         let ttl = Duration::from_secs(60);
         let deliver = Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
         (
-            LocalBus::new().start(&Arc::new(deliver)).unwrap(),
+            LocalBus::new()
+                .start(&Arc::new(deliver), &crossbeam::channel::unbounded().0)
+                .unwrap(),
             registry,
             users,
         )
+    }
+
+    fn publish(publisher: &mut LocalPublisher, batch: &[Publication]) -> Vec<Outcome> {
+        for (ticket, publication) in (0..).zip(batch) {
+            publisher.publish(ticket, publication).unwrap();
+        }
+        let never = crossbeam::channel::never();
+        let outcomes = publisher.outcomes(Instant::now(), &never).unwrap();
+        let (tickets, outcomes): (Vec<u64>, Vec<_>) = outcomes.into_iter().unzip();
+        assert!(tickets.into_iter().eq(0..batch.len() as u64));
+        outcomes
+    }
+
+    #[test]
+    fn a_full_queue_refuses_and_the_others_do_not_wait() {
+        let bus = LocalBus::new();
+        let mut publisher = bus.publisher();
+        let group: Vec<_> = (0..CAPACITY + 2)
+            .map(|number| publication(&format!("m{number}"), TOPIC_EXCHANGE, "group.team"))
+            .collect();
+        let outcomes = publish(&mut publisher, &group);
+        assert_eq!(outcomes[..CAPACITY], [Outcome::Published; CAPACITY]);
+        assert_eq!(outcomes[CAPACITY..], [Outcome::Refused; 2]);
+        let to_bob = publication("m", DIRECT_EXCHANGE, "user.bob");
+        assert_eq!(publish(&mut publisher, &[to_bob]), [Outcome::Published]);
     }
 
     #[test]
@@ -245,12 +276,12 @@ mod tests {
         batch.insert(0, publication("lost", DIRECT_EXCHANGE, "elsewhere.bob"));
         batch.insert(0, publication("lost", TOPIC_EXCHANGE, "user.bob"));
         let mut publisher = bus.publisher();
-        publisher.publish(&batch).unwrap();
+        assert_eq!(publish(&mut publisher, &batch), [Outcome::Published; 302]);
         for number in 0..300 {
             assert!(bob.next().contains(&format!(r#""id":"m{number}""#)));
         }
         bus.stop();
-        assert!(publisher.publish(&batch).is_err());
+        assert!(publisher.publish(0, &batch[0]).is_err());
     }
 
     #[test]
@@ -263,13 +294,31 @@ mod tests {
             ..publication("junk", TOPIC_EXCHANGE, "group.other")
         };
         let message = publication("m1", TOPIC_EXCHANGE, "group.team");
-        bus.publisher().publish(&[junk, message]).unwrap();
-        bus.publisher()
-            .publish(&[publication("m2", DIRECT_EXCHANGE, "user.bob")])
-            .unwrap();
+        let to_bob = publication("m2", DIRECT_EXCHANGE, "user.bob");
+        publish(&mut bus.publisher(), &[junk, message, to_bob]);
         assert!(bob.next().contains("m2"), "the other queues run on");
         users.fail(None);
         assert!(bob.next().contains("m1"));
+        bus.stop();
+    }
+
+    #[test]
+    fn a_group_whose_members_are_not_to_be_had_holds_up_no_other() {
+        let (bus, registry, users) = bus();
+        let mut bob = Client::join(&registry, "bob");
+        users.set("slow", &["bob"]);
+        users.slow_group("slow");
+        users.set("bad", &["bob"]);
+        users.fail_group("bad", ErrorCode::Internal);
+        for (id, group) in [("m1", "slow"), ("m2", "bad"), ("m3", "team")] {
+            let message = publication(id, TOPIC_EXCHANGE, &format!("group.{group}"));
+            publish(&mut bus.publisher(), &[message]);
+        }
+        assert!(bob.next().contains("m3"));
+        users.answer();
+        assert!(bob.next().contains("m1"), "the answer wakes the consumer");
+        users.fail_group("bad", None);
+        assert!(bob.next().contains("m2"), "it is asked for again");
         bus.stop();
     }
 
@@ -280,7 +329,7 @@ mod tests {
         let batch: Vec<_> = (0..50)
             .map(|number| publication(&format!("m{number}"), DIRECT_EXCHANGE, "user.bob"))
             .collect();
-        bus.publisher().publish(&batch).unwrap();
+        publish(&mut bus.publisher(), &batch);
         bus.stop();
         for _ in 0..50 {
             assert!(!bob.next().is_empty());

@@ -6,10 +6,10 @@
 //! it is in the outboxes of all local recipients; a *dead letter* is one that does not parse.
 
 pub mod amqp;
+mod asking;
 mod backoff;
 mod consume;
 pub mod deliver;
-mod endpoint;
 #[cfg(test)]
 pub(crate) mod fake;
 mod fan_out;
@@ -19,21 +19,27 @@ pub mod publisher;
 mod quit;
 #[cfg(test)]
 mod rabbit_tests;
+mod recipient;
 pub mod routes;
 mod session;
 pub mod supervisor;
 #[cfg(test)]
 mod support;
 pub mod topology;
+mod waiting;
 
 use std::fmt;
+use std::time::Instant;
+
+use crossbeam::channel::Receiver;
 
 pub use deliver::Deliver;
-pub use endpoint::{Endpoint, InvalidUrl};
 pub use local::LocalBus;
 pub use publisher::AmqpPublisher;
 pub use routes::{Route, Routes};
 pub use supervisor::{BrokerEvent, Settings, Supervisor};
+
+pub use crate::config::Endpoint;
 
 /// The direct exchange for what concerns one user, key `user.<user_id>`.
 pub const DIRECT_EXCHANGE: &str = "im.direct";
@@ -92,12 +98,33 @@ pub struct Publication {
 
 /// Where the reference services publish: RabbitMQ or the in-process bus.
 pub trait Publisher: Send {
-    /// Publishes `batch` in its order and returns once every one of them is confirmed. After an
-    /// error any part of the batch may have been published: the caller publishes it again.
-    fn publish(&mut self, batch: &[Publication]) -> Result<(), PublishError>;
+    /// Publishes without waiting for the answer: [`outcomes`](Self::outcomes) tells it under
+    /// `ticket`, a number of the caller's. It may have to connect first, which takes some seconds
+    /// at most.
+    ///
+    /// After an error, nothing is told any more of what was published before: the caller
+    /// publishes it again.
+    fn publish(&mut self, ticket: u64, publication: &Publication) -> Result<(), PublishError>;
+
+    /// What became of publications, in any order. Waits for the first answer until `deadline`, or
+    /// until something can be received from `wake`, which it takes. An error is as above.
+    fn outcomes(
+        &mut self,
+        deadline: Instant,
+        wake: &Receiver<()>,
+    ) -> Result<Vec<(u64, Outcome)>, PublishError>;
 }
 
-/// Publishing did not work, or was not confirmed in time: publish the same again later.
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in every queue that it is for.
+    Published,
+    /// Some queue that it is for had no room: to be published again after a while.
+    Refused,
+}
+
+/// Publishing did not work, or was not answered in time: publish the same again later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishError(pub String);
 

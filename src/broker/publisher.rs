@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use log::info;
+use crossbeam::channel::Receiver;
+use log::{info, warn};
 
 use super::amqp::{Alarm, AmqpError, Channel, Confirms, Link, Opener};
-use super::endpoint::Endpoint;
 use super::quit::Quit;
-use super::{Publication, PublishError, Publisher, topology};
+use super::{Endpoint, Outcome, Publication, PublishError, Publisher, topology};
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -21,7 +21,7 @@ pub struct AmqpPublisher {
 }
 
 impl AmqpPublisher {
-    /// `timeout`: how long a batch may take to be confirmed; opening a connection comes on top.
+    /// `timeout`: how long the broker may owe confirms and send none, save in an alarm.
     pub fn new(endpoint: Endpoint, heartbeat: Duration, timeout: Duration) -> Self {
         Self {
             address: endpoint.address(),
@@ -39,64 +39,107 @@ impl AmqpPublisher {
         info!("Publisher connected: address={}", self.address);
         Ok(Line {
             alarm,
+            alarmed: false,
             confirms,
-            unconfirmed: 0,
+            heard: Instant::now(),
             link: Some(link),
             channel,
         })
     }
-}
 
-impl Publisher for AmqpPublisher {
-    fn publish(&mut self, batch: &[Publication]) -> Result<(), PublishError> {
-        let failed = |error: AmqpError| PublishError(error.to_string());
-        let mut line = match self.line.take() {
-            Some(line) => line,
-            None => self.open().map_err(failed)?,
+    /// A line that erred is left: another one is opened when it is needed.
+    fn on_line<T>(
+        &mut self,
+        act: impl FnOnce(&mut Line, Duration) -> Result<T, AmqpError>,
+    ) -> Result<T, PublishError> {
+        let line = match self.line.take() {
+            Some(line) => Ok(line),
+            None => self.open(),
         };
-        let outcome = line.publish(batch, Instant::now() + self.timeout);
-        if outcome.is_ok() || line.alarm.is_active() {
-            // A connection that an alarm blocks is kept: a new one would be blocked as well, and
-            // the broker would have each one's messages to take when the alarm is over.
+        let outcome = line.and_then(|mut line| {
+            let outcome = act(&mut line, self.timeout)?;
             self.line = Some(line);
-        }
-        outcome.map_err(failed)
+            Ok(outcome)
+        });
+        outcome.map_err(|error| PublishError(error.to_string()))
     }
 }
 
-/// An open connection, and how many publications on it wait to be confirmed.
+impl Publisher for AmqpPublisher {
+    fn publish(&mut self, ticket: u64, publication: &Publication) -> Result<(), PublishError> {
+        self.on_line(|line, _| line.publish(ticket, publication))
+    }
+
+    fn outcomes(
+        &mut self,
+        deadline: Instant,
+        wake: &Receiver<()>,
+    ) -> Result<Vec<(u64, Outcome)>, PublishError> {
+        if self.line.is_none() {
+            // Whichever it is that ends the wait.
+            let _ = wake.recv_deadline(deadline);
+            return Ok(Vec::new());
+        }
+        self.on_line(|line, timeout| line.outcomes(deadline, wake, timeout))
+    }
+}
+
+/// An open connection.
 struct Line {
     alarm: Alarm,
-    confirms: Confirms,
-    unconfirmed: u64,
+    /// The alarm that is on has been told of.
+    alarmed: bool,
+    confirms: Confirms<u64>,
+    /// When the broker last answered, or began to owe an answer.
+    heard: Instant,
     /// `None` once it is closed.
     link: Option<Link>,
     channel: Channel,
 }
 
 impl Line {
-    fn publish(&mut self, batch: &[Publication], deadline: Instant) -> Result<(), AmqpError> {
-        // What an alarm held up before. It is published anew by the caller's wish, and so twice.
-        self.settle(deadline)?;
-        for publication in batch {
-            self.channel.publish(publication)?;
-            self.unconfirmed += 1;
+    fn publish(&mut self, ticket: u64, publication: &Publication) -> Result<(), AmqpError> {
+        if self.confirms.is_empty() {
+            self.heard = Instant::now();
         }
-        self.settle(deadline)
+        self.channel.publish(publication)?;
+        self.confirms.expect(ticket);
+        Ok(())
     }
 
-    fn settle(&mut self, deadline: Instant) -> Result<(), AmqpError> {
-        while self.unconfirmed > 0 {
-            match self.confirms.next(deadline)? {
-                Some(confirmed) => self.unconfirmed = self.unconfirmed.saturating_sub(confirmed),
-                None if self.alarm.is_active() => {
-                    return Err(AmqpError::Lost(
-                        "the broker is in alarm and takes nothing".into(),
-                    ));
-                }
-                None => return Err(AmqpError::Lost("not confirmed in time".into())),
+    fn outcomes(
+        &mut self,
+        deadline: Instant,
+        wake: &Receiver<()>,
+        timeout: Duration,
+    ) -> Result<Vec<(u64, Outcome)>, AmqpError> {
+        let until = match self.confirms.is_empty() {
+            true => deadline,
+            false => deadline.min(self.heard + timeout),
+        };
+        let settled = self.confirms.next(until, wake)?;
+        let now = Instant::now();
+        if !settled.is_empty() {
+            self.heard = now;
+            if std::mem::take(&mut self.alarmed) {
+                info!("The broker takes publications again");
             }
+        } else if !self.confirms.is_empty() && now >= self.heard + timeout {
+            self.bear_silence(now)?;
         }
+        Ok(settled)
+    }
+
+    /// A connection that an alarm blocks is kept, with all that is on it: a new one would be
+    /// blocked as well, and everything would be published twice.
+    fn bear_silence(&mut self, now: Instant) -> Result<(), AmqpError> {
+        if !self.alarm.is_active() {
+            return Err(AmqpError::Lost("not confirmed in time".into()));
+        }
+        if !std::mem::replace(&mut self.alarmed, true) {
+            warn!("The broker is in alarm and takes no publications");
+        }
+        self.heard = now;
         Ok(())
     }
 }
@@ -106,7 +149,7 @@ impl Drop for Line {
     /// confirms is cut.
     fn drop(&mut self) {
         if let Some(link) = self.link.take()
-            && self.unconfirmed == 0
+            && self.confirms.is_empty()
         {
             // It was in order; how it ends no longer matters.
             let _ = link.close(CLOSE_WITHIN);

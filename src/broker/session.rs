@@ -40,13 +40,7 @@ pub struct Parts {
 enum Event {
     /// A consumer has its queue.
     Started,
-    Ended(Worker, Ended),
-}
-
-#[derive(Clone, Copy)]
-enum Worker {
-    Consumer(Queue),
-    Routes,
+    Ended(Ended),
 }
 
 /// A session that has declared everything and consumes nothing yet.
@@ -111,14 +105,24 @@ impl<'p> Session<'p> {
                 quit: workers_quit,
                 alive: 0,
             };
+            // Also after a panic: their thread would be waited for in vain.
+            let routes = EndRoutes(&self.parts.routes);
             let outcome = crew.watch(&mut self.link, self.watched, &told, quit, up);
-            self.parts.routes.end();
+            drop(routes);
             if let Err(error) = &outcome {
                 lost(error);
             }
             crew.dismiss(quitter, &told, outcome.is_err(), || cutter.cut());
             outcome
         })
+    }
+}
+
+struct EndRoutes<'p>(&'p Routes);
+
+impl Drop for EndRoutes<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -172,11 +176,7 @@ impl Crew<'_, '_> {
                         up();
                     }
                 }
-                Ok(Event::Ended(Worker::Consumer(queue), Ended::StartOver)) => {
-                    self.alive -= 1;
-                    self.start_consumer(queue, link.channel()?)?;
-                }
-                Ok(Event::Ended(_, ended)) => {
+                Ok(Event::Ended(ended)) => {
                     self.alive -= 1;
                     return Err(match ended {
                         Ended::Lost(error) => error,
@@ -194,30 +194,23 @@ impl Crew<'_, '_> {
         let (prefetch, quit) = (self.parts.prefetch, self.quit.clone());
         let hand = self.parts.deliver.hand(queue);
         let events = self.events.clone();
-        self.spawn(
-            Worker::Consumer(queue),
-            format!("consume-{}", queue.name()),
-            move || {
-                let started = || drop(events.send(Event::Started));
-                consume::run(&channel, &name, prefetch, hand, &quit, started)
-            },
-        )
+        self.spawn(format!("consume-{}", queue.name()), move || {
+            let started = || drop(events.send(Event::Started));
+            consume::run(&channel, &name, prefetch, hand, &quit, started)
+        })
     }
 
     fn start_routes(&mut self, mut binder: UserBinder) -> Result<(), AmqpError> {
         let routes = Arc::clone(&self.parts.routes);
-        self.spawn(Worker::Routes, "routes".into(), move || {
-            match routes.serve(&mut binder) {
-                Ok(()) => Ended::Quit,
-                Err(error) => Ended::Lost(error),
-            }
+        self.spawn("routes".into(), move || match routes.serve(&mut binder) {
+            Ok(()) => Ended::Quit,
+            Err(error) => Ended::Lost(error),
         })
     }
 
     /// `work` owns its channel, so that it is closed before the thread's end is told.
     fn spawn(
         &mut self,
-        worker: Worker,
         name: String,
         work: impl FnOnce() -> Ended + Send + 'static,
     ) -> Result<(), AmqpError> {
@@ -226,7 +219,7 @@ impl Crew<'_, '_> {
             let ended = catch_unwind(AssertUnwindSafe(work))
                 .unwrap_or_else(|_| Ended::Lost(AmqpError::Lost("a thread panicked".into())));
             // It is not told to nobody: the receiver lives until this thread is joined.
-            let _ = events.send(Event::Ended(worker, ended));
+            let _ = events.send(Event::Ended(ended));
         };
         let spawned: io::Result<_> = thread::Builder::new()
             .name(name)
@@ -248,7 +241,7 @@ impl Crew<'_, '_> {
         let mut alive = self.alive;
         while alive > 0 {
             match told.recv_deadline(deadline) {
-                Ok(Event::Ended(..)) => alive -= 1,
+                Ok(Event::Ended(_)) => alive -= 1,
                 Ok(Event::Started) => {}
                 Err(_) => return cut(),
             }

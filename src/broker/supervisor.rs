@@ -10,14 +10,16 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use log::{error, info, warn};
 use parking_lot::Mutex;
 
+use super::Endpoint;
 use super::amqp::{AmqpError, Cutter, Opener};
 use super::backoff::Backoff;
 use super::deliver::Deliver;
-use super::endpoint::Endpoint;
 use super::quit::{Quit, Quitter};
 use super::routes::Routes;
 use super::session::{Parts, Session};
 use super::topology::Topology;
+use crate::client::failpoint;
+use crate::threads::contain;
 
 /// How often is looked whether an exchange was deleted.
 pub const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -177,7 +179,7 @@ enum Failure {
 
 impl Watch {
     fn run(&mut self) {
-        while let Err(failure) = self.serve() {
+        while let Err(failure) = self.serve_contained() {
             if self.quit.is_given() {
                 break;
             }
@@ -195,12 +197,19 @@ impl Watch {
         self.down("shutting down".into());
     }
 
+    /// As [`Self::serve`]; a panic ends this connection, and the next one is opened.
+    fn serve_contained(&mut self) -> Result<(), Failure> {
+        let panicked = || AmqpError::Lost("the broker thread panicked".into());
+        contain(|| self.serve()).unwrap_or_else(|| Err(Failure::Serving(panicked())))
+    }
+
     /// One connection, from opening to its end; `Ok` when told to quit.
     fn serve(&mut self) -> Result<(), Failure> {
         let link = self.opener.open(&self.quit).map_err(Failure::Opening)?;
         *self.shared.cutter.lock() = Some(link.cutter());
         let session = Session::declare(&self.parts, link, !self.owned).map_err(Failure::Serving)?;
         let up = || {
+            failpoint::reached("broker", "up");
             *self.shared.state.lock() = State::Up;
             info!("Broker up: address={}", self.settings.endpoint.address());
             self.backoff.reset();

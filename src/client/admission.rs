@@ -1,45 +1,37 @@
-//! The limits that a connection meets before anyone knows whose it is: connections in all, per
-//! address, and handshakes at a time. What it occupies is given back when it ends, also by a panic.
+//! The limits that a connection meets before anyone knows whose it is: connections in all and per
+//! address; and then handshakes at a time. What it occupies is given back when it ends, also by a
+//! panic.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Shutdown, TcpStream};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::head::Answer;
+use super::address::counted_address;
+use super::answer::Answer;
+use super::handshakes::Place;
 use super::permits::{Permit, Permits};
-use crate::config::Config;
-use crate::ids::ConnectionId;
-
-/// How long a connection waits for others' handshakes before it is refused.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(1);
+use crate::config::{Config, Networks};
+use crate::services::ErrorCode;
 
 /// The gateway's limits, and what is occupied of them.
 pub(super) struct Limits {
     connections: Arc<Permits>,
-    handshakes: Arc<Permits>,
-    /// The sockets whose head is being read: nobody else knows them yet.
-    handshaking: Arc<Mutex<HashMap<ConnectionId, Arc<TcpStream>>>>,
     addresses: Arc<Addresses>,
-    trusted_proxies: Vec<IpAddr>,
-    /// The wait for a handshake of the next newcomer.
-    patience: Mutex<Duration>,
+    trusted_proxies: Networks,
 }
 
 impl Limits {
     pub fn new(config: &Config) -> Self {
         Self {
             connections: Permits::new(config.limits.max_connections),
-            handshakes: Permits::new(config.limits.max_handshakes),
-            handshaking: Arc::default(),
             addresses: Arc::new(Addresses {
                 counts: Mutex::default(),
                 limit: config.limits.max_connections_per_ip,
             }),
             trusted_proxies: config.listen.trusted_proxies.clone(),
-            patience: Mutex::new(HANDSHAKE_PATIENCE),
         }
     }
 
@@ -49,52 +41,25 @@ impl Limits {
     }
 
     /// Admits a connection, or says how it is to be refused.
-    pub fn admit(
-        &self,
-        id: ConnectionId,
-        socket: &Arc<TcpStream>,
-        peer: IpAddr,
-    ) -> Result<Admission, Answer> {
+    pub fn admit(&self, peer: IpAddr) -> Result<Admission, Answer> {
         let connection = self
             .connections
             .acquire_within(Duration::ZERO)
             .ok_or_else(no_room)?;
-        let proxied = self.trusted_proxies.contains(&peer);
+        let proxied = self.trusted_proxies.contains(peer);
         let address = if proxied {
             None
         } else {
             Some(self.addresses.count(peer)?)
         };
-        // A burst waits in the backlog. Once waiting has not helped, no one else waits for it.
-        let mut patience = self.patience.lock();
-        let permit = self.handshakes.acquire_within(*patience);
-        *patience = if permit.is_some() {
-            HANDSHAKE_PATIENCE
-        } else {
-            Duration::ZERO
-        };
-        let permit = permit.ok_or_else(no_room)?;
-        self.handshaking.lock().insert(id, Arc::clone(socket));
-        let handshake = Handshake {
-            id,
-            handshaking: Arc::clone(&self.handshaking),
-            _permit: permit,
-        };
         Ok(Admission {
             peer,
             address,
             addresses: Arc::clone(&self.addresses),
-            handshake: Some(handshake),
+            since: Instant::now(),
+            place: None,
             _connection: connection,
         })
-    }
-
-    /// Ends the handshakes that are under way.
-    pub fn cut_handshakes(&self) {
-        for socket in self.handshaking.lock().values() {
-            // It fails when the client is gone already.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
     }
 }
 
@@ -109,7 +74,8 @@ pub(super) struct Admission {
     /// `None` behind a trusted proxy, until the head says who the client is.
     address: Option<AddressPermit>,
     addresses: Arc<Addresses>,
-    handshake: Option<Handshake>,
+    since: Instant,
+    place: Option<Place>,
     _connection: Permit,
 }
 
@@ -128,25 +94,37 @@ impl Admission {
         Ok(())
     }
 
+    /// What the connection counts as until its head is read: behind a trusted proxy, as the proxy.
+    pub fn counted_as(&self) -> IpAddr {
+        let permit = self.address.as_ref();
+        permit.map_or_else(|| counted_address(self.peer), |permit| permit.address)
+    }
+
+    /// When the connection was accepted.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    pub fn begin_handshake(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
+    /// The head has come, or will not. An error is for a client that had to give way meanwhile.
+    pub fn head_is_over(&mut self) -> Result<(), Answer> {
+        if self.place.as_mut().is_none_or(Place::end_silence) {
+            return Ok(());
+        }
+        let message = "Others wait, and the request head did not come at once";
+        Err(Answer::error(408, ErrorCode::DeadlineExceeded, message))
+    }
+
     /// The head is read and the token validated: the next one may begin.
     pub fn handshake_is_over(&mut self) {
-        self.handshake = None;
+        self.place = None;
     }
 }
 
-struct Handshake {
-    id: ConnectionId,
-    handshaking: Arc<Mutex<HashMap<ConnectionId, Arc<TcpStream>>>>,
-    _permit: Permit,
-}
-
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        self.handshaking.lock().remove(&self.id);
-    }
-}
-
-/// Connections by address.
+/// Connections by [`counted_address`].
 struct Addresses {
     counts: Mutex<HashMap<IpAddr, usize>>,
     limit: usize,
@@ -159,6 +137,7 @@ struct AddressPermit {
 
 impl Addresses {
     fn count(self: &Arc<Self>, address: IpAddr) -> Result<AddressPermit, Answer> {
+        let address = counted_address(address);
         let mut counts = self.counts.lock();
         let count = counts.entry(address).or_default();
         if *count >= self.limit {

@@ -1,27 +1,43 @@
 //! Catch-up: the one mechanism for unread messages, run by the connection's writer thread.
 //!
-//! It fetches what is unread page by page and writes each page with a blocking write, at the pace
-//! of the client, behind what is queued: so it never causes a 4001. Pushes that arrive meanwhile
-//! wait in the [`Hold`](super::hold::Hold). Failures are retried while the connection is served.
+//! It fetches what is unread page by page, each once the client has taken most of what it was sent
+//! before, and writes it behind what is queued: so it goes at the pace of the client and never
+//! causes a 4001. Pushes that arrive meanwhile wait in the [`Hold`](super::hold::Hold).
+//!
+//! A service that does not get on, by errors, by a page that is too large or by pages that lead in
+//! circles, is asked ever more slowly, and holds up live pushes for [`HOLD_LONGEST`] at most: then
+//! they go past, and what is unread comes later, when the service can be had.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::warn;
+use log::{debug, warn};
 
 use super::connection::Connection;
+use super::hold::Finish;
 use super::permits::Permits;
 use super::protocol::{ChatMessage, Outgoing, timestamp};
-use crate::services::proto::GetOfflineMessagesRequest;
+use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
 use crate::services::{ErrorCode, Services};
 
-/// Messages asked for at once.
+/// Messages asked for at once, at most.
 const PAGE: i32 = 50;
-/// The first wait after a failure; it doubles up to [`MAX_BACKOFF`].
+/// The first wait after a failure; it doubles up to [`MAX_BACKOFF`], and where the service answers and
+/// asking again hardly helps, up to [`MAX_BACKOFF_ANSWERED`].
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+const MAX_BACKOFF_ANSWERED: Duration = Duration::from_secs(60);
+/// How long live pushes wait for a service that does not get on.
+const HOLD_LONGEST: Duration = Duration::from_secs(10);
 /// How long a page waits for its permit before the thread looks after the connection again.
 const PERMIT_WITHIN: Duration = Duration::from_secs(1);
+/// How much a client may have yet to take of what it was sent when the next page is fetched, in
+/// bytes. What it has taken it may have acknowledged, and then is not sent again.
+const LOW_WATER: u64 = 64 << 10;
+/// How long until the next look at how much that is; it doubles up to [`MAX_LOOK`].
+const MIN_LOOK: Duration = Duration::from_millis(10);
+const MAX_LOOK: Duration = Duration::from_millis(500);
 /// How long ids are remembered after a catch-up: longer than a publication is on its way while
 /// all is well. A message that comes later still is sent again under its same id.
 const SETTLING: Duration = Duration::from_secs(5);
@@ -31,10 +47,19 @@ pub(super) struct CatchUp {
     services: Arc<dyn Services>,
     /// How many connections of this gateway fetch a page at a time.
     pacing: Arc<Permits>,
+    /// What a page should not be larger than, in bytes: it waits in memory for its client.
+    page_bytes: usize,
     stage: Stage,
     /// Nothing up to this message is missing; empty: nothing is known.
     position: String,
+    trail: Trail,
+    limit: i32,
     sent: usize,
+    /// `offline_complete` is sent for what was sent.
+    announced: bool,
+    look: Duration,
+    /// Since when the service has not got on.
+    stuck_since: Option<Instant>,
     backoff: Duration,
 }
 
@@ -44,6 +69,8 @@ enum Stage {
     Waiting(Instant),
     /// The next page is to be fetched, not before this time.
     Running(Instant),
+    /// All pages are written; what was held is to be.
+    Finishing,
     /// Ids are remembered until this time.
     Settling(Instant),
     Idle,
@@ -52,34 +79,62 @@ enum Stage {
 impl CatchUp {
     /// Runs for the first time at `start`, or earlier when it is requested. Where nobody has
     /// requested it, the user's route is not there yet: then another one is due, and pushes wait.
-    pub fn new(services: Arc<dyn Services>, pacing: Arc<Permits>, start: Instant) -> Self {
+    pub fn new(
+        services: Arc<dyn Services>,
+        pacing: Arc<Permits>,
+        page_bytes: usize,
+        start: Instant,
+    ) -> Self {
         Self {
             services,
             pacing,
+            page_bytes,
             stage: Stage::Waiting(start),
             position: String::new(),
+            trail: Trail::default(),
+            limit: PAGE,
             sent: 0,
+            announced: false,
+            look: MIN_LOOK,
+            stuck_since: None,
             backoff: MIN_BACKOFF,
         }
     }
 
-    /// Does what is due, at most one page. Answers when it wants to be called again, if at all
-    /// before the next request.
+    /// Does what is due, at most one page; call it when nothing waits for the socket. Answers when
+    /// it wants to be called again, if at all before the next request.
     pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
-        if connection.hold.take_request() {
-            self.begin(now);
+        let requested = connection.hold.take_request();
+        match self.stage {
+            // A request does not hurry a service that does not get on.
+            Stage::Running(_) if requested && self.stuck_since.is_some() => {
+                self.stuck_since = Some(now);
+            }
+            Stage::Waiting(start) if requested || now >= start => self.begin(now),
+            _ if requested => self.begin(now),
+            _ => {}
         }
         match self.stage {
-            Stage::Waiting(start) if now >= start => self.begin(now),
-            Stage::Running(due) if now >= due => self.page(connection),
+            Stage::Running(due) if now >= due => self.page(connection, now),
+            Stage::Finishing => self.finish(connection, now),
             Stage::Settling(end) if now >= end => {
                 connection.hold.settle();
                 self.stage = Stage::Idle;
             }
             _ => {}
         }
+        let open_at = self.stuck_since.map(|since| since + HOLD_LONGEST);
+        if open_at.is_some_and(|open_at| now >= open_at) {
+            self.open(connection, now);
+        }
         match self.stage {
-            Stage::Waiting(next) | Stage::Running(next) | Stage::Settling(next) => Some(next),
+            Stage::Running(due) => open_at
+                .into_iter()
+                .filter(|at| *at > now)
+                .chain([due])
+                .min(),
+            Stage::Waiting(next) | Stage::Settling(next) => Some(next),
+            Stage::Finishing => Some(now),
             Stage::Idle => None,
         }
     }
@@ -87,48 +142,55 @@ impl CatchUp {
     fn begin(&mut self, now: Instant) {
         if !matches!(self.stage, Stage::Running(_)) {
             self.sent = 0;
-            self.backoff = MIN_BACKOFF;
+            self.limit = PAGE;
+            self.announced = false;
+            self.trail = Trail::default();
+            self.gets_on();
         }
         self.stage = Stage::Running(now);
     }
 
-    fn page(&mut self, connection: &Connection) {
+    fn page(&mut self, connection: &Connection, now: Instant) {
+        if connection.outbox.progress().in_flight > LOW_WATER {
+            self.stage = Stage::Running(now + self.look);
+            self.look = (self.look * 2).min(MAX_LOOK);
+            return;
+        }
+        self.look = MIN_LOOK;
         let request = GetOfflineMessagesRequest {
             user_id: connection.user().as_str().into(),
             after_id: self.position.clone(),
-            limit: PAGE,
+            limit: self.limit,
         };
         let Some(permit) = self.pacing.acquire_within(PERMIT_WITHIN) else {
-            self.stage = Stage::Running(Instant::now());
+            self.stage = Stage::Running(now);
             return;
         };
         let answer = self.services.offline_messages(request);
         drop(permit);
-        let page = match answer {
-            Ok(page) => page,
-            // The service has another store by now, to which the position means nothing.
-            Err(error) if error.code == ErrorCode::InvalidMessage && !self.position.is_empty() => {
-                warn!(
-                    "Catch-up starts over: user={}, error={error}",
-                    connection.user()
-                );
-                self.position.clear();
-                self.stage = Stage::Running(Instant::now());
-                return;
+        match answer {
+            Ok(page) => self.send(connection, &page, now),
+            Err(error) if error.is_too_large() && self.limit > 1 => {
+                self.limit /= 2;
+                self.stage = Stage::Running(now);
             }
             Err(error) => {
-                warn!(
-                    "Catch-up failed, will be retried: user={}, conn_id={}, error={error}",
-                    connection.user(),
-                    connection.id()
-                );
-                self.stage = Stage::Running(Instant::now() + self.backoff);
-                self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
-                return;
+                let longest = if error.is_out_of_reach() {
+                    MAX_BACKOFF
+                } else {
+                    MAX_BACKOFF_ANSWERED
+                };
+                if error.code == ErrorCode::InvalidMessage {
+                    // The service may have another store by now, to which the position means nothing.
+                    self.position.clear();
+                }
+                self.is_stuck(connection, now, longest, &error);
             }
-        };
-        self.backoff = MIN_BACKOFF;
+        }
+    }
 
+    /// Sends what of a page was not sent before, and goes on to the next one.
+    fn send(&mut self, connection: &Connection, page: &GetOfflineMessagesResponse, now: Instant) {
         let unsent = page
             .messages
             .iter()
@@ -138,50 +200,153 @@ impl CatchUp {
             .map(|message| message.frame())
             .collect();
         self.sent += frames.len();
-        connection.outbox.write_through(frames);
-        let moved = page.messages.last().is_some_and(|last| {
-            let moved = last.id != self.position;
-            self.position.clone_from(&last.id);
-            moved
-        });
-        // A service that says "more" and moves no further would be asked for ever.
-        if page.has_more && moved || connection.hold.has_missed() {
-            self.stage = Stage::Running(Instant::now());
+        if !frames.is_empty() && !self.trail.is_circle {
+            self.gets_on();
+        }
+        connection.outbox.write_behind(frames);
+        self.fit_limit(&page.messages);
+        let last = page.messages.last().map_or("", |message| &message.id);
+        if !page.has_more {
+            if !last.is_empty() {
+                last.clone_into(&mut self.position);
+            }
+            self.gets_on();
+            self.finish(connection, now);
+        } else if self.trail.leads_on(&self.position, last) {
+            last.clone_into(&mut self.position);
+            self.stage = Stage::Running(now);
         } else {
-            self.complete(connection);
+            let reason = "the Message Service leads in circles";
+            self.is_stuck(connection, now, MAX_BACKOFF_ANSWERED, &reason);
         }
     }
 
-    fn complete(&mut self, connection: &Connection) {
-        let complete = Outgoing::OfflineComplete {
-            count: std::mem::take(&mut self.sent),
-            timestamp: timestamp(),
-        };
-        connection.outbox.write_through([complete.frame()]);
-        loop {
-            let held = connection.hold.release();
-            if held.is_empty() {
-                break;
-            }
-            connection.outbox.write_through(held);
+    /// Asks for fewer messages where they are large, and for more again where they are not.
+    fn fit_limit(&mut self, messages: &[Message]) {
+        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        if bytes > self.page_bytes {
+            self.limit = (self.limit / 2).max(1);
+        } else if bytes < self.page_bytes / 4 {
+            self.limit = (self.limit * 2).min(PAGE);
         }
-        self.stage = if connection.hold.has_missed() {
-            Stage::Running(Instant::now())
-        } else {
-            // Where a catch-up is due, this has nothing to settle.
-            Stage::Settling(Instant::now() + SETTLING)
-        };
+    }
+
+    /// All that is unread was sent: sends what was held.
+    fn finish(&mut self, connection: &Connection, now: Instant) {
+        self.stage = Stage::Finishing;
+        while !connection.outbox.is_handed_over() {
+            let finish = connection.hold.finish();
+            if finish == Finish::Again {
+                self.announced = false;
+                self.stage = Stage::Running(now);
+                return;
+            }
+            if !std::mem::replace(&mut self.announced, true) {
+                let complete = Outgoing::OfflineComplete {
+                    count: std::mem::take(&mut self.sent),
+                    timestamp: timestamp(),
+                };
+                connection.outbox.write_behind([complete.frame()]);
+            }
+            self.stage = match finish {
+                Finish::Frames(frames) => {
+                    connection.outbox.write_behind(frames);
+                    continue;
+                }
+                Finish::Settling => Stage::Settling(now + SETTLING),
+                Finish::Again | Finish::Due | Finish::Live => Stage::Idle,
+            };
+            return;
+        }
+    }
+
+    /// Lets live pushes go past a service that does not get on.
+    fn open(&mut self, connection: &Connection, now: Instant) {
+        // If it cannot be yet, it is tried again as late.
+        self.stuck_since = Some(now);
+        while !connection.outbox.is_handed_over() && !connection.hold.is_open() {
+            match connection.hold.finish_anyway() {
+                Finish::Frames(frames) => connection.outbox.write_behind(frames),
+                Finish::Settling => warn!(
+                    "Live pushes go past what is unread: user={}, conn_id={}",
+                    connection.user(),
+                    connection.id()
+                ),
+                Finish::Again | Finish::Due | Finish::Live => return,
+            }
+        }
+    }
+
+    fn gets_on(&mut self) {
+        self.stuck_since = None;
+        self.backoff = MIN_BACKOFF;
+    }
+
+    /// The service has not got on: asks again, later each time.
+    fn is_stuck(
+        &mut self,
+        connection: &Connection,
+        now: Instant,
+        longest: Duration,
+        why: &dyn fmt::Display,
+    ) {
+        let (user, conn_id) = (connection.user(), connection.id());
+        match self.stuck_since {
+            None => {
+                warn!(
+                    "Catch-up does not get on, will be retried: user={user}, conn_id={conn_id}, error={why}"
+                );
+                self.stuck_since = Some(now);
+            }
+            Some(_) => {
+                debug!("Catch-up does not get on: user={user}, conn_id={conn_id}, error={why}")
+            }
+        }
+        self.stage = Stage::Running(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(longest);
+    }
+}
+
+/// The positions that a catch-up has come through, of which it remembers one: a later one each time
+/// the way has doubled. So a circle is noticed after at most three times its length (Brent, 1980).
+#[derive(Debug, Default)]
+struct Trail {
+    remembered: String,
+    steps: u64,
+    until_next: u64,
+    /// A position came again.
+    is_circle: bool,
+}
+
+impl Trail {
+    /// Whether the step between two positions leads to where nobody has been.
+    fn leads_on(&mut self, from: &str, to: &str) -> bool {
+        if to.is_empty() || to == from || to == self.remembered {
+            self.is_circle = true;
+            return false;
+        }
+        self.steps += 1;
+        if self.steps >= self.until_next {
+            self.remembered = to.to_owned();
+            self.until_next = (self.steps * 2).max(1);
+            self.steps = 0;
+        }
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::*;
     use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::client::protocol::Push;
     use crate::registry::Registry;
-    use crate::services::proto::Message;
+    use crate::services::{Result, ServiceError};
+
+    const PAGE_BYTES: usize = 1_000;
 
     fn message(id: &str) -> Message {
         Message {
@@ -192,14 +357,101 @@ mod tests {
         }
     }
 
+    fn page(ids: &[&str], has_more: bool) -> Result<GetOfflineMessagesResponse> {
+        Ok(GetOfflineMessagesResponse {
+            messages: ids.iter().copied().map(message).collect(),
+            has_more,
+        })
+    }
+
+    fn failed<T>(code: ErrorCode) -> Result<T> {
+        Err(ServiceError::new(code, "as told"))
+    }
+
+    /// A client's catch-up, and a clock that is put forward by hand.
+    struct Scene {
+        bob: Client,
+        services: Arc<FakeUsers>,
+        catch_up: CatchUp,
+        now: Instant,
+    }
+
+    impl Scene {
+        /// The route is bound, and catch-up requested.
+        fn new() -> Self {
+            let bob = Client::connect(&Registry::default(), "bob");
+            let (services, now) = (Arc::new(FakeUsers::default()), Instant::now());
+            let catch_up = CatchUp::new(
+                Arc::clone(&services) as _,
+                Permits::new(1),
+                PAGE_BYTES,
+                now + SETTLING,
+            );
+            bob.connection.routed();
+            Self {
+                bob,
+                services,
+                catch_up,
+                now,
+            }
+        }
+
+        /// The Message Service answers so, each time it is asked.
+        fn answers(
+            &self,
+            answer: impl FnMut(GetOfflineMessagesRequest) -> Result<GetOfflineMessagesResponse>
+            + Send
+            + 'static,
+        ) {
+            *self.services.pages.lock() = Some(Box::new(answer));
+        }
+
+        /// As the writer thread does it, for so long. Answers how often the service was asked.
+        fn run(&mut self, time: Duration) -> usize {
+            let asked = Arc::new(Mutex::new(0));
+            let answer = self.services.pages.lock().take();
+            if let Some(mut answer) = answer {
+                let asked = Arc::clone(&asked);
+                self.answers(move |request| {
+                    *asked.lock() += 1;
+                    answer(request)
+                });
+            }
+            let end = self.now + time;
+            while self.now < end {
+                if self.bob.connection.outbox.is_handed_over() {
+                    self.bob.connection.outbox.drain();
+                    continue;
+                }
+                let next = self.catch_up.advance(&self.bob.connection, self.now);
+                self.now = next.unwrap_or(end).clamp(self.now, end);
+            }
+            *asked.lock()
+        }
+
+        fn live(&self, id: &str) -> bool {
+            self.bob
+                .connection
+                .push(&Push::message(&message(id), false))
+        }
+
+        fn expect(&mut self, parts: &[&str]) {
+            for part in parts {
+                let text = self.bob.next();
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+    }
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
     #[test]
     fn whoever_waits_for_a_permit_still_looks_after_the_connection() {
         let bob = Client::join(&Registry::default(), "bob");
         let (services, nobody_ends) = (Arc::new(FakeUsers::default()), Permits::new(0));
-        let mut catch_up = CatchUp::new(services, nobody_ends, Instant::now());
+        let mut catch_up = CatchUp::new(services, nobody_ends, PAGE_BYTES, Instant::now());
         let (told, returned) = crossbeam::channel::bounded(1);
         std::thread::spawn(move || {
-            catch_up.advance(&bob.connection, Instant::now());
             catch_up.advance(&bob.connection, Instant::now());
             told.send(catch_up.advance(&bob.connection, Instant::now()).is_some())
         });
@@ -210,55 +462,190 @@ mod tests {
     /// the last message that went past: what comes live is newer.
     #[test]
     fn what_comes_before_the_catch_up_that_is_due_waits_for_it() {
-        let mut bob = Client::connect(&Registry::default(), "bob");
-        let services = Arc::new(FakeUsers::default());
-        let start = Instant::now();
-        let mut catch_up = CatchUp::new(Arc::clone(&services) as _, Permits::new(1), start);
-        let mut advance = || {
-            for _ in 0..3 {
-                catch_up.advance(&bob.connection, Instant::now());
-            }
-        };
-        let live = |id| bob.connection.push(&Push::message(&message(id), false));
-        *services.unread.lock() = vec![message("m1")];
-        advance();
-        *services.unread.lock() = vec![message("m2"), message("m3")];
-        assert!(!live("m3"), "it waits");
-        bob.connection.routed();
-        assert!(!live("m4"), "it waits, too");
-        advance();
-        for expected in [
-            "m1",
-            "offline_complete",
-            "m2",
-            "m3",
-            "offline_complete",
-            "m4",
-        ] {
-            let text = bob.next();
-            assert!(text.contains(expected), "{expected}: {text}");
-        }
+        let mut scene = Scene::new();
+        scene.bob.connection.unrouted();
+        *scene.services.unread.lock() = vec![message("m1")];
+        scene.run(SETTLING);
+        *scene.services.unread.lock() = vec![message("m2"), message("m3")];
+        assert!(!scene.live("m3"), "it waits");
+        scene.bob.connection.routed();
+        assert!(!scene.live("m4"), "it waits, too");
+        scene.run(SETTLING);
+        let complete = "offline_complete";
+        scene.expect(&["m1", complete, "m2", "m3", complete, "m4"]);
     }
 
     #[test]
     fn a_position_that_the_service_no_longer_knows_is_given_up() {
-        let mut bob = Client::join(&Registry::default(), "bob");
-        let services = Arc::new(FakeUsers::default());
-        let start = Instant::now();
-        let mut catch_up = CatchUp::new(Arc::clone(&services) as _, Permits::new(1), start);
-        let mut advance = |times| {
-            for _ in 0..times {
-                catch_up.advance(&bob.connection, Instant::now());
-            }
+        let mut scene = Scene::new();
+        *scene.services.unread.lock() = vec![message("old")];
+        scene.run(MINUTE);
+        *scene.services.unread.lock() = vec![message("new")];
+        scene.bob.connection.request_catch_up();
+        scene.run(MINUTE);
+        scene.expect(&["old", "offline_complete", "new", "offline_complete"]);
+    }
+
+    /// Each way of not getting on, and how often it is asked within ten minutes.
+    #[test]
+    fn a_service_that_does_not_get_on_is_asked_ever_more_slowly_and_holds_up_nobody_for_ever() {
+        type Answer =
+            Box<dyn FnMut(GetOfflineMessagesRequest) -> Result<GetOfflineMessagesResponse> + Send>;
+        let in_circles = |length: usize| -> Answer {
+            let ids: Vec<String> = (0..length).map(|number| format!("m{number}")).collect();
+            Box::new(move |request| {
+                let at = ids.iter().position(|id| *id == request.after_id);
+                let next = at.map_or(0, |at| (at + 1) % ids.len());
+                page(&[&ids[next]], true)
+            })
         };
-        *services.unread.lock() = vec![message("old")];
-        advance(2);
-        *services.unread.lock() = vec![message("new")];
-        bob.connection.request_catch_up();
-        advance(3);
-        for expected in ["old", "offline_complete", "new", "offline_complete"] {
-            let text = bob.next();
-            assert!(text.contains(expected), "{text}");
+        let mut pages = 0;
+        let cases: Vec<(&str, Answer)> = vec![
+            ("fails", Box::new(|_| failed(ErrorCode::Internal))),
+            ("refuses", Box::new(|_| failed(ErrorCode::InvalidMessage))),
+            ("limits", Box::new(|_| failed(ErrorCode::RateLimited))),
+            (
+                "knows no position",
+                Box::new(|request| match request.after_id.as_str() {
+                    "" => page(&["m1", "m2"], true),
+                    _ => failed(ErrorCode::InvalidMessage),
+                }),
+            ),
+            (
+                "fails at the second page",
+                Box::new(|request| match request.after_id.as_str() {
+                    "" => page(&["m1", "m2"], true),
+                    _ => failed(ErrorCode::Internal),
+                }),
+            ),
+            ("is too large", Box::new(|_| Err(too_large()))),
+            ("says more and has none", Box::new(|_| page(&[], true))),
+            (
+                "two pages in turns",
+                Box::new(move |_| {
+                    pages += 1;
+                    page(&[["m1", "m2"][pages % 2]], true)
+                }),
+            ),
+            ("a circle of 1", in_circles(1)),
+            ("a circle of 2", in_circles(2)),
+            ("a circle of 3", in_circles(3)),
+            ("a circle of 100", in_circles(100)),
+            ("a circle of more than is remembered", in_circles(5_000)),
+        ];
+        for (name, answer) in cases {
+            let mut scene = Scene::new();
+            // Whoever reads it all does not hold it up.
+            let reader = scene.bob.reads_all();
+            scene.answers(answer);
+            let first = scene.run(HOLD_LONGEST);
+            assert!(first < 20_000, "{name}: {first} calls");
+            assert!(!scene.live("live"), "{name}: it waits");
+            scene.run(HOLD_LONGEST);
+            assert!(scene.bob.connection.hold.is_open(), "{name}: for ever");
+            let later = scene.run(10 * MINUTE);
+            assert!((5..50).contains(&later), "{name}: {later} calls");
+            let text = scene.bob.has_read(reader);
+            assert_eq!(text.matches("\"live\"").count(), 1, "{name}: {text}");
         }
+    }
+
+    fn too_large() -> ServiceError {
+        ServiceError::too_large("as told")
+    }
+
+    #[test]
+    fn out_of_reach_it_is_asked_every_few_seconds() {
+        let mut scene = Scene::new();
+        scene.answers(|_| failed(ErrorCode::ServiceUnavailable));
+        let asked = scene.run(10 * MINUTE);
+        assert!((100..150).contains(&asked), "{asked} calls");
+        scene.answers(|_| page(&["m1"], false));
+        scene.run(MAX_BACKOFF);
+        scene.expect(&["m1", "offline_complete"]);
+    }
+
+    /// A request, such as another fall back to the inbox, does not hurry it either.
+    #[test]
+    fn requests_do_not_hurry_a_service_that_does_not_get_on() {
+        let mut scene = Scene::new();
+        scene.answers(|_| failed(ErrorCode::Internal));
+        let asked: usize = (0..600)
+            .map(|_| {
+                scene.bob.connection.request_catch_up();
+                scene.run(Duration::from_secs(1))
+            })
+            .sum();
+        assert!((5..50).contains(&asked), "{asked} calls");
+    }
+
+    #[test]
+    fn a_page_that_is_too_large_is_asked_for_in_smaller_ones() {
+        let mut scene = Scene::new();
+        scene.answers(|request| {
+            let next = match request.after_id.strip_prefix('m') {
+                Some(last) => last.parse::<i32>().map_or(0, |last| last + 1),
+                None => 0,
+            };
+            let end = (next + request.limit).min(40);
+            // Number 20 takes half of what an answer may hold.
+            if next <= 20 && end > 20 && request.limit > 2 {
+                return Err(too_large());
+            }
+            let ids: Vec<_> = (next..end).map(|number| format!("m{number}")).collect();
+            let ids: Vec<_> = ids.iter().map(String::as_str).collect();
+            page(&ids, end < 40)
+        });
+        let asked = scene.run(SETTLING);
+        assert!(asked < 40, "{asked} calls");
+        let ids: Vec<_> = (0..40).map(|number| format!("\"m{number}\"")).collect();
+        scene.expect(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+        scene.expect(&["\"count\":40"]);
+    }
+
+    #[test]
+    fn pages_of_large_messages_get_smaller() {
+        let mut scene = Scene::new();
+        let limits = Arc::new(Mutex::new(Vec::new()));
+        scene.answers({
+            let limits = Arc::clone(&limits);
+            move |request| {
+                limits.lock().push(request.limit);
+                let message = |number| Message {
+                    content: "x".repeat(PAGE_BYTES / 4),
+                    ..message(&format!("m{}-{number}", limits.lock().len()))
+                };
+                Ok(GetOfflineMessagesResponse {
+                    messages: (0..request.limit).map(message).collect(),
+                    has_more: limits.lock().len() < 6,
+                })
+            }
+        });
+        let reader = scene.bob.reads_all();
+        scene.run(SETTLING);
+        assert_eq!(*limits.lock(), [50, 25, 12, 6, 3, 3]);
+        assert!(scene.bob.has_read(reader).contains("\"count\":99"));
+    }
+
+    #[test]
+    fn a_circle_is_noticed_and_a_way_is_none() {
+        for length in 1..200 {
+            let mut trail = Trail::default();
+            let steps = (0..10_000).take_while(|step| {
+                let at = |step: usize| format!("m{}", step % length);
+                trail.leads_on(
+                    &if *step == 0 {
+                        String::new()
+                    } else {
+                        at(step - 1)
+                    },
+                    &at(*step),
+                )
+            });
+            let steps = steps.count();
+            assert!(steps <= 3 * length, "{steps} of a circle of {length}");
+        }
+        let mut trail = Trail::default();
+        assert!((0..10_000).all(|step| trail.leads_on(&step.to_string(), &(step + 1).to_string())));
     }
 }

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::close::CloseReason;
 use super::frame::Frame;
+use super::handshake::Accepted;
 use super::hold::{Hold, Passage};
-use super::outbox::Outbox;
-use super::protocol::{Push, PushKind, timestamp};
+use super::outbox::{Outbox, Queued};
+use super::protocol::{Push, PushKind};
+use super::token::Token;
 use crate::ids::{ConnectionId, UserId};
 
 /// An authenticated connection. The registry holds it, its two threads serve it.
@@ -22,6 +24,7 @@ pub struct Connection {
     pub(super) hold: Hold,
     /// When the last frame came, in milliseconds after `since`.
     last_frame: AtomicU64,
+    pub(super) token: Token,
     /// When the token expires, in Unix seconds; 0 means never.
     expires_at: AtomicI64,
     /// The reader thread has read all that it will.
@@ -31,21 +34,21 @@ pub struct Connection {
 impl Connection {
     pub(super) fn new(
         id: ConnectionId,
-        user: UserId,
+        accepted: &Accepted,
         peer: IpAddr,
-        expires_at: i64,
         outbox: Outbox,
         hold: Hold,
     ) -> Self {
         Self {
             id,
-            user,
+            user: accepted.user.clone(),
             peer,
             since: Instant::now(),
             outbox,
             hold,
+            token: Token::new(&accepted.token),
             last_frame: AtomicU64::new(0),
-            expires_at: AtomicI64::new(expires_at),
+            expires_at: AtomicI64::new(accepted.expires_at),
             reader_done: AtomicBool::new(false),
         }
     }
@@ -66,24 +69,21 @@ impl Connection {
         self.since
     }
 
-    /// Queues `push`, writes nothing, never blocks. Answers true for the first since the last
-    /// flush: then the caller owes a [`Connection::flush`]. A chat message that finds no room closes
-    /// the connection (4001); presence is left out from a half-full queue.
+    /// Queues `push`, never blocks. Answers true for the first since the last flush: then the caller
+    /// owes a [`Connection::flush`]. A chat message that finds no room makes the connection fall back
+    /// to its inbox; presence is left out from a half-full queue.
     #[must_use]
     pub fn push(&self, push: &Push) -> bool {
         match self.hold.pass(push) {
             Passage::Done => false,
-            Passage::Overflow(frames) => {
-                let mut owed = false;
-                for frame in &frames {
-                    owed |= self.outbox.push(frame);
-                }
-                owed
-            }
+            Passage::Overflow(frames) => self.push_own_copies(&frames),
             Passage::Open if push.kind() == PushKind::Presence && self.outbox.is_half_full() => {
                 false
             }
-            Passage::Open => self.outbox.push(push.frame()),
+            Passage::Open => match self.outbox.push(push.frame()) {
+                Queued::Full => self.fall_back(push),
+                queued => queued == Queued::First,
+            },
         }
     }
 
@@ -92,22 +92,64 @@ impl Connection {
     #[must_use]
     pub fn push_train(&self, train: &Frame, pushes: impl Iterator<Item = Push>) -> bool {
         if self.hold.is_live() {
-            return self.outbox.push(train);
+            match self.outbox.push(train) {
+                Queued::Full => self.fall_back_with(pushes),
+                queued => queued == Queued::First,
+            }
+        } else {
+            self.push_all(pushes)
         }
-        let mut owed = false;
-        for push in pushes {
-            owed |= self.push(&push);
-        }
-        owed
     }
 
     /// As [`Connection::push_train`] and [`Connection::flush`] in one, which is cheaper.
     pub fn push_train_and_flush(&self, train: &Frame, pushes: impl Iterator<Item = Push>) {
-        if self.hold.is_live() {
-            self.outbox.push_and_flush(train);
-        } else if self.push_train(train, pushes) {
+        let owes_flush = if !self.hold.is_live() {
+            self.push_all(pushes)
+        } else if self.outbox.push_and_flush(train) == Queued::Full {
+            self.fall_back_with(pushes)
+        } else {
+            false
+        };
+        if owes_flush {
             self.flush();
         }
+    }
+
+    fn push_all(&self, pushes: impl Iterator<Item = Push>) -> bool {
+        pushes.fold(false, |owes_flush, push| self.push(&push) | owes_flush)
+    }
+
+    /// There is no room for `push`, and nobody waits for a client: what is unread comes with
+    /// catch-up, at the client's pace.
+    fn fall_back(&self, push: &Push) -> bool {
+        if push.kind() == PushKind::Presence {
+            return false;
+        }
+        let passage = self.hold.fall_back(push);
+        self.outbox.wake_writer();
+        match passage {
+            Passage::Overflow(frames) => self.push_own_copies(&frames),
+            Passage::Open | Passage::Done => false,
+        }
+    }
+
+    fn fall_back_with(&self, mut pushes: impl Iterator<Item = Push>) -> bool {
+        let owes_flush = pushes.next().is_some_and(|first| self.fall_back(&first));
+        self.push_all(pushes) | owes_flush
+    }
+
+    /// No catch-up brings own copies again: a client that has no room for them either is closed
+    /// (4001), and gets them from the history.
+    fn push_own_copies(&self, frames: &[Frame]) -> bool {
+        let mut owes_flush = false;
+        for frame in frames {
+            match self.outbox.push(frame) {
+                Queued::First => owes_flush = true,
+                Queued::Behind => {}
+                Queued::Full => self.close(CloseReason::SlowConsumer),
+            }
+        }
+        owes_flush
     }
 
     /// Writes what is queued, as far as the socket takes it without blocking.
@@ -122,8 +164,9 @@ impl Connection {
     }
 
     /// The user's route is bound: what was published before is to be pushed now, before anything
-    /// new.
+    /// new; and the token may have been revoked before.
     pub fn routed(&self) {
+        self.token.doubt();
         self.hold.routed();
         self.outbox.wake_writer();
     }
@@ -152,7 +195,9 @@ impl Connection {
     /// Notes that a frame came.
     pub(super) fn heard(&self) {
         let elapsed = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_frame.store(elapsed, Ordering::Relaxed);
+        // Rounded up: it came after whatever was sent within the same millisecond.
+        self.last_frame
+            .store(elapsed.saturating_add(1), Ordering::Relaxed);
     }
 
     /// When the last frame came.
@@ -165,7 +210,9 @@ impl Connection {
         self.expires_at.load(Ordering::SeqCst)
     }
 
-    pub(super) fn extend(&self, expires_at: i64) {
+    /// The client has sent another token, which is valid and expires then.
+    pub(super) fn refresh(&self, token: &str, expires_at: i64) {
+        self.token.replace(token);
         self.expires_at.store(expires_at, Ordering::SeqCst);
         self.outbox.wake_writer();
     }
@@ -178,9 +225,4 @@ impl Connection {
     pub(super) fn is_reader_done(&self) -> bool {
         self.reader_done.load(Ordering::SeqCst)
     }
-}
-
-/// How many seconds are left until `expires_at`, in Unix seconds; `None` when it is 0: for ever.
-pub(super) fn seconds_left(expires_at: i64) -> Option<u64> {
-    (expires_at != 0).then(|| u64::try_from(expires_at - timestamp()).unwrap_or(0))
 }

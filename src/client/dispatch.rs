@@ -2,11 +2,12 @@
 
 use log::{debug, warn};
 
+use super::Context;
 use super::connection::Connection;
 use super::frame::Frame;
 use super::protocol::{ChatMessage, Outgoing, timestamp};
 use super::request::{Body, Draft, Page, Request};
-use super::{Context, connection};
+use super::token::{self, TokenError};
 use crate::ids::{GroupId, UserId};
 use crate::services::{ErrorCode, ServiceError, proto};
 
@@ -182,20 +183,19 @@ impl Dispatch<'_> {
     }
 
     fn refresh_token(&self, id: Option<&str>, token: String) -> Result<Frame, ServiceError> {
-        let request = proto::ValidateTokenRequest { token };
-        let identity = self.context.services.validate_token(request)?;
-        if identity.user_id != self.connection.user().as_str() {
-            let message = "The token is another user's";
-            return Err(ServiceError::new(ErrorCode::PermissionDenied, message));
+        let failed = |code, message: &str| Err(ServiceError::new(code, message));
+        let identity = match token::validate(&*self.context.services, &token) {
+            Ok(identity) => identity,
+            Err(TokenError::Refused(error) | TokenError::Unavailable(error)) => return Err(error),
+            Err(TokenError::Expired) => {
+                return failed(ErrorCode::Unauthenticated, "The token has expired");
+            }
+        };
+        if identity.user != *self.connection.user() {
+            return failed(ErrorCode::PermissionDenied, "The token is another user's");
         }
         let expires_at = identity.expires_at;
-        if connection::seconds_left(expires_at) == Some(0) {
-            return Err(ServiceError::new(
-                ErrorCode::Unauthenticated,
-                "The token has expired",
-            ));
-        }
-        self.connection.extend(expires_at);
+        self.connection.refresh(&token, expires_at);
         Ok(Outgoing::TokenRefreshed {
             request_id: id,
             expires_at,

@@ -1,18 +1,37 @@
 //! For tests: a thread that panics on demand. `WS_GATEWAY_PANIC=reader:mallory` has the reader
 //! threads of mallory's connections panic on the next request; the places are `handshake`, `reader`,
-//! `writer`, and `deliver`, where the consumer thread panics. Only debug builds look.
+//! `writer`, and, on the consumer thread, `deliver`, and `push`, `flush` and `catch_up` of one
+//! connection; and `presence`. At `accept`, `take`, `refuser` and `answer` the subject is a client's
+//! address; `broker:up` is when the broker is. `2*reader:mallory` is for the first two times. Only
+//! debug builds look. In unit tests, which share one environment, a user by the name of
+//! `panics-at-push` does the same.
 
-use crate::ids::UserId;
-
-/// Panics if the environment asks for it at this `place`, for this `user`.
+use std::fmt::Display;
 #[cfg(debug_assertions)]
-pub(crate) fn reached(place: &str, user: &UserId) {
-    let asked = std::env::var("WS_GATEWAY_PANIC").unwrap_or_default();
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many panics there have been.
+#[cfg(debug_assertions)]
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+/// Panics if the environment asks for it at this `place`, for this `subject`.
+#[cfg(debug_assertions)]
+pub(crate) fn reached(place: &str, subject: impl Display) {
+    #[cfg(test)]
     assert!(
-        asked.split_once(':') != Some((place, user.as_str())),
-        "a test asked for a panic: place={place}, user={user}"
+        subject.to_string() != format!("panics-at-{place}"),
+        "a test asked for a panic: place={place}"
+    );
+    let Ok(asked) = std::env::var("WS_GATEWAY_PANIC") else {
+        return;
+    };
+    let (times, asked) = asked.split_once('*').unwrap_or(("", &asked));
+    let times = times.parse().unwrap_or(usize::MAX);
+    assert!(
+        asked != format!("{place}:{subject}") || PANICS.fetch_add(1, Ordering::SeqCst) >= times,
+        "a test asked for a panic: place={place}, subject={subject}"
     );
 }
 
 #[cfg(not(debug_assertions))]
-pub(crate) fn reached(_: &str, _: &UserId) {}
+pub(crate) fn reached(_: &str, _: impl Display) {}

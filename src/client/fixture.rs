@@ -4,13 +4,14 @@ use std::cell::Cell;
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::close::CloseReason;
 use super::connection::Connection;
 use super::frame::Frame;
-use super::hold::Hold;
+use super::handshake::Accepted;
+use super::hold::{Finish, Hold};
 use super::outbox::Outbox;
 use crate::config::OverLimit;
 use crate::ids::{ConnectionId, UserId};
@@ -34,7 +35,7 @@ impl Client {
         let client = Self::connect(registry, user);
         client.connection.hold.routed();
         assert!(client.connection.hold.take_request());
-        assert!(client.connection.hold.release().is_empty());
+        assert_eq!(client.connection.hold.finish(), Finish::Live);
         client
     }
 
@@ -44,12 +45,18 @@ impl Client {
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, peer) = listener.accept().unwrap();
         let accepted = Arc::new(accepted);
-        let outbox = Outbox::new(accepted, PATIENCE, Frame::raw(b""), 1_024, 1 << 20);
+        let outbox = Outbox::new(accepted, Frame::raw(b""), 1_024, 1 << 20);
         // Nothing is unread here, so nothing may be left to a later page.
         let hold = Hold::new(usize::MAX, usize::MAX / 2);
-        let (id, user) = (ConnectionId::random(), UserId::new(user).unwrap());
-        let connection = Arc::new(Connection::new(id, user, peer.ip(), 0, outbox, hold));
-        connection.outbox.write_through([]);
+        let accepted = Accepted {
+            user: UserId::new(user).unwrap(),
+            expires_at: 0,
+            token: "token".into(),
+            switching: String::new(),
+        };
+        let id = ConnectionId::random();
+        let connection = Arc::new(Connection::new(id, &accepted, peer.ip(), outbox, hold));
+        connection.outbox.write_behind([]);
         registry
             .admit(&connection, usize::MAX, OverLimit::Reject)
             .unwrap();
@@ -96,12 +103,8 @@ impl Client {
         if !self.connection.hold.take_request() {
             return;
         }
-        loop {
-            let held = self.connection.hold.release();
-            if held.is_empty() {
-                break;
-            }
-            self.connection.outbox.write_through(held);
+        while let Finish::Frames(held) = self.connection.hold.finish() {
+            self.connection.outbox.write_behind(held);
         }
         self.caught_up.set(true);
     }
@@ -127,6 +130,21 @@ impl Client {
             assert!(Instant::now() < give_up, "no catch-up");
             thread::yield_now();
         }
+    }
+
+    /// Reads and keeps all that comes, until [`Client::has_read`].
+    pub fn reads_all(&self) -> JoinHandle<Vec<u8>> {
+        let mut socket = self.socket.try_clone().unwrap();
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            socket.read_to_end(&mut bytes).map(|_| bytes).unwrap()
+        })
+    }
+
+    /// Ends the connection. Answers all that came.
+    pub fn has_read(&self, reader: JoinHandle<Vec<u8>>) -> String {
+        self.connection.cut(CloseReason::ShuttingDown);
+        String::from_utf8_lossy(&reader.join().unwrap()).into_owned()
     }
 
     pub fn close_reason(&self) -> Option<&CloseReason> {

@@ -4,9 +4,12 @@
 //! A connection is *holding* from its registration until its catch-up is through, and again
 //! whenever another catch-up is due. One is *due* while it is requested and has not started, and
 //! while the user's route is not bound, since one is requested when it is: a catch-up that ends
-//! meanwhile may have looked too early, and ends no hold. Then the connection is *settling*: what
-//! was sent is still remembered, since the live push of a message that catch-up brought may be on
-//! its way. Then it is *live*.
+//! meanwhile may have looked too early, and ends no hold. Where catch-up sent something the
+//! connection is *settling* then: that is still remembered, since the live push of a message that
+//! catch-up brought may be on its way. Then it is *live*.
+//!
+//! A live connection whose client is behind, so that a push finds no room, *falls back to its inbox*:
+//! it holds again, and requests a catch-up, which brings the push at the client's pace.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -34,6 +37,21 @@ pub enum Passage {
     Overflow(Vec<Frame>),
 }
 
+/// How a catch-up ends.
+#[derive(Debug, PartialEq)]
+pub enum Finish {
+    /// Send these, and ask again.
+    Frames(Vec<Frame>),
+    /// Unread messages were let go meanwhile: another page is to bring them.
+    Again,
+    /// Another catch-up is due, and ends the hold.
+    Due,
+    /// The hold is over. What was sent is remembered until [`Hold::settle`].
+    Settling,
+    /// The hold is over, and there is nothing to remember.
+    Live,
+}
+
 /// The gate before one connection's queue.
 pub struct Hold {
     /// Whether `state` is [`State::Live`], as it nearly always is: one load instead of a lock.
@@ -55,10 +73,14 @@ struct Held {
     unrouted: bool,
     /// A catch-up is requested that has not started.
     requested: bool,
+    /// The client was behind.
+    fell_back: bool,
     pushes: VecDeque<Push>,
     bytes: usize,
     /// An unread message was let go: catch-up has to look again.
     missed: bool,
+    /// Catch-up has sent something.
+    caught_up: bool,
     /// The ids of messages that have been sent.
     sent: Sent,
 }
@@ -81,6 +103,11 @@ impl Hold {
     /// came before it.
     pub fn is_live(&self) -> bool {
         self.live.load(Acquire)
+    }
+
+    /// Whether pushes go past.
+    pub fn is_open(&self) -> bool {
+        self.is_live() || !matches!(&*self.state.lock(), State::Holding(_))
     }
 
     /// Decides on one push.
@@ -127,22 +154,40 @@ impl Hold {
         Passage::Done
     }
 
+    /// There was no room for `push`: holds, and requests a catch-up that brings what is unread.
+    /// What is not unread waits here for the end of that, unless it overflows.
+    pub fn fall_back(&self, push: &Push) -> Passage {
+        let mut state = self.state.lock();
+        // It was let through, and so is remembered as sent.
+        if let (State::Settling(sent), Some(id)) = (&mut *state, push.message_id()) {
+            sent.remove(id);
+        }
+        self.hold_for(&mut state, |held| {
+            (held.requested, held.fell_back) = (true, true);
+            self.hold(held, push)
+        })
+    }
+
+    /// Whether this hold is of a client that was behind.
+    pub fn fell_back(&self) -> bool {
+        !self.is_live() && matches!(&*self.state.lock(), State::Holding(held) if held.fell_back)
+    }
+
     /// The user's route is not bound, and pushes wait until the catch-up after [`Hold::routed`].
     pub fn unrouted(&self) {
-        self.hold_for(|held| held.unrouted = true);
+        self.hold_for(&mut self.state.lock(), |held| held.unrouted = true);
     }
 
     /// The user's route is bound, and a catch-up requested.
     pub fn routed(&self) {
-        self.hold_for(|held| {
-            held.unrouted = false;
-            held.requested = true;
+        self.hold_for(&mut self.state.lock(), |held| {
+            (held.unrouted, held.requested) = (false, true);
         });
     }
 
     /// Something may have been missed, and pushes wait for another catch-up.
     pub fn request(&self) {
-        self.hold_for(|held| held.requested = true);
+        self.hold_for(&mut self.state.lock(), |held| held.requested = true);
     }
 
     /// Whether a catch-up was requested since the last call; it is about to start then.
@@ -153,67 +198,68 @@ impl Hold {
         }
     }
 
-    fn hold_for(&self, why: impl FnOnce(&mut Held)) {
-        let mut state = self.state.lock();
+    fn hold_for<T>(&self, state: &mut State, why: impl FnOnce(&mut Held) -> T) -> T {
         self.live.store(false, Release);
-        let sent = match &mut *state {
+        let sent = match state {
             State::Holding(held) => return why(held),
             State::Settling(sent) => std::mem::take(sent),
             State::Live => Sent::default(),
         };
         let mut held = Box::new(Held {
+            // What was remembered is remembered on.
+            caught_up: !sent.is_empty(),
             sent,
             ..Held::default()
         });
-        why(&mut held);
+        let answer = why(&mut held);
         *state = State::Holding(held);
+        answer
     }
 
     /// Whether catch-up is to send the message `id` now. Answers true once for each id.
     pub fn claim(&self, id: &str) -> bool {
-        let mut state = self.state.lock();
-        let State::Holding(held) = &mut *state else {
-            return true;
-        };
-        if held.sent.contains(id) {
-            return false;
-        }
-        held.sent.insert(id.into());
-        let Held { pushes, bytes, .. } = &mut **held;
-        pushes.retain(|push| {
-            let same = push.message_id().is_some_and(|held| &**held == id);
-            *bytes -= if same { push.frame().len() } else { 0 };
-            !same
-        });
-        true
-    }
-
-    /// Whether an unread message was let go since the last call that another page is to bring now.
-    /// Where a catch-up is due, that is left to it.
-    pub fn has_missed(&self) -> bool {
         match &mut *self.state.lock() {
-            State::Holding(held) if !held.is_due() => std::mem::take(&mut held.missed),
-            _ => false,
+            State::Holding(held) => held.claim(id),
+            // Pushes go past a catch-up that does not get on.
+            State::Settling(sent) => sent.claim(id),
+            State::Live => true,
         }
     }
 
-    /// What is held and is to be sent now; empty when nothing is, and then the hold is over, unless
-    /// [`Hold::has_missed`] says otherwise, or a catch-up is due. Call it until it is.
-    pub fn release(&self) -> Vec<Frame> {
+    /// Ends the hold, if all that was held is sent and none was let go. Call it until it has.
+    pub fn finish(&self) -> Finish {
         let mut state = self.state.lock();
-        let State::Holding(held) = &mut *state else {
-            return Vec::new();
+        let held = match &mut *state {
+            State::Holding(held) => held,
+            State::Settling(_) => return Finish::Settling,
+            State::Live => return Finish::Live,
         };
-        if held.is_due() {
-            return Vec::new();
+        if held.unrouted || held.requested {
+            Finish::Due
+        } else if std::mem::take(&mut held.missed) {
+            Finish::Again
+        } else if !held.pushes.is_empty() {
+            Finish::Frames(held.take())
+        } else if held.caught_up {
+            *state = State::Settling(std::mem::take(&mut held.sent));
+            Finish::Settling
+        } else {
+            *state = State::Live;
+            self.live.store(true, Release);
+            Finish::Live
         }
-        if held.pushes.is_empty() {
-            if !held.missed {
-                *state = State::Settling(std::mem::take(&mut held.sent));
+    }
+
+    /// As [`Hold::finish`], although catch-up does not get on: what was let go comes later, behind
+    /// what is newer. Only a route that is not bound is waited for.
+    pub fn finish_anyway(&self) -> Finish {
+        match &mut *self.state.lock() {
+            State::Holding(held) => {
+                (held.requested, held.missed, held.caught_up) = (false, false, true)
             }
-            return Vec::new();
+            State::Settling(_) | State::Live => {}
         }
-        held.take()
+        self.finish()
     }
 
     /// What was sent need not be remembered any longer.
@@ -227,11 +273,6 @@ impl Hold {
 }
 
 impl Held {
-    /// Whether another catch-up is yet to start.
-    fn is_due(&self) -> bool {
-        self.unrouted || self.requested
-    }
-
     fn add(&mut self, push: &Push) {
         self.bytes += push.frame().len();
         self.pushes.push_back(push.clone());
@@ -245,6 +286,21 @@ impl Held {
             self.sent.insert(id.clone());
         }
         pushes.iter().map(|push| push.frame().clone()).collect()
+    }
+
+    /// Whether catch-up is to send it; then it need not be held.
+    fn claim(&mut self, id: &str) -> bool {
+        let is_new = self.sent.claim(id);
+        if is_new {
+            self.caught_up = true;
+            let bytes = &mut self.bytes;
+            self.pushes.retain(|push| {
+                let same = push.message_id().is_some_and(|held| &**held == id);
+                *bytes -= if same { push.frame().len() } else { 0 };
+                !same
+            });
+        }
+        is_new
     }
 
     /// Makes room: the newest unread message is left to a later page.
@@ -274,11 +330,29 @@ impl Sent {
         self.newer.contains(id) || self.older.contains(id)
     }
 
+    fn is_empty(&self) -> bool {
+        self.newer.is_empty() && self.older.is_empty()
+    }
+
     fn insert(&mut self, id: Arc<str>) {
         if self.newer.len() >= REMEMBERED {
             self.older = std::mem::take(&mut self.newer);
         }
         self.newer.insert(id);
+    }
+
+    fn remove(&mut self, id: &str) {
+        self.newer.remove(id);
+        self.older.remove(id);
+    }
+
+    /// Inserts it; false if it was there.
+    fn claim(&mut self, id: &str) -> bool {
+        let is_new = !self.contains(id);
+        if is_new {
+            self.insert(id.into());
+        }
+        is_new
     }
 }
 
@@ -310,15 +384,19 @@ mod tests {
         hold
     }
 
-    fn released(hold: &Hold) -> Vec<Frame> {
+    /// What was held, and how the hold ended.
+    fn finished(hold: &Hold) -> (Vec<Frame>, Finish) {
         let mut frames = Vec::new();
         loop {
-            let more = hold.release();
-            if more.is_empty() {
-                return frames;
+            match hold.finish() {
+                Finish::Frames(more) => frames.extend(more),
+                end => return (frames, end),
             }
-            frames.extend(more);
         }
+    }
+
+    fn frames<const N: usize>(pushes: [Push; N]) -> Vec<Frame> {
+        pushes.iter().map(|push| push.frame().clone()).collect()
     }
 
     #[test]
@@ -331,7 +409,7 @@ mod tests {
         assert_eq!(hold.pass(&unread("m2")), Passage::Done);
         assert!(hold.claim("m3"));
         assert_eq!(hold.pass(&unread("m4")), Passage::Done);
-        assert_eq!(released(&hold), [unread("m4").frame().clone()]);
+        assert_eq!(finished(&hold), (frames([unread("m4")]), Finish::Settling));
         assert_eq!(hold.pass(&unread("m3")), Passage::Done);
         assert_eq!(hold.pass(&unread("m5")), Passage::Open);
         // Another catch-up brings nothing again that was sent since.
@@ -339,7 +417,7 @@ mod tests {
         assert!(hold.take_request());
         assert!(!hold.claim("m4"));
         assert!(!hold.claim("m5"));
-        assert!(released(&hold).is_empty());
+        assert_eq!(finished(&hold), (vec![], Finish::Settling));
         hold.settle();
         assert_eq!(hold.pass(&unread("m3")), Passage::Open);
     }
@@ -353,17 +431,16 @@ mod tests {
         for id in ["m3", "m4", "m5"] {
             assert_eq!(hold.pass(&unread(id)), Passage::Done);
         }
-        assert!(hold.release().is_empty());
-        assert!(!hold.has_missed(), "m5 is left to the one that is due");
+        assert_eq!(hold.finish(), Finish::Due);
         assert_eq!(hold.pass(&unread("m6")), Passage::Done);
         assert!(hold.take_request());
-        assert!(hold.has_missed());
+        assert_eq!(hold.finish(), Finish::Again, "m5 and m6 were let go");
         assert!(
             ["m2", "m3", "m4", "m5", "m6"]
                 .iter()
                 .all(|id| hold.claim(id))
         );
-        assert!(hold.release().is_empty());
+        assert_eq!(hold.finish(), Finish::Settling);
         assert_eq!(hold.pass(&unread("m7")), Passage::Open);
     }
 
@@ -372,18 +449,19 @@ mod tests {
     #[test]
     fn while_the_route_is_not_bound_no_catch_up_ends_the_hold() {
         let hold = started(8);
-        assert!(released(&hold).is_empty());
+        assert_eq!(finished(&hold), (vec![], Finish::Live));
         hold.unrouted();
         hold.routed();
         hold.unrouted();
         hold.request();
         assert!(hold.take_request());
         assert_eq!(hold.pass(&unread("m2")), Passage::Done);
-        assert!(hold.release().is_empty());
+        assert_eq!(hold.finish(), Finish::Due);
+        assert_eq!(hold.finish_anyway(), Finish::Due);
         hold.routed();
         assert!(hold.take_request());
         assert!(hold.claim("m1"), "missed while the route was not bound");
-        assert_eq!(released(&hold), [unread("m2").frame().clone()]);
+        assert_eq!(finished(&hold), (frames([unread("m2")]), Finish::Settling));
         assert_eq!(hold.pass(&unread("m3")), Passage::Open);
     }
 
@@ -403,40 +481,51 @@ mod tests {
     }
 
     #[test]
+    fn where_catch_up_sent_nothing_there_is_nothing_to_remember() {
+        let hold = started(8);
+        assert_eq!(hold.pass(&unread("m1")), Passage::Done);
+        assert_eq!(finished(&hold), (frames([unread("m1")]), Finish::Live));
+        assert!(hold.is_live());
+    }
+
+    #[test]
     fn beyond_the_bounds_unread_messages_are_left_to_a_later_page() {
         let hold = started(4);
-        for id in ["m1", "m2", "m3", "m4"] {
+        for id in ["m1", "m2", "m3", "m4", "m5", "m6"] {
             assert_eq!(hold.pass(&unread(id)), Passage::Done);
         }
-        assert!(!hold.has_missed());
-        assert_eq!(hold.pass(&unread("m5")), Passage::Done);
-        assert!(hold.has_missed());
-        assert!(!hold.has_missed());
+        assert_eq!(hold.finish(), Finish::Again);
+        assert!(
+            ["m1", "m2", "m3", "m5", "m6"]
+                .iter()
+                .all(|id| hold.claim(id))
+        );
+        assert_eq!(finished(&hold), (frames([unread("m4")]), Finish::Settling));
     }
 
     #[test]
     fn what_is_let_go_while_the_held_is_sent_is_neither_forgotten_nor_overtaken() {
         let hold = started(2);
-        for id in ["m1", "m2", "m3"] {
+        for id in ["m1", "m2"] {
             assert_eq!(hold.pass(&unread(id)), Passage::Done);
         }
-        assert_eq!(hold.release().len(), 2);
         assert_eq!(
-            hold.pass(&unread("m4")),
-            Passage::Done,
-            "there is room, but m3 is first"
+            hold.finish(),
+            Finish::Frames(frames([unread("m1"), unread("m2")]))
         );
-        assert!(hold.release().is_empty());
+        for id in ["m3", "m4", "m5"] {
+            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+        }
+        assert_eq!(hold.finish(), Finish::Again, "m5 was let go");
         assert_eq!(
-            hold.pass(&unread("m5")),
+            hold.pass(&unread("m6")),
             Passage::Done,
             "the hold is not over"
         );
-        assert!(hold.has_missed());
-        assert!(["m3", "m4", "m5"].iter().all(|id| hold.claim(id)));
-        assert!(hold.release().is_empty());
-        assert!(!hold.has_missed());
-        assert_eq!(hold.pass(&unread("m6")), Passage::Open);
+        assert!(["m3", "m4", "m5", "m6"].iter().all(|id| hold.claim(id)));
+        assert_eq!(hold.finish(), Finish::Again, "m6 came after the page");
+        assert_eq!(hold.finish(), Finish::Settling);
+        assert_eq!(hold.pass(&unread("m7")), Passage::Open);
     }
 
     #[test]
@@ -446,16 +535,63 @@ mod tests {
         assert_eq!(hold.pass(&copy), Passage::Done);
         assert_eq!(hold.pass(&unread("m1")), Passage::Done);
         assert_eq!(hold.pass(&other), Passage::Done);
-        assert!(hold.has_missed());
+        assert_eq!(hold.finish(), Finish::Again, "m1 was let go");
         // No unread message is left to make room: the copies need not wait for catch-up.
         let third = unread("c3").as_own_copy();
-        let copies = [copy, other, third].map(|copy| copy.frame().clone());
         assert_eq!(
             hold.pass(&unread("c3").as_own_copy()),
-            Passage::Overflow(copies.to_vec())
+            Passage::Overflow(frames([copy, other, third]))
         );
-        assert!(released(&hold).is_empty());
-        assert_eq!(hold.pass(&unread("c3").as_own_copy()), Passage::Done);
+        assert_eq!(finished(&hold), (vec![], Finish::Live));
+    }
+
+    #[test]
+    fn whoever_is_behind_falls_back_and_is_let_off_by_a_catch_up() {
+        let hold = started(2);
+        assert_eq!(finished(&hold), (vec![], Finish::Live));
+        assert!(!hold.fell_back());
+        let copy = unread("c1").as_own_copy();
+        assert_eq!(hold.fall_back(&unread("m1")), Passage::Done);
+        assert_eq!(hold.fall_back(&copy), Passage::Done);
+        assert_eq!(hold.fall_back(&unread("m2")), Passage::Done);
+        assert!(hold.fell_back() && !hold.is_live());
+        assert_eq!(hold.finish(), Finish::Due);
+        assert!(hold.take_request());
+        assert!(["m1", "m2"].iter().all(|id| hold.claim(id)));
+        assert_eq!(hold.finish(), Finish::Again, "m2 was let go");
+        assert_eq!(finished(&hold), (frames([copy]), Finish::Settling));
+        assert!(!hold.fell_back());
+    }
+
+    /// It was let through, and is remembered as sent; but there was no room for it.
+    #[test]
+    fn what_falls_back_was_not_sent() {
+        let hold = started(2);
+        assert!(hold.claim("m0"));
+        assert_eq!(hold.finish(), Finish::Settling);
+        assert_eq!(hold.pass(&unread("m1")), Passage::Open);
+        assert_eq!(hold.fall_back(&unread("m1")), Passage::Done);
+        assert!(hold.take_request());
+        assert!(hold.claim("m1"), "catch-up sends it");
+        assert!(!hold.claim("m0"));
+    }
+
+    #[test]
+    fn pushes_go_past_a_catch_up_that_is_not_through_and_come_once() {
+        let hold = started(2);
+        for id in ["m1", "m2", "m3"] {
+            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+        }
+        assert_eq!(
+            hold.finish_anyway(),
+            Finish::Frames(frames([unread("m1"), unread("m2")]))
+        );
+        assert!(!hold.is_open(), "what was held comes first");
+        assert_eq!(hold.finish_anyway(), Finish::Settling);
+        assert_eq!(hold.pass(&unread("m4")), Passage::Open);
+        let late = ["m1", "m2", "m3", "m4"].map(|id| hold.claim(id));
+        assert_eq!(late, [false, false, true, false]);
+        assert_eq!(hold.finish(), Finish::Settling);
     }
 
     #[test]
@@ -464,6 +600,6 @@ mod tests {
         for _ in 0..5 {
             assert_eq!(hold.pass(&presence()), Passage::Done);
         }
-        assert_eq!(released(&hold).len(), 2);
+        assert_eq!(finished(&hold).0.len(), 2);
     }
 }

@@ -1,6 +1,7 @@
 //! One client connection, in reading order: it is accepted ([`accept`]) if the
-//! limits admit it ([`admission`]), or refused ([`refuser`]);
-//! its request head is read ([`head`]) and judged ([`handshake`]), its session runs ([`session`]),
+//! limits admit it ([`admission`]), or refused ([`refuser`]); it waits for its turn ([`handshakes`]);
+//! its request head is read ([`head`]) and judged ([`handshake`]), by the [`address`] it comes from
+//! as well, and [answered](answer); or its session runs ([`session`]),
 //! reading frames from the socket ([`socket`]), parsing them ([`request`]), calling the services
 //! ([`dispatch`]), and answering ([`protocol`]) through the outbox ([`outbox`]), whose writer
 //! thread ([`writer`]) also keeps time and catches up on unread messages ([`catch_up`]). What both
@@ -14,22 +15,28 @@ pub mod protocol;
 
 pub mod accept;
 
+mod address;
 mod admission;
+mod answer;
 mod catch_up;
 mod dispatch;
 pub(crate) mod failpoint;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod handshake;
+mod handshakes;
 mod head;
 mod hold;
+mod kernel;
+mod liveness;
 pub mod permits;
 mod rate;
-mod refuser;
+pub(crate) mod refuser;
 mod request;
 mod session;
 mod socket;
 mod stack;
+mod token;
 mod writer;
 
 use std::sync::Arc;
@@ -40,7 +47,7 @@ use crate::ids::UserId;
 use crate::readiness::Readiness;
 use crate::registry::Registry;
 use crate::services::Services;
-use head::Answer;
+use answer::Answer;
 use permits::Permits;
 
 /// What every connection uses of the gateway.
@@ -54,6 +61,8 @@ pub struct Context {
     pub draining: Arc<AtomicBool>,
     /// How many connections fetch a page of unread messages at a time.
     pub pacing: Arc<Permits>,
+    /// How many connections have their token validated again at a time.
+    pub validating: Arc<Permits>,
     /// The page at `/`, if there is one.
     pub page: Option<String>,
 }

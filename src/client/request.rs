@@ -1,7 +1,8 @@
 //! What clients ask: one JSON object in one text frame, `{"type", "request_id", "data"}`.
-//! Unknown fields are ignored; an error names the field that is missing or wrong.
+//! Unknown fields are ignored, `null` is the same as no field, and a field that is there twice is
+//! wrong; an error names the field that is missing or wrong.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -68,18 +69,18 @@ impl Body {
 #[derive(Debug, Deserialize)]
 pub(super) struct Draft {
     pub content: String,
-    #[serde(default = "text")]
+    #[serde(default = "text", deserialize_with = "or_text")]
     pub message_type: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     pub client_message_id: String,
 }
 
 /// A page of a history.
 #[derive(Debug, Deserialize)]
 pub(super) struct Page {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_empty")]
     pub before_id: String,
-    #[serde(default = "default_limit")]
+    #[serde(default = "default_limit", deserialize_with = "or_default_limit")]
     pub limit: i32,
 }
 
@@ -89,6 +90,18 @@ fn text() -> String {
 
 fn default_limit() -> i32 {
     DEFAULT_LIMIT
+}
+
+fn or_text<'de, D: Deserializer<'de>>(json: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(json)?.unwrap_or_else(text))
+}
+
+fn or_empty<'de, D: Deserializer<'de>>(json: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(json)?.unwrap_or_default())
+}
+
+fn or_default_limit<'de, D: Deserializer<'de>>(json: D) -> Result<i32, D::Error> {
+    Ok(Option::deserialize(json)?.unwrap_or(DEFAULT_LIMIT))
 }
 
 #[derive(Deserialize)]
@@ -103,19 +116,10 @@ struct Envelope<'a> {
 
 impl Request {
     pub fn parse(text: &str) -> Self {
-        let envelope: Envelope<'_> = match serde_json::from_str(text) {
-            Ok(envelope) => envelope,
-            Err(error) => {
-                return Self {
-                    id: None,
-                    body: Err(Invalid::message(format!("Invalid message format: {error}"))),
-                };
-            }
-        };
-        match request_id(envelope.request_id) {
-            Ok(id) => Self {
+        match envelope(text) {
+            Ok((id, kind, data)) => Self {
                 id,
-                body: body(&envelope.kind, envelope.data),
+                body: body(&kind, data),
             },
             Err(invalid) => Self {
                 id: None,
@@ -123,6 +127,26 @@ impl Request {
             },
         }
     }
+}
+
+/// A request's id, type and data.
+fn envelope(text: &str) -> Result<(Option<String>, Value, Option<&RawValue>), Invalid> {
+    let invalid = |why: &str| Invalid::message(format!("Invalid message format: {why}"));
+    let envelope: Envelope<'_> =
+        serde_json::from_str(text).map_err(|error| invalid(&error.to_string()))?;
+    if !is_object(text) {
+        return Err(invalid("not an object"));
+    }
+    Ok((
+        request_id(envelope.request_id)?,
+        envelope.kind,
+        envelope.data,
+    ))
+}
+
+/// Whether `json` is an object. serde would fill a struct from an array as well, field by field.
+fn is_object(json: &str) -> bool {
+    json.trim_ascii_start().starts_with('{')
 }
 
 fn request_id(value: Value) -> Result<Option<String>, Invalid> {
@@ -139,6 +163,9 @@ fn body(kind: &Value, data: Option<&RawValue>) -> Result<Body, Invalid> {
     let Value::String(kind) = kind else {
         return Err(Invalid::message("type: must be a string"));
     };
+    if data.is_some_and(|data| !is_object(data.get())) {
+        return Err(Invalid::message("data: must be an object"));
+    }
     Ok(match kind.as_str() {
         "send_message" => {
             #[derive(Deserialize)]
@@ -307,6 +334,36 @@ mod tests {
     }
 
     #[test]
+    fn null_is_the_same_as_no_field() {
+        let request = Request::parse(
+            r#"{"type":"send_group_message","request_id":null,"data":{"group_id":"g","content":"hi",
+                "message_type":null,"client_message_id":null}}"#,
+        );
+        let Ok(Body::SendGroupMessage { message, .. }) = request.body else {
+            panic!("not understood")
+        };
+        assert_eq!(request.id, None);
+        assert_eq!(
+            (&*message.message_type, &*message.client_message_id),
+            ("text", "")
+        );
+        for kind in [
+            r#""get_history","data":{"user_id""#,
+            r#""get_group_history","data":{"group_id""#,
+        ] {
+            let text = format!(r#"{{"type":{kind}:"x","before_id":null,"limit":null}}}}"#);
+            let (Ok(Body::GetHistory { page, .. }) | Ok(Body::GetGroupHistory { page, .. })) =
+                Request::parse(&text).body
+            else {
+                panic!("not understood: {text}")
+            };
+            assert_eq!((&*page.before_id, page.limit), ("", 50));
+        }
+        let ping = Request::parse("\n{\"type\":\"ping\",\"data\":null}\t");
+        assert!(matches!(ping.body, Ok(Body::Ping)));
+    }
+
+    #[test]
     fn what_is_no_request_is_an_invalid_message() {
         let deep = format!(r#"{{"type":{}}}"#, "[".repeat(60_000));
         let long = format!(r#"{{"type":"ping","request_id":"{}"}}"#, "x".repeat(65));
@@ -315,7 +372,17 @@ mod tests {
             "x",
             "[]",
             "5",
+            "null",
+            r#"["ping"]"#,
+            r#"["ping",null,null]"#,
+            r#" ["send_message","1",{"to_user_id":"b","content":"x"}]"#,
+            r#"[{"type":"ping"}]"#,
+            r#"{"type":"ping"} {}"#,
+            r#"{"type":"ping","type":"ping"}"#,
+            r#"{"type":"ping","request_id":"1","request_id":"1"}"#,
+            r#"{"type":"ping","data":{},"data":{}}"#,
             r#"{"type":"ping","request_id":5}"#,
+            r#"{"type":"ping","request_id":["1"]}"#,
             &deep,
             &long,
         ] {

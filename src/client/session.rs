@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use super::address::client_address;
 use super::admission::Admission;
+use super::answer::Answer;
 use super::close::CloseReason;
 use super::connection::Connection;
 use super::dispatch::{Dispatch, error};
 use super::frame::Frame;
-use super::handshake::{Accepted, client_address, judge};
-use super::head::{Answer, HeadError, MAX_HEAD, read_head};
+use super::handshake::{Accepted, judge, page};
+use super::head::{HeadError, MAX_HEAD, read_head};
 use super::hold::Hold;
 use super::outbox::Outbox;
 use super::protocol::{Outgoing, timestamp};
@@ -36,12 +38,12 @@ pub(super) fn run(
     mut admission: Admission,
     context: &Arc<Context>,
 ) {
-    if let Some((session, early)) = shake_hands(id, &socket, &mut admission, context) {
-        session.serve(socket, early);
+    if let Some(session) = shake_hands(id, &socket, &mut admission, context) {
+        session.serve(socket);
     }
 }
 
-/// From the first byte to a registered connection, and what the client sent early; or a refusal.
+/// From the first byte to a registered connection; or another answer.
 ///
 /// Not inlined: its frame is large, and would stay on the stack of a connection that waits.
 #[inline(never)]
@@ -50,10 +52,12 @@ fn shake_hands(
     socket: &Arc<TcpStream>,
     admission: &mut Admission,
     context: &Arc<Context>,
-) -> Option<(Session, Vec<u8>)> {
-    let deadline = Instant::now() + context.config.listen.handshake_timeout;
+) -> Option<Session> {
+    let deadline = admission.since() + context.config.listen.handshake_timeout;
     let mut bytes = Vec::with_capacity(MAX_HEAD);
-    let head = match read_head(socket, deadline, &mut bytes) {
+    let read = read_head(socket, deadline, &mut bytes);
+    let in_time = admission.head_is_over().map_err(HeadError::Answer);
+    let head = match in_time.and(read) {
         Ok(head) => head,
         Err(HeadError::Gone) => return None,
         Err(HeadError::Answer(answer)) => return refuse(socket, &answer, admission),
@@ -63,10 +67,12 @@ fn shake_hands(
         admission.peer(),
         &context.config.listen.trusted_proxies,
     );
-    let accepted = match admission
-        .count_for(client)
-        .and_then(|()| judge(&head, context))
-    {
+    let counted = admission.count_for(client);
+    let accepted = match page(&head, context) {
+        Some(answer) => Err(answer),
+        None => counted.and_then(|()| judge(&head, socket, context)),
+    };
+    let accepted = match accepted {
         Ok(accepted) => accepted,
         Err(answer) => {
             admission.handshake_is_over();
@@ -77,7 +83,7 @@ fn shake_hands(
     let opened = Session::open(id, socket, &accepted, admission, context);
     admission.handshake_is_over();
     match opened {
-        Ok(session) => Some((session, head.early.to_vec())),
+        Ok(session) => Some(session),
         Err(answer) => refuse(socket, &answer, admission),
     }
 }
@@ -120,18 +126,12 @@ impl Session {
             timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
+        let opening = connected.frame_behind(&accepted.switching);
         let connection = Arc::new(Connection::new(
             id,
-            accepted.user.clone(),
+            accepted,
             admission.peer(),
-            accepted.expires_at,
-            Outbox::new(
-                Arc::clone(socket),
-                config.session.write_timeout,
-                connected.frame_behind(&accepted.switching),
-                frames,
-                bytes,
-            ),
+            Outbox::new(Arc::clone(socket), opening, frames, bytes),
             Hold::new(frames, bytes),
         ));
         let limits = &config.limits;
@@ -190,17 +190,17 @@ impl Session {
     }
 
     /// Upgrades, then reads until the connection ends.
-    fn serve(self, socket: Arc<TcpStream>, early: Vec<u8>) {
+    fn serve(self, socket: Arc<TcpStream>) {
         let connection = &*self.connection;
         let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer());
         info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
         // None is not zero, so setting it cannot fail on a socket of ours.
         let _ = socket.set_read_timeout(None);
-        connection.outbox.write_through([]);
+        connection.outbox.write_behind([]);
         stack::trim();
 
         let max_message_size = self.context.config.limits.max_message_size;
-        let mut reader = FrameReader::new(socket, early, max_message_size);
+        let mut reader = FrameReader::new(socket, max_message_size);
         let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
         let reason = read.unwrap_or(CloseReason::Internal);
         let client_is_done = matches!(reason, CloseReason::ByClient(_) | CloseReason::Vanished);

@@ -41,8 +41,7 @@ struct ReadSide {
 }
 
 impl FrameReader {
-    /// `early` came in the same packets as the request head.
-    pub fn new(socket: Arc<TcpStream>, early: Vec<u8>, max_message_size: usize) -> Self {
+    pub fn new(socket: Arc<TcpStream>, max_message_size: usize) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .max_message_size(Some(max_message_size))
@@ -54,7 +53,7 @@ impl FrameReader {
             limit,
         };
         Self {
-            websocket: WebSocket::from_partially_read(stream, early, Role::Server, Some(config)),
+            websocket: WebSocket::from_raw_socket(stream, Role::Server, Some(config)),
         }
     }
 

@@ -4,15 +4,19 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{mem, thread};
+
+use log::info;
 
 use super::Context;
 use super::catch_up::CatchUp;
 use super::close::CloseReason;
-use super::connection::{Connection, seconds_left};
+use super::connection::Connection;
 use super::failpoint;
 use super::frame::Frame;
+use super::liveness::{Liveness, Seen};
+use super::token::{TokenCheck, seconds_left};
 
 /// The longest sleep, so that a change of the wall clock is noticed.
 const NAP: Duration = Duration::from_secs(60);
@@ -21,52 +25,123 @@ const NAP: Duration = Duration::from_secs(60);
 /// `catch_up_at`, unless it is requested earlier.
 pub(super) fn run(connection: &Connection, context: &Context, catch_up_at: Instant) {
     connection.outbox.set_writer(thread::current());
-    let served = catch_unwind(AssertUnwindSafe(|| serve(connection, context, catch_up_at)));
+    let served = catch_unwind(AssertUnwindSafe(|| {
+        let mut writer = Writer::new(connection, context, catch_up_at);
+        while !connection.is_closing() {
+            match writer.work() {
+                Ok(wake_at) => {
+                    thread::park_timeout(wake_at.saturating_duration_since(Instant::now()))
+                }
+                Err(reason) => connection.close(reason),
+            }
+        }
+    }));
     if served.is_err() {
         connection.close(CloseReason::Internal);
     }
     leave(connection, context.config.session.write_timeout);
 }
 
-fn serve(connection: &Connection, context: &Context, catch_up_at: Instant) {
-    let (services, pacing) = (Arc::clone(&context.services), Arc::clone(&context.pacing));
-    let mut catch_up = CatchUp::new(services, pacing, catch_up_at);
-    let mut next_ping = connection.since() + first_ping(connection, context);
-    while !connection.is_closing() {
+/// What a writer thread has to do, each thing at its time.
+struct Writer<'c> {
+    connection: &'c Connection,
+    ping_interval: Duration,
+    next_ping: Instant,
+    liveness: Liveness,
+    /// The client fell back to its inbox.
+    is_behind: bool,
+    token_check: TokenCheck,
+    catch_up: CatchUp,
+}
+
+impl<'c> Writer<'c> {
+    fn new(connection: &'c Connection, context: &Context, catch_up_at: Instant) -> Self {
+        let session = &context.config.session;
+        let since = connection.since();
+        let Context {
+            services,
+            pacing,
+            validating,
+            ..
+        } = context;
+        Self {
+            connection,
+            ping_interval: session.ping_interval,
+            // Spreads the pings of clients that came together over one interval.
+            next_ping: since + session.ping_interval.mul_f64(connection.id().fraction()),
+            liveness: Liveness::new(session.idle_timeout, session.write_timeout, since),
+            is_behind: false,
+            token_check: TokenCheck::new(Arc::clone(services), Arc::clone(validating)),
+            catch_up: CatchUp::new(
+                Arc::clone(services),
+                Arc::clone(pacing),
+                session.send_queue_bytes,
+                catch_up_at,
+            ),
+        }
+    }
+
+    /// Does what is due, none of it for longer than a call to a service. Answers when to be called
+    /// again, or why the connection is to end.
+    fn work(&mut self) -> Result<Instant, CloseReason> {
+        let connection = self.connection;
         if connection.outbox.is_handed_over() {
             connection.outbox.drain();
         }
         let now = Instant::now();
-        if now >= next_ping {
-            failpoint::reached("writer", connection.user());
-            next_ping = now + context.config.session.ping_interval;
-            connection.outbox.send(&Frame::ping());
-        }
-        let idle_at = connection.last_heard() + context.config.session.idle_timeout;
-        if now >= idle_at {
-            return connection.close(CloseReason::Idle);
-        }
+        let next_look = self.look_after_client(now)?;
         let token = seconds_left(connection.expires_at());
         if token == Some(0) {
-            return connection.close(CloseReason::TokenExpired);
+            return Err(CloseReason::TokenExpired);
+        }
+        if connection.outbox.is_handed_over() {
+            return Ok(now);
         }
         let nap = token.map_or(NAP, |seconds| NAP.min(Duration::from_secs(seconds)));
-        let next = catch_up.advance(connection, now).unwrap_or(idle_at);
+        let next_check = self.token_check.advance(connection, now);
+        let next_catch_up = if connection.is_closing() {
+            None
+        } else {
+            self.catch_up.advance(connection, now)
+        };
         if connection.outbox.is_handed_over() {
-            continue;
+            return Ok(now);
         }
-        let wake_at = next.min(idle_at).min(next_ping).min(now + nap);
-        thread::park_timeout(wake_at.saturating_duration_since(Instant::now()));
+        let next = [next_look, next_check, next_catch_up];
+        Ok(next
+            .into_iter()
+            .flatten()
+            .fold(self.next_ping.min(now + nap), Instant::min))
     }
-}
 
-/// Spreads the pings of clients that came together over one interval.
-fn first_ping(connection: &Connection, context: &Context) -> Duration {
-    context
-        .config
-        .session
-        .ping_interval
-        .mul_f64(connection.id().fraction())
+    /// Pings, and judges how the client takes it.
+    fn look_after_client(&mut self, now: Instant) -> Result<Option<Instant>, CloseReason> {
+        let connection = self.connection;
+        let seen = Seen {
+            heard: connection.last_heard(),
+            progress: connection.outbox.progress(),
+            is_waiting: connection.outbox.is_handed_over(),
+            is_behind: connection.hold.fell_back(),
+        };
+        let was_behind = mem::replace(&mut self.is_behind, seen.is_behind);
+        if seen.is_behind && !was_behind {
+            let (user, conn_id) = (connection.user(), connection.id());
+            info!("Fell back to the inbox: user={user}, conn_id={conn_id}");
+        }
+        let next_look = self
+            .liveness
+            .judge(now, &seen, || connection.outbox.has_input())?;
+        if now >= self.next_ping {
+            failpoint::reached("writer", connection.user());
+            self.next_ping = now + self.ping_interval;
+            if !self.liveness.awaits_ping() {
+                let position = connection.outbox.ping();
+                self.liveness.pinged(position, &seen, now);
+            }
+            return Ok(Some(now));
+        }
+        Ok(next_look)
+    }
 }
 
 /// Sends the Close frame and ends the socket, within `patience` and a write that was under way.

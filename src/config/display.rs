@@ -43,11 +43,11 @@ mod tests {
     fn what_is_shown_reads_back_and_has_no_secrets() {
         let text =
             "[broker]\nurl = \"amqp://u:s3cr3t@h:1/%2f\"\n[embedded.tokens]\ns3cr3t = \"al\"\n";
-        let config = parse("gateway.toml", text, []).expect("valid");
+        let config = parse("gateway.toml", text, [], None).expect("valid");
         let shown = display(&config);
         assert!(!shown.contains("s3cr3t"), "{shown}");
         assert!(shown.contains("amqp://u:***@h:1/%2f"));
-        let again = parse("shown", &shown, []).expect("what is shown is valid");
+        let again = parse("shown", &shown, [], None).expect("what is shown is valid");
         assert_eq!(again.gateway.id, config.gateway.id);
     }
 }

@@ -1,22 +1,24 @@
 //! Where values come from: the built-in defaults, then the file, then the environment. Anything
 //! wrong is an error that names the key and where it was written.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::{env, fmt, fs, io};
 
 use toml::{Table, Value};
 
-use super::{Config, validate};
+use super::{Config, secrets, validate};
 
 /// Why there is no configuration. Nothing starts; the user mends what is named.
 #[derive(Debug)]
 pub enum ConfigError {
     /// The file cannot be read.
     Read { file: String, error: io::Error },
-    /// The file is no TOML; the error shows the line.
+    /// The file is no TOML. The line is not shown: it may hold a secret.
     Syntax {
         file: String,
-        error: toml::de::Error,
+        line: usize,
+        reason: String,
     },
     /// A key is unknown, of the wrong type, or out of range.
     Key {
@@ -30,7 +32,7 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Read { file, error } => write!(f, "{file}: cannot be read: {error}"),
-            Self::Syntax { file, error } => write!(f, "{file}: {error}"),
+            Self::Syntax { file, line, reason } => write!(f, "{file}: line {line}: {reason}"),
             Self::Key {
                 origin,
                 key,
@@ -44,6 +46,16 @@ impl std::error::Error for ConfigError {}
 
 /// Reads `file` (`None`: built-in defaults only) and the process's environment, and validates.
 pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
+    load_for(file, None)
+}
+
+/// As [`load`], while the reference services' users are let in at `bound`. The sample tokens are
+/// refused there as at the start, even if the file names another address by now.
+pub fn reload(file: Option<&Path>, bound: SocketAddr) -> Result<Config, ConfigError> {
+    load_for(file, Some(bound))
+}
+
+fn load_for(file: Option<&Path>, bound: Option<SocketAddr>) -> Result<Config, ConfigError> {
     let name = file.map_or("(defaults)".into(), |file| file.display().to_string());
     let text = match file {
         Some(file) => fs::read_to_string(file).map_err(|error| ConfigError::Read {
@@ -55,7 +67,7 @@ pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
     // A name or value that is no UTF-8 is no key of ours.
     let variables = env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    parse(&name, &text, variables)
+    parse(&name, &text, variables, bound)
 }
 
 /// As [`load`], from a file's text and given environment variables.
@@ -63,34 +75,48 @@ pub fn parse(
     file: &str,
     text: &str,
     variables: impl IntoIterator<Item = (String, String)>,
+    bound: Option<SocketAddr>,
 ) -> Result<Config, ConfigError> {
-    let mut table: Table = text.parse().map_err(|error| ConfigError::Syntax {
-        file: file.into(),
-        error,
-    })?;
+    let mut table: Table = text
+        .parse()
+        .map_err(|error| syntax_error(file, text, &error))?;
     let overrides = override_keys(&mut table, variables)?;
-    let origin = |key: &str| {
+    let refused = |key: &str, reason: String| {
         // A table that does not exist is the variable's fault, too.
-        let within = |outer: &str, inner: &str| inner.starts_with(&format!("{outer}."));
         let covers = |path: &str| key == path || within(path, key) || within(key, path);
         let found = overrides.iter().find(|(path, _)| covers(path));
-        found.map_or(file.to_owned(), |(_, variable)| variable.clone())
+        let origin = found.map_or(file.to_owned(), |(_, variable)| secrets::variable(variable));
+        ConfigError::Key {
+            origin,
+            key: secrets::key(key),
+            reason,
+        }
     };
 
     let mut config: Config = serde_path_to_error::deserialize(table).map_err(|error| {
         let key = error.path().to_string();
-        ConfigError::Key {
-            origin: origin(&key),
-            key,
-            reason: first_line(error.inner()),
-        }
+        let reason = secrets::reason(&key, first_line(error.inner()));
+        refused(&key, reason)
     })?;
-    validate::validate(&mut config).map_err(|invalid| ConfigError::Key {
-        origin: origin(invalid.key),
-        key: invalid.key.into(),
-        reason: invalid.reason,
-    })?;
+    validate::validate(&mut config)
+        .and_then(|()| bound.map_or(Ok(()), |bound| validate::bound(&config, bound)))
+        .map_err(|invalid| refused(&invalid.key, invalid.reason))?;
     Ok(config)
+}
+
+/// Whether `inner` is a key or an element within `outer`.
+fn within(outer: &str, inner: &str) -> bool {
+    let rest = inner.strip_prefix(outer);
+    rest.is_some_and(|rest| rest.starts_with(['.', '[']))
+}
+
+fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    ConfigError::Syntax {
+        file: file.into(),
+        line: before.unwrap_or_default().matches('\n').count() + 1,
+        reason: first_line(error).to_owned(),
+    }
 }
 
 /// Puts each `GATEWAY_TABLE__KEY` into `table`. Returns the keys and the variables they came from.
@@ -112,9 +138,9 @@ fn override_keys(
         let key = keys.join(".");
         let value = value_of(&text, default_at(&defaults, &keys));
         insert(table, &keys, value).map_err(|reason| ConfigError::Key {
-            origin: variable.clone(),
-            key: key.clone(),
-            reason,
+            origin: secrets::variable(&variable),
+            key: secrets::key(&key),
+            reason: reason.into(),
         })?;
         overrides.push((key, variable));
     }
@@ -138,7 +164,7 @@ fn default_at<'a>(defaults: &'a Table, keys: &[&str]) -> Option<&'a Value> {
         .try_fold(defaults.get(*first)?, |value, key| value.get(*key))
 }
 
-fn insert(table: &mut Table, keys: &[&str], value: Value) -> Result<(), String> {
+fn insert(table: &mut Table, keys: &[&str], value: Value) -> Result<(), &'static str> {
     match keys {
         [] => Ok(()),
         [key] => {
@@ -149,19 +175,12 @@ fn insert(table: &mut Table, keys: &[&str], value: Value) -> Result<(), String> 
             let inner = table
                 .entry(*key)
                 .or_insert_with(|| Value::Table(Table::new()));
-            let inner = inner
-                .as_table_mut()
-                .ok_or_else(|| format!("`{key}` is not a table"))?;
+            let inner = inner.as_table_mut().ok_or("what holds it is not a table")?;
             insert(inner, rest, value)
         }
     }
 }
 
-fn first_line(error: &toml::de::Error) -> String {
-    error
-        .message()
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+fn first_line(error: &toml::de::Error) -> &str {
+    error.message().lines().next().unwrap_or_default()
 }

@@ -2,20 +2,28 @@
 //! come from, [`validate`] what they must be.
 
 mod display;
+mod endpoint;
+mod forms;
 pub mod load;
+mod network;
+mod secrets;
+#[cfg(test)]
+mod tests;
 mod validate;
 mod values;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use display::display;
-pub use load::{ConfigError, load};
-pub use validate::has_sample_token;
+pub use endpoint::{Endpoint, InvalidUrl};
+pub use load::{ConfigError, load, reload};
+pub use network::{Network, Networks};
+pub use validate::may_listen;
 pub use values::{Addresses, Token};
 
 /// The users that the shipped configuration lets in: `(token, user)`. Everybody knows them.
@@ -76,8 +84,8 @@ table! {
         path: String = "/ws".into(),
         /// `scheme://host[:port]` of the pages that may connect; empty: any.
         allowed_origins: Vec<String> = Vec::new(),
-        /// The proxies whose X-Forwarded-For is believed.
-        trusted_proxies: Vec<IpAddr> = Vec::new(),
+        /// The proxies whose X-Forwarded-For is believed: addresses and networks.
+        trusted_proxies: Networks = Networks::default(),
         /// For the whole request head, however slowly it comes.
         #[serde(with = "values::duration")]
         handshake_timeout: Duration = Duration::from_secs(10),

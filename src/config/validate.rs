@@ -1,25 +1,28 @@
 //! What values must be, beyond their types. A value that would be accepted and then not acted
 //! upon is an error too.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Addresses, Config, Mode, SAMPLE_TOKENS};
+use super::forms::{is_of_a_path, is_origin, is_service};
+use super::{Addresses, Config, Endpoint, Mode, SAMPLE_TOKENS, Token};
 use crate::ids::{GroupId, UserId};
 
 /// A key whose value cannot be used.
 pub(super) struct Invalid {
-    pub key: &'static str,
+    /// As far as the value is concerned alone: `embedded.groups.team`.
+    pub key: String,
     pub reason: String,
 }
 
 type Checked = Result<(), Invalid>;
 
-fn require(holds: bool, key: &'static str, reason: impl Into<String>) -> Checked {
+fn require(holds: bool, key: &str, reason: impl Into<String>) -> Checked {
     if holds {
         Ok(())
     } else {
         Err(Invalid {
-            key,
+            key: key.into(),
             reason: reason.into(),
         })
     }
@@ -54,11 +57,10 @@ fn gateway_id(config: &mut Config) -> Checked {
 fn listen(config: &Config) -> Checked {
     let listen = &config.listen;
     let path = &listen.path;
-    let plain = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'?');
     require(
-        plain,
+        path.starts_with('/') && path.bytes().all(is_of_a_path),
         "listen.path",
-        "must start with / and hold no space, ? or control character",
+        "must start with / and hold nothing but what a URL's path may (RFC 3986, 3.3)",
     )?;
     require(
         path != "/" && path != "/healthz" && path != "/readyz",
@@ -66,9 +68,8 @@ fn listen(config: &Config) -> Checked {
         "/, /healthz and /readyz are taken",
     )?;
     for origin in &listen.allowed_origins {
-        let host = origin.split_once("://").map_or("", |(_, host)| host);
         require(
-            !host.is_empty() && !host.contains(['/', '*']),
+            is_origin(origin),
             "listen.allowed_origins",
             format!("`{origin}` is not of the form scheme://host or scheme://host:port"),
         )?;
@@ -116,6 +117,11 @@ fn session(config: &Config) -> Checked {
 }
 
 fn backend(config: &Config) -> Checked {
+    require(
+        cfg!(feature = "reference") || config.backend.mode == Mode::Remote,
+        "backend.mode",
+        "this binary was built without the embedded services",
+    )?;
     let services = &config.services;
     positive(services.timeout, "services.timeout")?;
     require(
@@ -133,11 +139,9 @@ fn backend(config: &Config) -> Checked {
     addresses(&services.presence, "services.presence")?;
 
     let broker = &config.broker;
-    require(
-        broker.url.starts_with("amqp://"),
-        "broker.url",
-        "must be of the form amqp://user:password@host:port/vhost",
-    )?;
+    let endpoint = Endpoint::parse(&broker.url);
+    let reason = endpoint.err().map(|invalid| invalid.to_string());
+    require(reason.is_none(), "broker.url", reason.unwrap_or_default())?;
     require(broker.prefetch > 0, "broker.prefetch", "must be 1 to 65535")?;
     require(
         whole_seconds(broker.heartbeat, 1..=60),
@@ -154,19 +158,23 @@ fn backend(config: &Config) -> Checked {
     positive(config.shutdown.drain, "shutdown.drain")
 }
 
-fn addresses(addresses: &Addresses, key: &'static str) -> Checked {
+fn addresses(addresses: &Addresses, key: &str) -> Checked {
     require(!addresses.0.is_empty(), key, "needs at least one address")?;
     for address in &addresses.0 {
+        // What may be a password is not repeated.
+        let shown = address.rsplit('@').next().unwrap_or_default();
+        let of_this_version = !["etcd://", "https://"]
+            .iter()
+            .any(|scheme| address.starts_with(scheme));
         require(
-            !address.starts_with("etcd://") && !address.starts_with("https://"),
+            of_this_version,
             key,
-            format!("`{address}`: only http:// addresses are supported by this version"),
+            format!("`{shown}`: only http:// addresses are supported by this version"),
         )?;
-        let host = address.strip_prefix("http://").unwrap_or("");
         require(
-            !host.is_empty() && !host.contains(char::is_whitespace),
+            is_service(address),
             key,
-            format!("`{address}` is not of the form http://host:port"),
+            format!("`{shown}` is not of the form http://host:port"),
         )?;
     }
     Ok(())
@@ -179,36 +187,47 @@ fn embedded(config: &Config) -> Checked {
         "embedded.database",
         "must not be empty",
     )?;
-    for token in embedded.tokens.values() {
-        require(
-            UserId::new(&token.user).is_ok(),
-            "embedded.tokens",
-            format!(
-                "`{}` cannot be a user: 1 to 200 bytes, no control characters",
-                token.user
-            ),
-        )?;
+    for (text, Token { user, .. }) in &embedded.tokens {
+        let key = format!("embedded.tokens.{text}");
+        require(!text.is_empty(), &key, "a token is not empty")?;
+        // Who writes user = token by mistake shows no token.
+        let reason = "a user is 1 to 200 bytes without control characters";
+        require(UserId::new(user).is_ok(), &key, reason)?;
     }
     for (group, members) in &embedded.groups {
         require(
             GroupId::new(group).is_ok() && members.iter().all(|user| UserId::new(user).is_ok()),
-            "embedded.groups",
-            format!("`{group}`: group and members are 1 to 200 bytes, no control characters"),
+            &format!("embedded.groups.{group}"),
+            "group and members are 1 to 200 bytes without control characters",
         )?;
     }
-    let open = config.backend.mode == Mode::Embedded && !config.listen.addr.ip().is_loopback();
     require(
-        !(open && has_sample_token(config)),
+        config.backend.mode == Mode::Remote || may_listen(config, config.listen.addr),
         "listen.addr",
         "only a loopback address while embedded.tokens holds sample tokens, which everybody knows",
     )
 }
 
-/// Whether one of the shipped tokens lets anybody in.
-pub fn has_sample_token(config: &Config) -> bool {
-    SAMPLE_TOKENS
-        .iter()
-        .any(|(token, _)| config.embedded.tokens.contains_key(*token))
+/// What is `bound` is left to whoever can reach it: the tokens must not be ones that everybody
+/// knows, whatever address the configuration names by now.
+pub(super) fn bound(config: &Config, bound: SocketAddr) -> Checked {
+    require(
+        may_listen(config, bound),
+        "embedded.tokens",
+        format!(
+            "holds sample tokens, which everybody knows, and {bound} is listened on: they are for \
+             a loopback address only"
+        ),
+    )
+}
+
+/// Whether the reference services' tokens may be in force behind this address: the shipped ones,
+/// which let anybody in, on this machine alone.
+pub fn may_listen(config: &Config, addr: SocketAddr) -> bool {
+    // An IPv4 address that is written as IPv6 is the IPv4 one.
+    let mut samples = SAMPLE_TOKENS.iter();
+    addr.ip().to_canonical().is_loopback()
+        || !samples.any(|(token, _)| config.embedded.tokens.contains_key(*token))
 }
 
 /// Keys of parts that are not built yet: better an error than a setting without effect.
@@ -226,18 +245,18 @@ fn not_yet(config: &Config) -> Checked {
     )
 }
 
-fn positive(duration: Duration, key: &'static str) -> Checked {
+fn positive(duration: Duration, key: &str) -> Checked {
     require(!duration.is_zero(), key, "must be longer than 0")?;
     countable(duration, key)
 }
 
 /// Added to the time of day, it still is a time.
-fn countable(duration: Duration, key: &'static str) -> Checked {
+fn countable(duration: Duration, key: &str) -> Checked {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     require(duration <= YEAR, key, "must be a year at most")
 }
 
-fn at_least_one(number: usize, key: &'static str) -> Checked {
+fn at_least_one(number: usize, key: &str) -> Checked {
     require(number >= 1, key, "must be at least 1")
 }
 

@@ -10,6 +10,7 @@ use super::{Reference, ReferenceError};
 use crate::broker::{Deliver, LocalBus};
 use crate::config::{Addresses, Config};
 use crate::gateway::Feed;
+use crate::threads::Fatal;
 
 /// The services and the bus.
 pub struct Embedded {
@@ -20,11 +21,11 @@ pub struct Embedded {
 impl Embedded {
     /// Starts the services on a loopback port and points `config.services` to it. What they
     /// publish waits until somebody consumes.
-    pub fn start(config: &mut Config) -> Result<Self, ReferenceError> {
+    pub fn start(config: &mut Config, fatal: &Fatal) -> Result<Self, ReferenceError> {
         let bus = LocalBus::new();
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let publisher = Box::new(bus.publisher());
-        let reference = Reference::start(loopback, &config.embedded, publisher)?;
+        let reference = Reference::start(loopback, &config.embedded, publisher, fatal)?;
         let address = Addresses::one(format!("http://{}", reference.addr()));
         config.services.user = address.clone();
         config.services.message = address.clone();
@@ -33,10 +34,10 @@ impl Embedded {
     }
 
     /// Delivers from now on.
-    pub fn consume(self, deliver: &Arc<Deliver>) -> io::Result<Self> {
+    pub fn consume(self, deliver: &Arc<Deliver>, fatal: &Fatal) -> io::Result<Self> {
         let Self { bus, reference } = self;
         Ok(Self {
-            bus: bus.start(deliver)?,
+            bus: bus.start(deliver, fatal)?,
             reference,
         })
     }

@@ -12,12 +12,15 @@
 //! `ref-store`, which owns the database; `ref-publisher`, which owns the [`Publisher`].
 
 mod arguments;
+mod backoff;
 mod directory;
 mod embedded;
 mod error;
+mod lanes;
 mod leases;
 mod message;
 mod outbox;
+mod outgoing;
 mod presence;
 mod server;
 mod store;
@@ -26,19 +29,23 @@ mod user;
 mod watchers;
 
 use std::net::{SocketAddr, TcpListener};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use self::backoff::Backoff;
 use self::directory::{Directories, Directory};
 use self::leases::Leases;
 use self::message::Messages;
-use self::outbox::{Backoff, Outgoing, PublisherThread};
+use self::outbox::PublisherThread;
+use self::outgoing::Outgoing;
 use self::presence::Presence;
 use self::server::Services;
 use self::store::{Opened, Store};
@@ -47,6 +54,7 @@ use self::user::Users;
 use self::watchers::Announcer;
 use crate::broker::Publisher;
 use crate::config;
+use crate::threads::Fatal;
 
 pub use self::embedded::Embedded;
 pub use self::error::ReferenceError;
@@ -79,13 +87,15 @@ struct Running {
 impl Reference {
     /// Opens the database, listens on `listen` (port 0: a free one, see [`addr`](Self::addr)) and
     /// starts the services with the tokens and groups of `embedded`. They answer when this
-    /// returns, and publish to `publisher`; first of all what was left at the last end.
+    /// returns, and publish to `publisher`; first of all what was left at the last end. `fatal` is
+    /// told if a part of them cannot go on.
     pub fn start(
         listen: SocketAddr,
         embedded: &config::Embedded,
         publisher: Box<dyn Publisher>,
+        fatal: &Fatal,
     ) -> Result<Self, ReferenceError> {
-        Self::start_with(listen, embedded, publisher, Backoff::DEFAULT)
+        Self::start_with(listen, embedded, publisher, Backoff::DEFAULT, fatal)
     }
 
     fn start_with(
@@ -93,6 +103,7 @@ impl Reference {
         embedded: &config::Embedded,
         publisher: Box<dyn Publisher>,
         backoff: Backoff,
+        fatal: &Fatal,
     ) -> Result<Self, ReferenceError> {
         let (listener, addr) = bind(listen)?;
         let opened = Opened::open(&embedded.database)?;
@@ -102,7 +113,7 @@ impl Reference {
         let outgoing = Arc::new(Outgoing::new());
         let committed = Arc::clone(&outgoing);
         let (store, store_thread) = opened
-            .serve(move || committed.committed())
+            .serve(fatal, move || committed.committed())
             .map_err(ReferenceError::Start)?;
         let leases = Arc::new(Mutex::new(Leases::default()));
         let presence = Arc::new(Presence::new(Arc::clone(&leases), Arc::clone(&outgoing)));
@@ -122,22 +133,25 @@ impl Reference {
             let _entered = runtime.enter();
             let listener = tokio::net::TcpListener::from_std(listener)
                 .map_err(|error| ReferenceError::Listen { addr, error })?;
-            runtime.spawn(services.serve(listener, stopping))
+            let served = services.serve(listener, stopping);
+            runtime.spawn(or_fatal("the services", fatal.clone(), served))
         };
-        runtime.spawn(presence.keep_time());
+        runtime.spawn(or_fatal("the leases", fatal.clone(), presence.keep_time()));
         let announcer = Announcer {
             directories: directories.clone(),
             leases,
             store: store.clone(),
         };
-        let publisher_thread = PublisherThread {
-            outgoing: Arc::clone(&outgoing),
-            store: store.clone(),
+        let publisher_thread = PublisherThread::new(
+            Arc::clone(&outgoing),
+            store.clone(),
             announcer,
             publisher,
             backoff,
-        };
-        let publisher_thread = publisher_thread.spawn().map_err(ReferenceError::Start)?;
+        );
+        let publisher_thread = publisher_thread
+            .spawn(fatal)
+            .map_err(ReferenceError::Start)?;
         log::info!(
             "Services started: addr={addr}, database={}, tokens={}, groups={}",
             embedded.database.display(),
@@ -174,7 +188,7 @@ impl Reference {
     ///
     /// After [`ReferenceError::Reload`] the tokens and groups from before are in force.
     pub fn reload(&self, embedded: &config::Embedded) -> Result<(), ReferenceError> {
-        let _one_at_a_time = self.reloading.lock();
+        let one_at_a_time = self.reloading.lock();
         let now = SystemTime::now();
         let previous = self.directories.current();
         let next = Arc::new(Directory::new(embedded, &previous, now));
@@ -194,6 +208,7 @@ impl Reference {
             self.directories.replace(previous);
             return Err(ReferenceError::Reload);
         }
+        drop(one_at_a_time);
         log::info!("Tokens and groups read again: differences={count}");
         Ok(())
     }
@@ -257,6 +272,14 @@ fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr), ReferenceError>
         addr: listen,
         error,
     })
+}
+
+/// A task that the services cannot do without: a panic in it is fatal.
+async fn or_fatal(name: &'static str, fatal: Fatal, task: impl Future<Output = ()>) {
+    if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+        // Nobody listens when the process is ending anyway.
+        let _ = fatal.send(format!("{name}: a panic"));
+    }
 }
 
 fn runtime() -> std::io::Result<Runtime> {

@@ -7,292 +7,224 @@
 //! *Transient*: presence. It waits in memory, in a bounded queue whose oldest entries go first:
 //! a presence event is stale a moment later, and the gateways announce everybody again after the
 //! service restarted.
+//!
+//! Which of them leaves next, and when what was refused is tried again, is for [`Lanes`] to say.
 
 use std::collections::VecDeque;
 use std::io;
-use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-use uuid::Uuid;
-
-use super::presence::PresenceChange;
+use super::backoff::Backoff;
+use super::lanes::{Lanes, ROWS_PER_LANE};
+use super::outgoing::Outgoing;
 use super::store::Store;
+use super::store::outbox::OutboxQuery;
 use super::thread::Worker;
 use super::watchers::Announcer;
-use crate::broker::{Publication, Publisher};
+use crate::broker::{Outcome, Publication, PublishError, Publisher};
+use crate::threads::Fatal;
 
-/// The most outbox rows, and the most presence events, of one batch.
-const BATCH: u32 = 256;
+/// The most new outbox rows that are read at once.
+const ROWS_AT_ONCE: u32 = 256;
 /// Changes of presence taken at once. Each may become an event for every member of a group.
 const CHANGES_AT_ONCE: usize = 64;
-/// Changes of presence that wait while the broker is away: a few megabytes.
-const MAX_WAITING_CHANGES: usize = 65_536;
+/// How long the thread waits when nothing says when it has to go on; news ends every wait.
+const IDLE: Duration = Duration::from_secs(60);
+/// What the broker refuses is told of so often at most.
+const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
 
-/// How long to wait before publishing again: twice as long each time, between these bounds.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Backoff {
-    pub first: Duration,
-    pub longest: Duration,
-}
-
-impl Backoff {
-    /// A broker that returns is found within 2 s: what is committed meanwhile waits for that.
-    pub const DEFAULT: Self = Self {
-        first: Duration::from_millis(100),
-        longest: Duration::from_secs(2),
-    };
-
-    /// The pause after failure number `failures`, which counts from 1. Somewhere between the
-    /// bound and its double or the longest, so that several services do not return as one.
-    fn pause(self, failures: u32) -> Duration {
-        let doubled = 2u32.saturating_pow(failures.saturating_sub(1));
-        let least = self
-            .first
-            .saturating_mul(doubled)
-            .min(self.longest / 2)
-            .max(self.first);
-        let most = (least * 2).min(self.longest).max(least);
-        let (random, ..) = Uuid::new_v4().as_fields();
-        least + (most - least).mul_f64(f64::from(random) / f64::from(u32::MAX))
-    }
-}
-
-/// What waits for the publisher thread. The store and the Presence Service report to it.
-pub(super) struct Outgoing {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-struct State {
-    /// Something was committed since the outbox was looked at.
-    committed: bool,
-    changes: VecDeque<PresenceChange>,
-    /// How many changes were dropped since some were last taken.
-    dropped: usize,
-    /// The thread ends once nothing is left, at an error, or at this time.
-    stop_by: Option<Instant>,
-}
-
-impl Outgoing {
-    pub fn new() -> Self {
-        // Committed: rows that were left at the last end are found at the start.
-        let state = State {
-            committed: true,
-            changes: VecDeque::new(),
-            dropped: 0,
-            stop_by: None,
-        };
-        Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        }
-    }
-
-    /// There may be new rows in the outbox.
-    pub fn committed(&self) {
-        self.state.lock().committed = true;
-        self.changed.notify_all();
-    }
-
-    /// Queues changes of presence, and drops the oldest ones beyond the bound.
-    pub fn announce(&self, changes: impl IntoIterator<Item = PresenceChange>) {
-        let mut state = self.state.lock();
-        let before = state.changes.len();
-        state.changes.extend(changes);
-        if state.changes.len() == before {
-            return;
-        }
-        let excess = state.changes.len().saturating_sub(MAX_WAITING_CHANGES);
-        state.changes.drain(..excess);
-        if excess > 0 && state.dropped == 0 {
-            log::warn!(
-                "Presence dropped from now on: reason=broker away, waiting={MAX_WAITING_CHANGES}"
-            );
-        }
-        state.dropped += excess;
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    /// Has the thread publish what is there, and end by `deadline`, or at the first error.
-    pub fn stop_by(&self, deadline: Instant) {
-        self.state.lock().stop_by = Some(deadline);
-        self.changed.notify_all();
-    }
-
-    /// Waits for work, unless the thread is `busy` anyway, and takes up to `limit` changes of
-    /// presence. `None`: the thread is to end.
-    fn next(&self, busy: bool, limit: usize) -> Option<Vec<PresenceChange>> {
-        let mut state = self.state.lock();
-        loop {
-            let work = busy || state.committed || !state.changes.is_empty();
-            match state.stop_by {
-                Some(deadline) if !work || Instant::now() >= deadline => return None,
-                _ if work => break,
-                _ => self.changed.wait(&mut state),
-            }
-        }
-        state.committed = false;
-        if limit > 0 && state.dropped > 0 {
-            log::warn!(
-                "Presence dropped: count={}",
-                std::mem::take(&mut state.dropped)
-            );
-        }
-        let taken = limit.min(state.changes.len());
-        Some(state.changes.drain(..taken).collect())
-    }
-
-    /// Waits for `pause`. Returns `false`, at once, when the thread is to end.
-    fn pause(&self, pause: Duration) -> bool {
-        let until = Instant::now() + pause;
-        let mut state = self.state.lock();
-        while state.stop_by.is_none() {
-            if self.changed.wait_until(&mut state, until).timed_out() {
-                return state.stop_by.is_none();
-            }
-        }
-        false
-    }
-}
-
-/// What the publisher thread works with.
+/// The publisher thread, and what it works with.
 pub(super) struct PublisherThread {
-    pub outgoing: Arc<Outgoing>,
-    pub store: Store,
-    pub announcer: Announcer,
-    pub publisher: Box<dyn Publisher>,
-    pub backoff: Backoff,
+    outgoing: Arc<Outgoing>,
+    store: Store,
+    announcer: Announcer,
+    publisher: Box<dyn Publisher>,
+    backoff: Backoff,
+    lanes: Lanes,
+    /// Presence that has no lane yet.
+    events: VecDeque<Publication>,
+    /// The lanes know of all rows up to this one.
+    known: i64,
+    /// There may be rows beyond.
+    more: bool,
+    /// Of the publisher, one after another.
+    failures: u32,
+    refusals: Refusals,
+}
+
+/// What the broker has refused, for the log.
+struct Refusals {
+    count: usize,
+    report_at: Instant,
 }
 
 impl PublisherThread {
-    pub fn spawn(self) -> io::Result<Worker> {
-        Worker::spawn("ref-publisher", || self.run())
-    }
-
-    fn run(mut self) {
-        // Rows up to this one are confirmed, whether or not they are deleted yet.
-        let mut last = 0;
-        let mut events = VecDeque::new();
-        let mut busy = false;
-        loop {
-            // Events are kept until they are out before more are made of more changes.
-            let limit = if events.is_empty() {
-                CHANGES_AT_ONCE
-            } else {
-                0
-            };
-            let Some(changes) = self.outgoing.next(busy, limit) else {
-                return;
-            };
-            events.extend(self.announcer.publications(changes));
-            let Ok(page) = self.store.outbox(last, BATCH) else {
-                busy = true;
-                if self.outgoing.pause(self.backoff.longest) {
-                    continue;
-                }
-                return;
-            };
-
-            // Rows first: a chat message does not wait for a crowd that comes online.
-            let mut batch = page.publications;
-            busy = batch.len() == BATCH as usize;
-            batch.extend(iter::from_fn(|| events.pop_front()).take(BATCH as usize));
-            busy |= !events.is_empty();
-            if !batch.is_empty() && !self.publish(&batch) {
-                return;
-            }
-            if let Some(row) = page.last {
-                last = row;
-                self.store.published(last);
-            }
+    pub fn new(
+        outgoing: Arc<Outgoing>,
+        store: Store,
+        announcer: Announcer,
+        publisher: Box<dyn Publisher>,
+        backoff: Backoff,
+    ) -> Self {
+        Self {
+            outgoing,
+            store,
+            announcer,
+            publisher,
+            backoff,
+            lanes: Lanes::new(backoff),
+            events: VecDeque::new(),
+            known: 0,
+            more: false,
+            failures: 0,
+            refusals: Refusals {
+                count: 0,
+                report_at: Instant::now(),
+            },
         }
     }
 
-    /// Publishes until confirmed. Returns `false` when the thread is to end instead.
-    fn publish(&mut self, batch: &[Publication]) -> bool {
-        let mut failures = 0;
-        while let Err(error) = self.publisher.publish(batch) {
-            failures += 1;
-            let pause = self.backoff.pause(failures);
-            log::warn!(
-                "Publishing failed: publications={}, failures={failures}, retry_in={pause:?}, \
-                 error={error}",
-                batch.len()
-            );
-            if !self.outgoing.pause(pause) {
-                return false;
+    pub fn spawn(mut self, fatal: &Fatal) -> io::Result<Worker> {
+        Worker::spawn(
+            "ref-publisher",
+            fatal,
+            move || while self.round().is_some() {},
+        )
+    }
+
+    /// Reads, publishes, and waits for answers or for news. `None`: the thread is to end.
+    fn round(&mut self) -> Option<()> {
+        let next_retry = self.lanes.wake(Instant::now());
+        let idle = !self.more && self.events.is_empty() && !self.lanes.is_busy();
+        // Events are kept until they are out before more are made of more changes.
+        let limit = if self.events.is_empty() {
+            CHANGES_AT_ONCE
+        } else {
+            0
+        };
+        let work = self.outgoing.take(idle, limit)?;
+        self.more |= work.committed;
+        self.events
+            .extend(self.announcer.publications(work.changes));
+        self.read()?;
+        if let Err(error) = self.send() {
+            return self.failed(&error);
+        }
+
+        let now = Instant::now();
+        let until = [next_retry, work.stop_by].into_iter().flatten().min();
+        let until = if self.can_go_on() {
+            now
+        } else {
+            until.unwrap_or(now + IDLE)
+        };
+        match self.publisher.outcomes(until, &self.outgoing.woken) {
+            Ok(outcomes) => {
+                self.settle(outcomes);
+                Some(())
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Whether there is something to do without an answer or news.
+    fn can_go_on(&self) -> bool {
+        self.lanes.can_go_on()
+            || (self.more && self.lanes.has_room())
+            || (!self.events.is_empty() && self.lanes.has_free_slots())
+    }
+
+    /// Reads new rows, and those that lanes have got to.
+    fn read(&mut self) -> Option<()> {
+        let keys = self.lanes.unread();
+        let wants_new = self.more && self.lanes.has_room();
+        if keys.is_empty() && !wants_new {
+            return Some(());
+        }
+        let query = OutboxQuery {
+            known: self.known,
+            limit: if wants_new { ROWS_AT_ONCE } else { 0 },
+            keys,
+            limit_per_key: ROWS_PER_LANE,
+        };
+        let Ok(page) = self.store.outbox(query) else {
+            return self.outgoing.pause(self.backoff.longest);
+        };
+        for (rows, more) in page.of_keys {
+            self.lanes.read(rows, more);
+        }
+        for (row, publication) in page.new {
+            self.known = row;
+            self.lanes.add_row(row, publication);
+        }
+        if wants_new {
+            self.more = page.more;
+        }
+        Some(())
+    }
+
+    /// Publishes what may leave. Rows first: a chat message does not wait for a crowd that comes
+    /// online.
+    fn send(&mut self) -> Result<(), PublishError> {
+        while self.lanes.has_free_slots()
+            && let Some(event) = self.events.pop_front()
+        {
+            self.lanes.add_event(event);
+        }
+        while let Some((ticket, publication)) = self.lanes.next() {
+            if let Err(error) = self.publisher.publish(ticket, publication) {
+                self.lanes.take_back(ticket);
+                return Err(error);
             }
         }
-        if failures > 0 {
-            log::info!("Publishing works again: failures={failures}");
+        Ok(())
+    }
+
+    fn settle(&mut self, outcomes: Vec<(u64, Outcome)>) {
+        let now = Instant::now();
+        if !outcomes.is_empty() && self.failures > 0 {
+            log::info!("Publishing works again: failures={}", self.failures);
+            self.failures = 0;
         }
-        true
+        let mut published = Vec::new();
+        for (ticket, outcome) in outcomes {
+            self.refusals.count += usize::from(outcome == Outcome::Refused);
+            published.extend(self.lanes.settle(ticket, outcome, now));
+        }
+        if !published.is_empty() {
+            self.store.published(published);
+        }
+        let dropped = self.lanes.take_dropped();
+        if dropped > 0 {
+            log::warn!("Presence dropped: reason=refused by the broker, count={dropped}");
+        }
+        self.refusals.report(self.lanes.resting(), now);
+    }
+
+    /// Nothing is answered any more. `None`: the thread is to end.
+    fn failed(&mut self, error: &PublishError) -> Option<()> {
+        self.failures += 1;
+        let pause = self.backoff.pause(self.failures);
+        log::warn!(
+            "Publishing failed: failures={}, retry_in={pause:?}, error={error}",
+            self.failures
+        );
+        self.lanes.fail(Instant::now());
+        self.outgoing.pause(pause)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::reference::presence::Change;
-
-    fn change(user: usize) -> PresenceChange {
-        PresenceChange {
-            user: user.to_string(),
-            what: Change::Online,
-            timestamp: 1,
-            moment: 1,
-        }
-    }
-
-    #[test]
-    fn pauses_grow_from_first_to_longest_with_jitter() {
-        let backoff = Backoff::DEFAULT;
-        for failures in 1..100 {
-            let pause = backoff.pause(failures);
-            assert!(
-                backoff.first <= pause && pause <= backoff.longest,
-                "{failures}: {pause:?}"
+impl Refusals {
+    /// `resting`: the keys that wait to be tried again.
+    fn report(&mut self, resting: usize, now: Instant) {
+        if self.count > 0 && now >= self.report_at {
+            log::warn!(
+                "Refused by the broker, will be repeated: publications={}, keys={resting}",
+                self.count
             );
+            self.count = 0;
+            self.report_at = now + BETWEEN_REPORTS;
         }
-        assert!(backoff.pause(1) <= Duration::from_millis(200));
-        assert!(backoff.pause(50) >= backoff.longest / 2);
-        let distinct: std::collections::HashSet<_> = (0..9).map(|_| backoff.pause(50)).collect();
-        assert!(distinct.len() > 1);
-    }
-
-    #[test]
-    fn the_oldest_changes_of_presence_are_dropped_beyond_the_bound() {
-        let outgoing = Outgoing::new();
-        outgoing.announce((0..MAX_WAITING_CHANGES + 3).map(change));
-        assert_eq!(outgoing.next(false, 2), Some(vec![change(3), change(4)]));
-        assert_eq!(outgoing.state.lock().changes.len(), MAX_WAITING_CHANGES - 2);
-    }
-
-    #[test]
-    fn a_stop_lets_waiting_work_go_first_until_the_deadline() {
-        let outgoing = Outgoing::new();
-        outgoing.announce([change(1)]);
-        outgoing.stop_by(Instant::now() + Duration::from_secs(60));
-        assert_eq!(outgoing.next(false, 9), Some(vec![change(1)]));
-        assert_eq!(outgoing.next(false, 9), None);
-        outgoing.committed();
-        assert_eq!(outgoing.next(false, 9), Some(Vec::new()));
-        outgoing.stop_by(Instant::now());
-        assert_eq!(outgoing.next(true, 9), None);
-    }
-
-    #[test]
-    fn a_stop_ends_a_pause() {
-        let outgoing = Arc::new(Outgoing::new());
-        let pausing = std::thread::spawn({
-            let outgoing = Arc::clone(&outgoing);
-            move || outgoing.pause(Duration::from_secs(600))
-        });
-        outgoing.stop_by(Instant::now());
-        assert!(!pausing.join().unwrap());
-        assert!(!outgoing.pause(Duration::from_secs(600)));
     }
 }

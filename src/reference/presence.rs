@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::arguments::{self, invalid};
 use super::directory::unix_seconds;
 use super::leases::Leases;
-use super::outbox::Outgoing;
+use super::outgoing::Outgoing;
 use crate::services::proto::presence_service_server::PresenceService;
 use crate::services::proto::{
     RenewLeaseRequest, RenewLeaseResponse, UserOfflineRequest, UserOfflineResponse,

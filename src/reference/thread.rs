@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 
+use crate::threads::{Fatal, supervise};
+
 /// A running thread. Std joins without a deadline only, so the thread also holds the sending end
 /// of a channel: that it is gone says that the thread has ended, also by a panic.
 pub(super) struct Worker {
@@ -16,11 +18,17 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    /// A panic has `run` called again; `fatal` is told if that is of no use.
+    pub fn spawn(
+        name: &'static str,
+        fatal: &Fatal,
+        run: impl FnMut() + Send + 'static,
+    ) -> io::Result<Self> {
         let (running, ended) = bounded(0);
+        let fatal = fatal.clone();
         let handle = Builder::new().name(name.into()).spawn(move || {
             let _running = running;
-            run();
+            supervise(name, &fatal, run);
         })?;
         Ok(Self {
             name,

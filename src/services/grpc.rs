@@ -15,19 +15,18 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
+use super::answer::{Checked, MAX_ANSWER};
+use super::failure::Failure;
 use super::proto::message_service_client::MessageServiceClient;
 use super::proto::presence_service_client::PresenceServiceClient;
 use super::proto::user_service_client::UserServiceClient;
 use super::proto::*;
-use super::upstream::{Upstream, cause};
-use super::{ErrorCode, Result, ServiceError, Services};
+use super::upstream::Upstream;
+use super::{ErrorCode, Result, ServiceError, Services, Told};
 use crate::config;
 
-/// The largest answer taken, in bytes: a page of 100 long messages. tonic's default is 4 MiB.
-const MAX_ANSWER: usize = 16 << 20;
 /// How long the runtime may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
@@ -52,16 +51,16 @@ struct Service {
     upstream: Arc<Upstream>,
 }
 
-fn user(channel: Channel) -> UserServiceClient<Channel> {
+fn user(channel: Checked) -> UserServiceClient<Checked> {
     UserServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
-fn message(channel: Channel) -> MessageServiceClient<Channel> {
+fn message(channel: Checked) -> MessageServiceClient<Checked> {
     MessageServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
-fn presence(channel: Channel) -> PresenceServiceClient<Channel> {
-    PresenceServiceClient::new(channel)
+fn presence(channel: Checked) -> PresenceServiceClient<Checked> {
+    PresenceServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
 impl Grpc {
@@ -126,7 +125,7 @@ impl Grpc {
         service: &Service,
         idempotent: bool,
         request: Q,
-        attempt: impl Fn(Channel, Request<Q>) -> F + Send + Sync + 'static,
+        attempt: impl Fn(Checked, Request<Q>) -> F + Send + Sync + 'static,
     ) -> Result<A>
     where
         Q: Clone + Send + Sync + 'static,
@@ -136,13 +135,13 @@ impl Grpc {
         self.begin(service, idempotent, request, attempt).wait()
     }
 
-    /// Hands one call over.
+    /// Hands one call over, to be waited for.
     fn begin<Q, A, F>(
         &self,
         service: &Service,
         idempotent: bool,
         request: Q,
-        attempt: impl Fn(Channel, Request<Q>) -> F + Send + Sync + 'static,
+        attempt: impl Fn(Checked, Request<Q>) -> F + Send + Sync + 'static,
     ) -> Pending<A>
     where
         Q: Clone + Send + Sync + 'static,
@@ -150,23 +149,38 @@ impl Grpc {
         F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
     {
         let (answer, answered) = oneshot::channel();
+        // The caller waits for nothing else, so it is still there.
+        let told = |result| drop(answer.send(result));
+        self.hand_over(service, idempotent, request, attempt, told);
+        Pending {
+            service: service.name,
+            answered,
+        }
+    }
+
+    /// Hands one call over, whose answer the runtime's thread passes to `told`. A call that panics
+    /// ends alone and drops it, as does a runtime that has ended.
+    fn hand_over<Q, A, F>(
+        &self,
+        service: &Service,
+        idempotent: bool,
+        request: Q,
+        attempt: impl Fn(Checked, Request<Q>) -> F + Send + Sync + 'static,
+        told: impl FnOnce(std::result::Result<A, Failure>) + Send + 'static,
+    ) where
+        Q: Clone + Send + Sync + 'static,
+        A: Send + 'static,
+        F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
+    {
         let upstream = Arc::clone(&service.upstream);
         let deadline = Instant::now() + self.timeout;
         let call = async move {
             // Boxed here, so that the worker's stack builds the call: it is several KiB large, and
             // moving it through a connection thread's would cost each connection that much.
-            let result = Box::pin(upstream.call(deadline, idempotent, request, attempt)).await;
-            // The caller waits for nothing else, so it is still there.
-            let _ = answer.send(result);
+            told(Box::pin(upstream.call(deadline, idempotent, request, attempt)).await);
         };
-        // A call that panics ends alone. It drops its sender, as does a runtime that has ended: the
-        // wait is over then.
         let call = AssertUnwindSafe(call).catch_unwind().map(drop);
         let _ = self.calls.send(Box::pin(call));
-        Pending {
-            service: service.name,
-            answered,
-        }
     }
 }
 
@@ -191,13 +205,13 @@ async fn carry(mut handed_over: mpsc::UnboundedReceiver<Call>) {
 /// A call that was handed over.
 struct Pending<A> {
     service: &'static str,
-    answered: oneshot::Receiver<std::result::Result<A, Status>>,
+    answered: oneshot::Receiver<std::result::Result<A, Failure>>,
 }
 
 impl<A> Pending<A> {
     fn wait(self) -> Result<A> {
         match self.answered.blocking_recv() {
-            Ok(answer) => answer.map_err(|status| error(self.service, &status)),
+            Ok(answer) => answer.map_err(|failure| failure.for_client(self.service)),
             Err(_) => Err(ServiceError::new(
                 ErrorCode::ServiceUnavailable,
                 "The gateway is stopping",
@@ -221,11 +235,18 @@ impl Services for Grpc {
         })
     }
 
-    fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>> {
-        let answer = self.call(&self.user, true, request, |channel, request| async move {
-            user(channel).get_group_members(request).await
-        })?;
-        Ok(answer.user_ids)
+    fn group_members(&self, request: GetGroupMembersRequest, told: Told<Vec<String>>) {
+        let name = self.user.name;
+        self.hand_over(
+            &self.user,
+            true,
+            request,
+            |channel, request| async move { user(channel).get_group_members(request).await },
+            move |answer| match answer {
+                Ok(answer) => told(Ok(answer.user_ids)),
+                Err(failure) => told(Err(failure.for_client(name))),
+            },
+        );
     }
 
     fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse> {
@@ -346,66 +367,9 @@ fn sent(answer: SendMessageResponse) -> Result<SendMessageResponse> {
     Ok(answer)
 }
 
-/// What a client is told of a status. A service's own words are passed on where they concern the
-/// request; what went wrong inside stays inside.
-fn error(service: &str, status: &Status) -> ServiceError {
-    let told = status.message();
-    let (code, message) = match status.code() {
-        Code::InvalidArgument | Code::OutOfRange => (ErrorCode::InvalidMessage, told.to_owned()),
-        Code::Unauthenticated => (ErrorCode::Unauthenticated, told.to_owned()),
-        Code::PermissionDenied => (ErrorCode::PermissionDenied, told.to_owned()),
-        Code::NotFound => (ErrorCode::NotFound, told.to_owned()),
-        Code::ResourceExhausted => (ErrorCode::RateLimited, told.to_owned()),
-        Code::Unavailable => (
-            ErrorCode::ServiceUnavailable,
-            format!("The {service} is not available"),
-        ),
-        Code::DeadlineExceeded => (
-            ErrorCode::DeadlineExceeded,
-            format!("The {service} did not answer in time"),
-        ),
-        _ => (ErrorCode::Internal, format!("The {service} failed")),
-    };
-    let cause = if message == told {
-        String::new()
-    } else {
-        cause(status)
-    };
-    ServiceError {
-        code,
-        message,
-        cause,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn statuses_become_error_codes() {
-        for (status, code) in [
-            (Code::Unauthenticated, ErrorCode::Unauthenticated),
-            (Code::PermissionDenied, ErrorCode::PermissionDenied),
-            (Code::NotFound, ErrorCode::NotFound),
-            (Code::InvalidArgument, ErrorCode::InvalidMessage),
-            (Code::OutOfRange, ErrorCode::InvalidMessage),
-            (Code::ResourceExhausted, ErrorCode::RateLimited),
-            (Code::Unavailable, ErrorCode::ServiceUnavailable),
-            (Code::DeadlineExceeded, ErrorCode::DeadlineExceeded),
-            (Code::DataLoss, ErrorCode::Internal),
-            (Code::Unknown, ErrorCode::Internal),
-        ] {
-            assert_eq!(error("User Service", &Status::new(status, "x")).code, code);
-        }
-    }
-
-    #[test]
-    fn what_went_wrong_inside_is_for_the_log_alone() {
-        let failed = error("User Service", &Status::internal("table users is locked"));
-        assert_eq!(failed.message, "The User Service failed");
-        assert_eq!(failed.cause, "table users is locked");
-    }
 
     #[test]
     fn a_service_that_is_not_there_is_unavailable_at_once() {

@@ -2,6 +2,8 @@
 //! wire contract. [`grpc`] implements it; tests implement it with fakes. Nothing outside this
 //! folder knows gRPC or async.
 
+mod answer;
+mod failure;
 pub mod grpc;
 pub mod probe;
 mod upstream;
@@ -22,10 +24,13 @@ use proto::{
 };
 
 /// The User, Message and Presence services. Each method blocks until the answer is there or the
-/// call's deadline has passed; the contract's comments say what each call means.
+/// call's deadline has passed, save where it says otherwise; the contract's comments say what each
+/// call means.
 pub trait Services: Send + Sync + 'static {
     fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse>;
-    fn group_members(&self, request: GetGroupMembersRequest) -> Result<Vec<String>>;
+    /// Returns at once, for the thread that delivers to all groups waits for none. `told` is called
+    /// with the answer, on a thread that it must not keep; or is dropped, when none will come.
+    fn group_members(&self, request: GetGroupMembersRequest, told: Told<Vec<String>>);
 
     fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse>;
     fn send_group_message(&self, request: SendGroupMessageRequest) -> Result<SendMessageResponse>;
@@ -48,6 +53,9 @@ pub trait Services: Send + Sync + 'static {
 /// What a service call came to.
 pub type Result<T> = std::result::Result<T, ServiceError>;
 
+/// Takes a call's answer.
+pub type Told<T> = Box<dyn FnOnce(Result<T>) + Send>;
+
 /// A call that did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceError {
@@ -56,23 +64,50 @@ pub struct ServiceError {
     pub message: String,
     /// For the log alone: what lies behind it, empty where the message says it all.
     pub cause: String,
+    kind: Kind,
+}
+
+/// What a failed call tells of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It answers, and said no.
+    Answered,
+    /// It cannot be had now.
+    OutOfReach,
+    /// It answers, with more than is taken at once.
+    TooLarge,
 }
 
 impl ServiceError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let kind = match code {
+            ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded => Kind::OutOfReach,
+            _ => Kind::Answered,
+        };
         Self {
             code,
             message: message.into(),
             cause: String::new(),
+            kind,
+        }
+    }
+
+    /// An answer that is larger than may be sent or taken: no fault of the client's request.
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::TooLarge,
+            ..Self::new(ErrorCode::Internal, message)
         }
     }
 
     /// Nobody answered: the call may succeed later, and another call tells nothing new.
     pub fn is_out_of_reach(&self) -> bool {
-        matches!(
-            self.code,
-            ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded
-        )
+        self.kind == Kind::OutOfReach
+    }
+
+    /// The answer would be too large: asking for less may help, asking again does not.
+    pub fn is_too_large(&self) -> bool {
+        self.kind == Kind::TooLarge
     }
 }
 

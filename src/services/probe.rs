@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::proto::{AckMessagesRequest, ValidateTokenRequest};
 use super::{Result, Services};
 use crate::readiness::Readiness;
-use crate::threads::{Threads, USUAL_STACK};
+use crate::threads::{Fatal, Threads, USUAL_STACK, supervise};
 
 /// How often a service is asked, and how often while one is out of reach.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -31,8 +31,12 @@ struct Target {
 }
 
 impl Probe {
-    /// Adds the checks to `readiness` and asks from now on.
-    pub fn start(services: Arc<dyn Services>, readiness: &Readiness) -> io::Result<Self> {
+    /// Adds the checks to `readiness` and asks from now on. `fatal` is told if that cannot go on.
+    pub fn start(
+        services: Arc<dyn Services>,
+        readiness: &Readiness,
+        fatal: &Fatal,
+    ) -> io::Result<Self> {
         let user = Target::new("user_service", readiness, |services| {
             services
                 .validate_token(ValidateTokenRequest::default())
@@ -42,9 +46,10 @@ impl Probe {
             services.ack_messages(AckMessagesRequest::default())
         });
         let (stop, stopped) = bounded(0);
-        let thread: Arc<Threads> = Arc::default();
+        let (thread, fatal): (Arc<Threads>, _) = (Arc::default(), fatal.clone());
         thread.spawn("probe".into(), USUAL_STACK, move || {
-            run(&*services, &[user, message], &stopped);
+            let targets = [user, message];
+            supervise("probe", &fatal, || run(&*services, &targets, &stopped));
         })?;
         Ok(Self { stop, thread })
     }
@@ -103,5 +108,25 @@ impl Target {
             _ => {}
         }
         in_reach
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::broker::fake::FakeUsers;
+
+    /// What it said last might not be true any more, and nobody would know.
+    #[test]
+    fn a_probe_that_panics_is_fatal() {
+        let (services, readiness) = (Arc::new(FakeUsers::default()), Readiness::default());
+        services.panics.store(true, Ordering::SeqCst);
+        let (fatal, died) = crossbeam::channel::unbounded();
+        let probe = Probe::start(services, &readiness, &fatal).unwrap();
+        let reason = died.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(reason.contains("probe"), "{reason}");
+        probe.stop(Instant::now() + Duration::from_secs(20));
     }
 }

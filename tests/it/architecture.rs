@@ -73,6 +73,8 @@ const RULES: [Rule; 10] = [
         except: &[],
         never_names: &[
             "crate::client::accept",
+            "crate::client::address",
+            "crate::client::answer",
             "crate::client::dispatch",
             "crate::client::handshake",
             "crate::client::head",

@@ -1,6 +1,10 @@
 //! Every close code, provoked: by frames that no client library would send, by silence, by age, by
 //! an operator.
 
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,7 +15,8 @@ use crate::support::client::is_push;
 use crate::support::process::Signal;
 use crate::support::raw::{self, BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, Raw, TEXT};
 use crate::support::settings::token_of;
-use crate::support::{Client, Gateway, Settings};
+use crate::support::wait::wait_until_within;
+use crate::support::{Client, DEADLINE, Gateway, Settings, wait_until};
 
 fn gateway() -> Gateway {
     Gateway::start(&chat::settings().set("limits.rate", 1000))
@@ -178,38 +183,89 @@ fn a_stopping_gateway_closes_with_1012() {
     assert_eq!(gateway.exit_code(), 0);
 }
 
-/// A client that reads nothing is closed; the others get every message meanwhile.
-#[test]
-fn a_slow_consumer_is_4001() {
+/// Settings under which a client's queue is soon full, and how much fills queue and sockets.
+fn short_queue() -> (Settings, usize, String) {
     let settings = chat::settings()
         .set("limits.rate", 100_000)
         .set("limits.burst", 100_000)
-        .set("session.send_queue", 16);
+        .set("session.send_queue", 16)
+        .set("log.level", "info");
+    // More than two socket buffers and a queue hold.
+    (settings, 300, "x".repeat(60_000))
+}
+
+/// It falls back to its inbox, and the others get every message meanwhile.
+#[test]
+fn a_client_that_reads_nothing_for_a_while_is_not_closed_and_gets_all() {
+    let (settings, count, content) = short_queue();
     let gateway = Gateway::start(&settings);
     let mut slow = gateway.raw_session("bob");
     let mut brisk = gateway.connect("bob");
     let mut alice = gateway.connect("alice");
-    let content = "x".repeat(60_000);
-    // More than two socket buffers and a queue hold.
-    const COUNT: usize = 300;
-    for _ in 0..COUNT {
+    let mut sent = BTreeSet::new();
+    for _ in 0..count {
         let id = alice.send_message("bob", &content);
         alice.expect_message(&id);
+        brisk.expect_message(&id);
+        sent.insert(id);
+    }
+    let fell_back = "Fell back to the inbox: user=bob";
+    wait_until(fell_back, || gateway.stderr().contains(fell_back));
+    let mut came = BTreeSet::new();
+    while came.len() < count {
+        let frame = slow.json_that(|frame| frame["type"] == "message");
+        came.insert(frame["id"].as_str().expect("an id").to_owned());
+    }
+    assert_eq!(came, sent);
+    slow.text(r#"{"type":"ping"}"#);
+    slow.json_that(|frame| frame["type"] == "pong");
+}
+
+/// They are never unread, so no catch-up would bring them.
+#[test]
+fn a_client_without_room_for_its_own_users_messages_is_4001() {
+    let (settings, count, content) = short_queue();
+    let gateway = Gateway::start(&settings);
+    let mut slow = gateway.raw_session("bob");
+    let mut brisk = gateway.connect("bob");
+    for _ in 0..count {
+        let id = brisk.send_message("alice", &content);
         brisk.expect_message(&id);
     }
     assert_eq!(slow.close_code(), Some(4001));
     slow.expect_end();
     assert_eq!(brisk.request("ping", Value::Null)["type"], "pong");
-    assert_eq!(alice.request("ping", Value::Null)["type"], "pong");
+}
 
+/// Less than 64 KiB within six write timeouts, a minute with the default.
+#[test]
+fn a_client_that_is_behind_and_takes_next_to_nothing_is_4001() {
+    let (settings, count, content) = short_queue();
+    let gateway = Gateway::start(&settings.set("session.write_timeout", "2s"));
+    let drip = gateway.reluctant("bob");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut socket = &drip;
+            // Its last act: a Close frame needs a client that reads it.
+            while !over.load(Ordering::SeqCst) && matches!(socket.read(&mut [0; 300]), Ok(1..)) {
+                thread::park_timeout(Duration::from_millis(100));
+            }
+        });
+        let mut alice = gateway.connect("alice");
+        for _ in 0..count / 3 {
+            let id = alice.send_message("bob", &content);
+            alice.expect_message(&id);
+        }
+        let closed = || gateway.stderr().contains("reason=slow_consumer, code=4001");
+        wait_until_within(DEADLINE * 2, "it is closed", closed);
+        over.store(true, Ordering::SeqCst);
+    });
     let mut back = gateway.connect_cold("bob");
     let unread =
         std::iter::from_fn(|| Some(back.next())).take_while(|f| f["type"] != "offline_complete");
-    assert_eq!(
-        unread.filter(is_push).count(),
-        COUNT,
-        "what is unread comes again"
-    );
+    let unread = unread.filter(is_push).count();
+    assert_eq!(unread, count / 3, "what is unread comes again");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::support::backend::Backend;
 use crate::support::broker::Broker;
 use crate::support::client::error_message;
 use crate::support::cluster::remote;
-use crate::support::raw::{Raw, Response, UPGRADE, head};
+use crate::support::raw::{Response, UPGRADE, head};
 use crate::support::settings::token_of;
 use crate::support::{Client, Gateway, Settings, wait_until};
 
@@ -339,28 +339,6 @@ fn a_full_gateway_is_503_and_says_when_to_retry() {
     });
 }
 
-/// Heads that are half read are counted by themselves.
-#[test]
-fn too_many_handshakes_at_once_are_503() {
-    let gateway = Gateway::start(&chat::settings().set("limits.max_handshakes", 2));
-    let mut alice = gateway.connect("alice");
-    let halves: Vec<Raw> = (0..2).map(|_| gateway.raw()).collect();
-    wait_until("two half heads are being read", || {
-        upgrade_with(&gateway, &[]).status == 503
-    });
-    let response = upgrade_with(&gateway, &[]);
-    assert_error(&response, 503, "SERVICE_UNAVAILABLE");
-    assert!(response.header("retry-after").is_some(), "{response:?}");
-    assert_eq!(
-        alice.request("ping", serde_json::Value::Null)["type"],
-        "pong"
-    );
-    drop(halves);
-    wait_until("there is room again", || {
-        upgrade_with(&gateway, &[]).status == 101
-    });
-}
-
 /// Nobody is let in unauthenticated: not while the User Service is down, slow, or errs.
 #[test]
 fn a_user_service_that_does_not_answer_is_503() {
@@ -442,21 +420,4 @@ fn the_first_thing_that_is_wrong_decides() {
         401
     );
     assert_eq!(upgrade_with(&gateway, &[]).status, 429);
-}
-
-/// What follows the head in the same packet is the first frame.
-#[test]
-fn a_frame_sent_with_the_head_is_read() {
-    let gateway = gateway();
-    let mut headers = UPGRADE.to_vec();
-    headers.push(("Authorization", "Bearer alice-token"));
-    let mut bytes = head("GET", &gateway.path, &headers).into_bytes();
-    bytes.extend(crate::support::raw::frame(
-        0x81,
-        br#"{"type":"ping","request_id":"early"}"#,
-    ));
-    let mut raw = gateway.raw();
-    raw.send(bytes);
-    assert_eq!(raw.response().status, 101);
-    raw.json_that(|frame| frame["type"] == "pong" && frame["request_id"] == "early");
 }

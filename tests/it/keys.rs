@@ -81,9 +81,16 @@ fn session_write_timeout_ends_a_client_that_takes_nothing() {
 
 #[test]
 fn session_send_queue_bytes_bounds_a_queue() {
-    let gateway = Gateway::start(&boundless().set("session.send_queue_bytes", 200_000));
-    let mut bob = stuck_bob(&gateway);
-    assert_eq!(bob.close_code(), Some(4001));
+    let settings = boundless().set("log.level", "info");
+    for (bytes, falls_back) in [(200_000, true), (1 << 30, false)] {
+        let gateway = Gateway::start(&settings.clone().set("session.send_queue_bytes", bytes));
+        let mut bob = stuck_bob(&gateway);
+        for _ in 0..200 {
+            bob.json_that(|frame| frame["type"] == "message");
+        }
+        let log = gateway.stderr();
+        assert_eq!(log.contains("Fell back to the inbox"), falls_back, "{log}");
+    }
 }
 
 /// While it drains, a gateway is not ready, lets nobody in, and ends with `shutdown.drain`.

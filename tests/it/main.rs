@@ -10,20 +10,44 @@ mod embedded;
 /// Across two gateways, with RabbitMQ and the services as processes.
 mod remote;
 
+/// What comes back from a service's address and is no answer of the service's.
+mod proxies;
+
 /// Bodies that do not parse, and other strange publications.
 mod dead_letters;
 /// Keys, properties and headers that no string of Rust can hold.
 mod hostile_publishers;
 
+/// Unread messages and the fall back to them; revocations that nobody hears.
+mod inbox;
+
+/// Who is idle, and who only seems to be.
+mod liveness;
+
 /// Every close code.
 mod close_codes;
 /// Every error code of the protocol.
 mod error_codes;
+/// Who gets a place for a handshake when there are not enough.
+mod handshakes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
 
+/// Whose connection it is, behind proxies and with IPv6.
+mod addresses;
+/// Request heads as balancers and proxies send them, and as attackers do.
+mod heads;
+/// Requests that are almost JSON objects.
+mod request_shapes;
+
+/// The configuration is read the same way by `check`, by the start and on SIGHUP.
+mod configuration;
+/// What the services do when the broker refuses what they publish.
+mod publishing;
 /// Starting, stopping, and being told nonsense.
 mod start;
+/// What is left of a gateway that has stopped.
+mod stopping;
 
 /// Who may know whom in src/.
 mod architecture;
@@ -31,6 +55,8 @@ mod architecture;
 mod churn;
 /// Configuration keys that no other test shows to act.
 mod keys;
+/// No log line in src/ is written under a lock.
+mod locks;
 
 /// 5,000 messages among 50 users: none lost, none out of order.
 mod ledger;

@@ -7,6 +7,7 @@
 //! have no timeout of their own: they end after two heartbeats without a sign of life, or at once
 //! when the link is cut.
 
+mod confirms;
 mod error;
 mod open;
 mod resolve;
@@ -15,16 +16,17 @@ mod socket;
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use amiquip::{
-    AmqpProperties, AmqpValue, Auth, Confirm, ConfirmSmoother, Connection,
+    AmqpProperties, AmqpValue, Auth, Confirm, ConfirmPayload, Connection,
     ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, ConsumerMessage,
     ConsumerOptions, Error, ExchangeDeclareOptions, ExchangeType, FieldTable, Publish,
     QueueDeclareOptions, QueueDeleteOptions,
 };
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, bounded, select};
 
+pub use confirms::Confirms;
 pub use error::{AmqpError, Result};
 pub use open::Opener;
 pub use socket::Cutter;
@@ -247,22 +249,6 @@ impl Channel {
         })
     }
 
-    /// Asks the broker to confirm what this channel publishes from now on.
-    pub fn confirms(&self) -> Result<Confirms> {
-        let what = "asking for confirms";
-        let news = self
-            .0
-            .listen_for_publisher_confirms()
-            .map_err(|e| told(e, what))?;
-        self.0
-            .enable_publisher_confirms()
-            .map_err(|e| told(e, what))?;
-        Ok(Confirms {
-            news,
-            in_order: ConfirmSmoother::new(),
-        })
-    }
-
     /// Publishes a persistent message without waiting.
     pub fn publish(&self, publication: &Publication) -> Result<()> {
         const PERSISTENT: u8 = 2;
@@ -306,10 +292,12 @@ pub enum Received {
 }
 
 impl Consumer<'_> {
-    pub fn receive(&self, quit: &Quit, wait: Duration) -> Received {
+    /// Receives `Nothing` when something comes through `woken`, too.
+    pub fn receive(&self, quit: &Quit, woken: &Receiver<()>, wait: Duration) -> Received {
         select! {
             recv(self.consumer.receiver()) -> message => received(message.ok()),
             recv(quit.signal()) -> _ => Received::Quit,
+            recv(woken) -> _ => Received::Nothing,
             default(wait) => Received::Nothing,
         }
     }
@@ -375,33 +363,6 @@ impl Inbound {
             kind: self.0.properties.type_().as_deref().unwrap_or_default(),
             body: &self.0.body,
         }
-    }
-}
-
-/// The broker's answers to publications, in their order.
-pub struct Confirms {
-    news: Receiver<Confirm>,
-    in_order: ConfirmSmoother,
-}
-
-impl Confirms {
-    /// Waits for the next answer, until `deadline`, and tells how many more publications it
-    /// confirms; `None` when it does not come. A publication that the broker could not keep is an
-    /// error.
-    pub fn next(&mut self, deadline: Instant) -> Result<Option<u64>> {
-        let answer = match self.news.recv_deadline(deadline) {
-            Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => return Ok(None),
-            Err(RecvTimeoutError::Disconnected) => return Err(lost("the connection ended")),
-        };
-        let mut confirmed = 0;
-        for answer in self.in_order.process(answer) {
-            match answer {
-                Confirm::Ack(_) => confirmed += 1,
-                Confirm::Nack(_) => return Err(lost("the broker could not keep a message")),
-            }
-        }
-        Ok(Some(confirmed))
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
     AmqpError, Auth, Connection, ConnectionOptions, ConnectionTuning, Error, Link, Result,
     bad_login, lost, told,
 };
-use crate::broker::endpoint::Endpoint;
+use crate::broker::Endpoint;
 use crate::broker::quit::Quit;
 
 /// For resolving, connecting and the AMQP handshake together.
@@ -158,7 +158,7 @@ impl Attempt {
             .information(Some(self.name.clone()));
         // At its high-water mark amiquip would block whoever publishes, for as long as the broker
         // reads nothing. What may wait here is bounded by the callers: acks, a burst of binds, or
-        // one batch of publications, which is confirmed before the next.
+        // a window of publications, which are confirmed before more follow.
         let tuning = ConnectionTuning::default().buffered_writes_high_water(usize::MAX);
         let connection = Connection::insecure_open_stream(socket, options, tuning)
             .map_err(|error| failed(error, "opening the connection"))?;

@@ -18,10 +18,11 @@ use std::path::Path;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use self::outbox::OutboxPage;
+use self::outbox::{OutboxPage, OutboxQuery};
 use self::thread::{Job, StoreThread};
 use super::error::ReferenceError;
 use super::thread::Worker;
+use crate::threads::Fatal;
 
 /// Jobs that wait for the store thread. Whoever brings one more waits for room.
 const QUEUE: usize = 1024;
@@ -80,10 +81,14 @@ impl Opened {
 
     /// Starts the store thread. It calls `committed` after each commit of changes, and ends on
     /// [`Store::stop`], or once all `Store`s are gone.
-    pub fn serve(self, committed: impl Fn() + Send + 'static) -> io::Result<(Store, Worker)> {
+    pub fn serve(
+        self,
+        fatal: &Fatal,
+        committed: impl Fn() + Send + 'static,
+    ) -> io::Result<(Store, Worker)> {
         let (sender, jobs) = mpsc::channel(QUEUE);
-        let thread = StoreThread::new(self.connection, jobs);
-        let worker = Worker::spawn("ref-store", move || thread.run(&committed))?;
+        let mut thread = StoreThread::new(self.connection, jobs);
+        let worker = Worker::spawn("ref-store", fatal, move || thread.run(&committed))?;
         Ok((
             Store {
                 jobs: sender,
@@ -136,15 +141,15 @@ impl Store {
         answer.blocking_recv().map_err(|_| StoreError)
     }
 
-    /// The first `limit` rows of the outbox after row `after`. Blocks.
-    pub fn outbox(&self, after: i64, limit: u32) -> Result<OutboxPage, StoreError> {
-        self.blocking_query(move |connection| outbox::page(connection, after, limit))
+    /// Reads from the outbox. Blocks.
+    pub fn outbox(&self, query: OutboxQuery) -> Result<OutboxPage, StoreError> {
+        self.blocking_query(move |connection| outbox::page(connection, &query))
     }
 
-    /// Has the outbox deleted up to row `last`, some time soon. Blocks while the queue is full.
-    pub fn published(&self, last: i64) {
+    /// Has these rows of the outbox deleted, some time soon. Blocks while the queue is full.
+    pub fn published(&self, rows: Vec<i64>) {
         // A store that has stopped cannot forget them: they are published again after a restart.
-        let _ = self.jobs.blocking_send(Job::Published(last));
+        let _ = self.jobs.blocking_send(Job::Published(rows));
     }
 
     /// Ends the store thread after what is queued.

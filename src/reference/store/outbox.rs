@@ -1,15 +1,36 @@
 //! The outbox table: what is committed and not yet confirmed by the broker, in commit order.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use crate::broker::Publication;
+
+/// Once an answer holds so much, it holds no further row.
+const MAX_BYTES: usize = 4 << 20;
+
+/// A row and its number.
+pub type OutboxRow = (i64, Publication);
+
+/// What is asked of the outbox.
+#[derive(Debug, Default, Clone)]
+pub struct OutboxQuery {
+    /// The row up to which all is known.
+    pub known: i64,
+    /// The most rows beyond it; 0: they are not asked for.
+    pub limit: u32,
+    /// Exchange and routing key, and the row after which known rows of that key are wanted.
+    pub keys: Vec<(String, String, i64)>,
+    /// The most rows of each key.
+    pub limit_per_key: u32,
+}
 
 /// Some rows of the outbox.
 #[derive(Debug, Default, PartialEq)]
 pub struct OutboxPage {
-    pub publications: Vec<Publication>,
-    /// The number of the last row; `None`: there is none.
-    pub last: Option<i64>,
+    /// For the first of the keys, or for all: rows, and whether there are more.
+    pub of_keys: Vec<(Vec<OutboxRow>, bool)>,
+    /// What lies beyond the known rows, and whether there is more of it.
+    pub new: Vec<OutboxRow>,
+    pub more: bool,
 }
 
 /// Adds a publication that has a body of its own.
@@ -44,31 +65,68 @@ pub fn insert_message(
     Ok(())
 }
 
-/// The first `limit` rows after row `after`.
-pub fn page(connection: &Connection, after: i64, limit: u32) -> rusqlite::Result<OutboxPage> {
-    let mut statement = connection.prepare_cached(
+/// Answers `query`, as far as an answer may hold it: one row at least, if there is one.
+pub fn page(connection: &Connection, query: &OutboxQuery) -> rusqlite::Result<OutboxPage> {
+    let mut page = OutboxPage::default();
+    let mut bytes = 0;
+    let mut of_key = connection.prepare_cached(
         "SELECT o.seq, o.exchange, o.routing_key, o.kind, coalesce(o.body, m.body)
          FROM outbox o LEFT JOIN messages m ON m.seq = o.message
-         WHERE o.seq > ?1 ORDER BY o.seq LIMIT ?2",
+         WHERE o.exchange = ?1 AND o.routing_key = ?2 AND o.seq > ?3 AND o.seq <= ?4
+         ORDER BY o.seq LIMIT ?5",
     )?;
-    let mut rows = statement.query(params![after, limit])?;
-    let mut page = OutboxPage::default();
-    while let Some(row) = rows.next()? {
-        page.last = Some(row.get(0)?);
-        page.publications.push(Publication {
-            exchange: row.get(1)?,
-            routing_key: row.get(2)?,
-            kind: row.get(3)?,
-            body: row.get(4)?,
-        });
+    for (exchange, routing_key, after) in &query.keys {
+        if bytes >= MAX_BYTES {
+            break;
+        }
+        let wanted = query.limit_per_key;
+        let given = params![exchange, routing_key, after, query.known, wanted + 1];
+        let rows = of_key.query_map(given, row)?;
+        page.of_keys.push(fill(rows, wanted, &mut bytes)?);
+    }
+    if query.limit > 0 {
+        let mut new = connection.prepare_cached(
+            "SELECT o.seq, o.exchange, o.routing_key, o.kind, coalesce(o.body, m.body)
+             FROM outbox o LEFT JOIN messages m ON m.seq = o.message
+             WHERE o.seq > ?1 ORDER BY o.seq LIMIT ?2",
+        )?;
+        let rows = new.query_map(params![query.known, query.limit + 1], row)?;
+        (page.new, page.more) = fill(rows, query.limit, &mut bytes)?;
     }
     Ok(page)
 }
 
-/// Deletes the rows up to and with `last`.
-pub fn delete(connection: &Connection, last: i64) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("DELETE FROM outbox WHERE seq <= ?1")?
-        .execute([last])?;
-    Ok(())
+/// Takes `limit` rows, or as many as bring `bytes` to the bound; and tells whether there are more.
+fn fill(
+    rows: impl Iterator<Item = rusqlite::Result<OutboxRow>>,
+    limit: u32,
+    bytes: &mut usize,
+) -> rusqlite::Result<(Vec<OutboxRow>, bool)> {
+    let mut filled = Vec::new();
+    for row in rows {
+        let row = row?;
+        if filled.len() == limit as usize || *bytes >= MAX_BYTES {
+            return Ok((filled, true));
+        }
+        *bytes += row.1.body.len();
+        filled.push(row);
+    }
+    Ok((filled, false))
+}
+
+fn row(row: &Row<'_>) -> rusqlite::Result<OutboxRow> {
+    let publication = Publication {
+        exchange: row.get(1)?,
+        routing_key: row.get(2)?,
+        kind: row.get(3)?,
+        body: row.get(4)?,
+    };
+    Ok((row.get(0)?, publication))
+}
+
+/// Deletes these rows.
+pub fn delete(connection: &Connection, rows: &[i64]) -> rusqlite::Result<()> {
+    let mut delete = connection.prepare_cached("DELETE FROM outbox WHERE seq = ?1")?;
+    rows.iter()
+        .try_for_each(|row| delete.execute([row]).map(drop))
 }

@@ -60,6 +60,10 @@ const TABLES: &str = "
     ) STRICT;
 ";
 
+/// Not part of the version: what made a database before there was this index can go on with it.
+const OUTBOX_INDEX: &str =
+    "CREATE INDEX IF NOT EXISTS outbox_by_key ON outbox (exchange, routing_key, seq)";
+
 /// Opens the database at `path`, or creates it. `:memory:` keeps nothing.
 pub(super) fn open(path: &Path) -> Result<(Connection, MessageIds), ReferenceError> {
     let database = |error| ReferenceError::Database {
@@ -123,6 +127,7 @@ fn prepare(connection: &mut Connection, fresh: bool) -> rusqlite::Result<u32> {
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     }
+    transaction.execute(OUTBOX_INDEX, ())?;
     let epoch = transaction.query_row("SELECT epoch FROM epoch", (), |row| row.get(0))?;
     transaction.commit()?;
     Ok(epoch)

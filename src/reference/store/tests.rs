@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use super::outbox::OutboxRow;
 use super::thread::BATCH;
 use super::*;
 use crate::broker::Publication;
@@ -23,7 +24,7 @@ fn serve(path: impl AsRef<Path>) -> Rig {
     };
     let (store, worker) = Opened::open(path.as_ref())
         .unwrap()
-        .serve(committed)
+        .serve(&crossbeam::channel::unbounded().0, committed)
         .unwrap();
     Rig {
         store,
@@ -51,12 +52,19 @@ impl Rig {
         answer
     }
 
+    /// The rows after `known`, 1,000 at most.
+    fn rows(&self, known: i64) -> Vec<OutboxRow> {
+        let query = OutboxQuery {
+            known,
+            limit: 1_000,
+            ..OutboxQuery::default()
+        };
+        self.store.outbox(query).unwrap().new
+    }
+
     fn keys(&self) -> Vec<String> {
-        let page = self.store.outbox(0, 100).unwrap();
-        page.publications
-            .into_iter()
-            .map(|row| row.routing_key)
-            .collect()
+        let rows = self.rows(0).into_iter();
+        rows.map(|(_, row)| row.routing_key).collect()
     }
 
     fn stop(self) {
@@ -100,8 +108,7 @@ fn more_jobs_than_a_batch_are_all_done() {
     for answer in answers {
         answer.blocking_recv().unwrap();
     }
-    let page = rig.store.outbox(0, 10_000).unwrap();
-    assert_eq!(page.publications.len(), 2 * BATCH);
+    assert_eq!(rig.rows(0).len(), 2 * BATCH);
 }
 
 #[test]
@@ -131,7 +138,11 @@ fn a_query_sees_what_is_committed_and_nothing_else() {
     let rig = serve(":memory:");
     let release = rig.hold();
     let change = rig.publish("uncommitted");
-    let (job, count) = query_job(|connection| outbox::page(connection, 0, 10));
+    let all = OutboxQuery {
+        limit: 10,
+        ..OutboxQuery::default()
+    };
+    let (job, count) = query_job(move |connection| outbox::page(connection, &all));
     assert!(rig.store.jobs.blocking_send(job).is_ok());
     drop(release);
     assert_eq!(count.blocking_recv().unwrap(), OutboxPage::default());
@@ -140,28 +151,112 @@ fn a_query_sees_what_is_committed_and_nothing_else() {
 }
 
 #[test]
-fn outbox_rows_are_forgotten_up_to_the_published_one_and_numbers_never_return() {
+fn outbox_rows_that_are_published_are_forgotten_and_numbers_never_return() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("gateway.db");
     let rig = serve(&path);
-    for key in ["a", "b", "c"] {
+    for key in ["a", "b", "c", "d"] {
         rig.publish(key).blocking_recv().unwrap();
     }
-    let first = rig.store.outbox(0, 2).unwrap();
-    assert_eq!(first.publications, [publication("a"), publication("b")]);
-    rig.store.published(first.last.unwrap());
+    let rows = rig.rows(0);
+    assert_eq!(rows[1].1, publication("b"));
+    // The first one stays, and holds up nothing.
+    rig.store.published(vec![rows[1].0, rows[2].0]);
     rig.stop();
 
     let rig = serve(&path);
-    assert_eq!(rig.keys(), ["c"]);
-    let last = rig.store.outbox(0, 10).unwrap().last.unwrap();
-    rig.store.published(last);
-    rig.publish("d").blocking_recv().unwrap();
-    assert_eq!(
-        rig.store.outbox(last, 10).unwrap().publications,
-        [publication("d")]
-    );
+    assert_eq!(rig.keys(), ["a", "d"]);
+    let last = rig.rows(0)[1].0;
+    rig.store.published(vec![rows[0].0, last]);
+    rig.publish("e").blocking_recv().unwrap();
+    let after: Vec<_> = rig.rows(last).into_iter().map(|(_, row)| row).collect();
+    assert_eq!(after, [publication("e")]);
     rig.stop();
+}
+
+#[test]
+fn rows_of_a_key_are_read_in_order_up_to_the_known_one() {
+    let rig = serve(":memory:");
+    for number in 0..20 {
+        let key = if number % 2 == 0 { "even" } else { "odd" };
+        rig.publish(key).blocking_recv().unwrap();
+    }
+    let read = |keys: &[(&str, i64)], known| {
+        let named = |&(key, after): &(&str, i64)| ("exchange".to_owned(), key.to_owned(), after);
+        let query = OutboxQuery {
+            known,
+            limit: 0,
+            keys: keys.iter().map(named).collect(),
+            limit_per_key: 3,
+        };
+        let page = rig.store.outbox(query).unwrap();
+        assert_eq!((page.new, page.more), (Vec::new(), false));
+        let numbers = |rows: Vec<OutboxRow>| rows.iter().map(|row| row.0).collect::<Vec<_>>();
+        let of_keys = page.of_keys.into_iter();
+        of_keys
+            .map(|(rows, more)| (numbers(rows), more))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        read(&[("odd", 4), ("even", 13), ("none", 0)], 17),
+        [
+            (vec![6, 8, 10], true),
+            (vec![15, 17], false),
+            (vec![], false)
+        ]
+    );
+    assert_eq!(read(&[("odd", 2)], 8), [(vec![4, 6, 8], false)]);
+}
+
+#[test]
+fn an_answer_of_the_outbox_is_bounded_and_never_empty() {
+    let rig = serve(":memory:");
+    for key in ["a", "a", "b", "c"] {
+        let mut row = publication(key);
+        row.body = vec![0; 3 << 20];
+        let insert = move |connection: &Connection| outbox::insert(connection, &row);
+        rig.store.blocking_change(insert).unwrap();
+    }
+    let of = |key: &str| ("exchange".to_owned(), key.to_owned(), 0);
+    let query = OutboxQuery {
+        known: 3,
+        limit: 10,
+        keys: vec![of("a"), of("b")],
+        limit_per_key: 10,
+    };
+    let page = rig.store.outbox(query.clone()).unwrap();
+    assert_eq!(page.of_keys.len(), 1, "the other one is asked for again");
+    assert_eq!((page.of_keys[0].0.len(), page.of_keys[0].1), (2, false));
+    assert_eq!((page.new.len(), page.more), (0, true));
+    let keys = Vec::new();
+    let page = rig.store.outbox(OutboxQuery { keys, ..query }).unwrap();
+    assert_eq!((page.new.len(), page.more), (1, false));
+    let all = OutboxQuery {
+        limit: 10,
+        ..OutboxQuery::default()
+    };
+    let page = rig.store.outbox(all).unwrap();
+    assert_eq!((page.new.len(), page.more), (2, true));
+}
+
+/// Or they would be published again after a restart.
+#[test]
+fn deletions_that_fail_are_done_with_the_next_commit() {
+    let rig = serve(":memory:");
+    for key in ["a", "b"] {
+        rig.publish(key).blocking_recv().unwrap();
+    }
+    let refuse = |refuse: bool| {
+        let set =
+            move |connection: &Connection| connection.pragma_update(None, "query_only", refuse);
+        rig.store.blocking_query(set).unwrap();
+    };
+    refuse(true);
+    rig.store.published(vec![1]);
+    assert_eq!(rig.keys(), ["a", "b"]);
+    refuse(false);
+    rig.publish("c").blocking_recv().unwrap();
+    assert_eq!(rig.keys(), ["b", "c"]);
 }
 
 #[test]
@@ -172,7 +267,7 @@ fn a_stopped_store_refuses() {
         .unwrap();
     runtime.block_on(rig.store.stop());
     rig.worker.join_by(Instant::now() + Duration::from_secs(10));
-    assert_eq!(rig.store.outbox(0, 1), Err(StoreError));
+    assert_eq!(rig.store.outbox(OutboxQuery::default()), Err(StoreError));
     runtime.block_on(rig.store.stop());
 }
 

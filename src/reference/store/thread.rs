@@ -17,14 +17,17 @@ pub(super) type Answer = Box<dyn FnOnce() + Send>;
 pub(super) enum Job {
     Query(Query),
     Change(Change),
-    /// The outbox up to this row is published.
-    Published(i64),
+    /// These rows of the outbox are published.
+    Published(Vec<i64>),
     Stop,
 }
 
 pub(super) struct StoreThread {
     connection: Connection,
     jobs: mpsc::Receiver<Job>,
+    /// Rows of the outbox that are to be deleted with the next commit. One that fails leaves them
+    /// for the next: forgotten, they would be published again after a restart.
+    published: Vec<i64>,
     /// Whether a commit waits for the disk now; `None`: not said yet.
     durable: Option<bool>,
 }
@@ -33,7 +36,7 @@ pub(super) struct StoreThread {
 #[derive(Default)]
 struct Batch {
     changes: Vec<Change>,
-    published: Option<i64>,
+    deletions: bool,
     stop: bool,
 }
 
@@ -42,12 +45,13 @@ impl StoreThread {
         Self {
             connection,
             jobs,
+            published: Vec::new(),
             durable: None,
         }
     }
 
     /// Does jobs until it is told to stop, or nobody is left who could bring one.
-    pub fn run(mut self, committed: &dyn Fn()) {
+    pub fn run(&mut self, committed: &dyn Fn()) {
         while let Some(first) = self.jobs.blocking_recv() {
             let batch = self.gather(first);
             let (changes, stop) = (batch.changes.len(), batch.stop);
@@ -82,7 +86,10 @@ impl StoreThread {
                     }
                 }
                 Job::Change(change) => batch.changes.push(change),
-                Job::Published(last) => batch.published = batch.published.max(Some(last)),
+                Job::Published(rows) => {
+                    self.published.extend(rows);
+                    batch.deletions = true;
+                }
                 Job::Stop => batch.stop = true,
             }
             taken += 1;
@@ -100,7 +107,7 @@ impl StoreThread {
     /// refuse to the others of the batch as well. A caller's own mistake is no error here but a
     /// value that its change returns.
     fn commit(&mut self, batch: Batch) -> rusqlite::Result<Vec<Answer>> {
-        if batch.changes.is_empty() && batch.published.is_none() {
+        if batch.changes.is_empty() && !batch.deletions {
             return Ok(Vec::new());
         }
         self.set_durable(!batch.changes.is_empty())?;
@@ -110,10 +117,9 @@ impl StoreThread {
             .into_iter()
             .map(|change| change(&transaction))
             .collect::<rusqlite::Result<Vec<_>>>()?;
-        if let Some(last) = batch.published {
-            outbox::delete(&transaction, last)?;
-        }
+        outbox::delete(&transaction, &self.published)?;
         transaction.commit()?;
+        self.published.clear();
         Ok(answers)
     }
 

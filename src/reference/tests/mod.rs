@@ -6,21 +6,22 @@ mod outbox;
 mod presence;
 mod users;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::Receiver;
 use parking_lot::{Condvar, Mutex};
 use prost::Message as _;
 use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use super::outbox::Backoff;
+use super::backoff::Backoff;
 use super::{Reference, ReferenceError};
-use crate::broker::{Publication, PublishError, Publisher};
+use crate::broker::{Outcome, Publication, PublishError, Publisher};
 use crate::config::{Embedded, Token};
 use crate::services::proto::message_service_client::MessageServiceClient;
 use crate::services::proto::presence_service_client::PresenceServiceClient;
@@ -44,7 +45,7 @@ struct Shared {
     changed: Condvar,
 }
 
-type Watch = Box<dyn FnMut(&[Publication]) + Send>;
+type Watch = Box<dyn FnMut(&Publication) + Send>;
 
 #[derive(Default)]
 struct State {
@@ -52,16 +53,21 @@ struct State {
     /// Calls that fail from now on.
     failures: usize,
     attempts: usize,
-    batches: usize,
+    /// Publications with these routing keys are refused.
+    refused: BTreeSet<String>,
+    refusals: usize,
     /// Calls do not return until this is false.
     stuck: bool,
-    /// Called with each batch that succeeds.
+    /// Called with each publication that succeeds.
     watch: Option<Watch>,
+    outcomes: Vec<(u64, Outcome)>,
+    /// Routing keys of publications whose outcome is not told yet.
+    in_flight: BTreeSet<String>,
+    most_in_flight: usize,
 }
 
 impl Publisher for Published {
-    fn publish(&mut self, batch: &[Publication]) -> Result<(), PublishError> {
-        assert!(!batch.is_empty());
+    fn publish(&mut self, ticket: u64, publication: &Publication) -> Result<(), PublishError> {
         let mut state = self.0.state.lock();
         state.attempts += 1;
         self.0.changed.notify_all();
@@ -70,15 +76,40 @@ impl Publisher for Published {
         }
         if state.failures > 0 {
             state.failures -= 1;
+            state.outcomes.clear();
+            state.in_flight.clear();
             return Err(PublishError("the broker is away".into()));
         }
-        if let Some(watch) = &mut state.watch {
-            watch(batch);
+        let key = publication.routing_key.clone();
+        assert!(state.in_flight.insert(key), "one of a key at a time");
+        state.most_in_flight = state.most_in_flight.max(state.in_flight.len());
+        if state.refused.contains(&publication.routing_key) {
+            state.refusals += 1;
+            state.outcomes.push((ticket, Outcome::Refused));
+        } else {
+            if let Some(watch) = &mut state.watch {
+                watch(publication);
+            }
+            state.publications.push_back(publication.clone());
+            state.outcomes.push((ticket, Outcome::Published));
         }
-        state.batches += 1;
-        state.publications.extend(batch.iter().cloned());
         self.0.changed.notify_all();
         Ok(())
+    }
+
+    fn outcomes(
+        &mut self,
+        deadline: Instant,
+        wake: &Receiver<()>,
+    ) -> Result<Vec<(u64, Outcome)>, PublishError> {
+        let mut state = self.0.state.lock();
+        let outcomes = std::mem::take(&mut state.outcomes);
+        state.in_flight.clear();
+        drop(state);
+        if outcomes.is_empty() {
+            let _ = wake.recv_deadline(deadline);
+        }
+        Ok(outcomes)
     }
 }
 
@@ -87,12 +118,16 @@ impl Published {
         self.0.state.lock().failures = calls;
     }
 
+    fn refuse(&self, keys: impl IntoIterator<Item = String>) {
+        self.0.state.lock().refused = keys.into_iter().collect();
+    }
+
     fn stick(&self, stuck: bool) {
         self.0.state.lock().stuck = stuck;
         self.0.changed.notify_all();
     }
 
-    fn watch(&self, watch: impl FnMut(&[Publication]) + Send + 'static) {
+    fn watch(&self, watch: impl FnMut(&Publication) + Send + 'static) {
         self.0.state.lock().watch = Some(Box::new(watch));
     }
 
@@ -279,7 +314,14 @@ fn start(
         first,
         longest: first * 4,
     };
-    Reference::start_with(listen, embedded, Box::new(published.clone()), backoff)
+    let (fatal, _died) = crossbeam::channel::unbounded();
+    Reference::start_with(
+        listen,
+        embedded,
+        Box::new(published.clone()),
+        backoff,
+        &fatal,
+    )
 }
 
 /// The sample tokens and group, with another database.

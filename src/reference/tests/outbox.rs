@@ -71,6 +71,115 @@ fn what_a_broken_off_run_has_not_published_the_next_one_does_in_commit_order() {
 }
 
 #[test]
+fn what_is_refused_comes_later_in_order_and_holds_up_nobody_else() {
+    let rig = Rig::new();
+    rig.published.refuse(["user.bob".to_owned()]);
+    for n in 0..100 {
+        rig.send("alice", "bob", &n.to_string());
+    }
+    let contents = |count| {
+        let messages = rig.published.take_messages(count).into_iter();
+        let (keys, contents): (Vec<_>, Vec<_>) = messages.map(|m| (m.1, m.2)).unzip();
+        assert!(keys.windows(2).all(|pair| pair[0] == pair[1]), "{keys:?}");
+        (keys[0].clone(), contents)
+    };
+    let all = (0..100).map(|n| n.to_string()).collect::<Vec<_>>();
+    assert_eq!(contents(100), ("user.alice".into(), all.clone()));
+    rig.published
+        .wait_for("refusals", |state| state.refusals >= 5);
+    rig.published.refuse([]);
+    assert_eq!(contents(100), ("user.bob".into(), all));
+}
+
+/// Also after a restart, and with far more of it than is read at once.
+#[test]
+fn thousands_of_refused_keys_and_rows_hold_up_nobody_else() {
+    const KEYS: usize = 1_000;
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = sample(&folder.path().join("gateway.db"));
+    let stuck = |n: usize| format!("user.stuck{n}");
+    let published = Published::default();
+    published.refuse((0..KEYS).map(stuck));
+    let rig = Rig::start(&embedded, published);
+    let insert = |connection: &rusqlite::Connection| {
+        for n in 0..2 * KEYS {
+            // Every second one goes to the same key.
+            let number = if n % 2 == 0 { 0 } else { n / 2 };
+            let publication = Publication {
+                exchange: "im.direct".into(),
+                routing_key: format!("user.stuck{number}"),
+                kind: "message".into(),
+                body: (n as u32).to_be_bytes().to_vec(),
+            };
+            crate::reference::store::outbox::insert(connection, &publication)?;
+        }
+        Ok(())
+    };
+    rig.reference.store.blocking_change(insert).unwrap();
+    for n in 0..20 {
+        rig.send("alice", "alice", &n.to_string());
+        assert_eq!(rig.published.take_messages(1)[0].2, n.to_string());
+    }
+    rig.published
+        .wait_for("refusals", |state| state.refusals > KEYS);
+    drop(rig);
+
+    let published = Published::default();
+    published.refuse((0..KEYS).map(stuck));
+    let rig = Rig::start(&embedded, published);
+    for n in 0..20 {
+        rig.send("alice", "alice", &n.to_string());
+        assert_eq!(rig.published.take_messages(1)[0].2, n.to_string());
+    }
+    rig.published.refuse([]);
+    let rest = rig.published.take(2 * KEYS);
+    let mut last = std::collections::HashMap::new();
+    for publication in rest {
+        let number = u32::from_be_bytes(publication.body.try_into().unwrap());
+        let before = last.insert(publication.routing_key.clone(), number);
+        assert!(before < Some(number), "{}", publication.routing_key);
+    }
+    assert_eq!(last.len(), KEYS);
+}
+
+#[test]
+fn many_keys_are_on_their_way_at_once() {
+    let rig = Rig::new();
+    rig.published.stick(true);
+    rig.send("alice", "alice", "first");
+    rig.published
+        .wait_for("attempt", |state| state.attempts == 1);
+    for n in 0..100 {
+        rig.send("alice", &format!("user{n}"), "second");
+    }
+    rig.published.stick(false);
+    rig.published.take(201);
+    assert!(rig.published.0.state.lock().most_in_flight > 50);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_what_is_refused_and_the_next_run_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = sample(&folder.path().join("gateway.db"));
+    let mut rig = Rig::with(&embedded);
+    rig.published.refuse(["user.bob".to_owned()]);
+    rig.send("alice", "bob", "1");
+    rig.send("alice", "bob", "2");
+    rig.published
+        .wait_for("refusal", |state| state.refusals > 0);
+    rig.published.take(2);
+    rig.runtime = Builder::new_current_thread().build().unwrap();
+    let begun = Instant::now();
+    rig.reference.stop(begun + PATIENCE);
+    assert!(begun.elapsed() < PATIENCE / 4, "{:?}", begun.elapsed());
+    drop(rig);
+    let rig = Rig::with(&embedded);
+    let published = rig.published.take_messages(2);
+    let to_bob = |content: &str| ("im.direct".into(), "user.bob".into(), content.into());
+    assert_eq!(published, [to_bob("1"), to_bob("2")]);
+}
+
+#[test]
 fn what_was_answered_survives_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let embedded = sample(&folder.path().join("gateway.db"));

@@ -47,7 +47,8 @@ impl Rig {
         self.try_renew(gateway, ttl_seconds).unwrap()
     }
 
-    /// The next events, each as `user status watchers`.
+    /// The next events, each as `user status watchers`, by user: what concerns one comes in
+    /// order.
     fn events(&self, count: usize) -> Vec<String> {
         let event = |publication: Publication| {
             assert_eq!(publication.exchange, "im.topic");
@@ -62,7 +63,9 @@ impl Rig {
             let status = if online { "online" } else { "offline" };
             format!("{} {status} {}", event.user_id, event.watcher_ids.join(","))
         };
-        self.published.take(count).into_iter().map(event).collect()
+        let mut publications = self.published.take(count);
+        publications.sort_by(|one, other| one.routing_key.cmp(&other.routing_key));
+        publications.into_iter().map(event).collect()
     }
 }
 
@@ -109,8 +112,8 @@ fn every_newcomer_is_told_who_is_online() {
         rig.events(5),
         [
             "alice online bob",
-            "bob online alice",
             "alice online carol",
+            "bob online alice",
             "bob online carol",
             "carol online alice,bob"
         ]

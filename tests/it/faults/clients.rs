@@ -1,6 +1,9 @@
 //! Clients that vanish, that read too slowly, that all come at once.
 
-use crate::scenarios::clients::{self, Slow};
+use std::time::Duration;
+
+use crate::scenarios::clients;
+use crate::scenarios::slow::{self, Behind, Slow};
 use crate::support::puppet;
 
 #[test]
@@ -28,7 +31,18 @@ fn only_clients_that_read_too_slowly_are_closed() {
         messages: 240,
         rate: 40,
     };
-    clients::slow(size).assert_sound();
+    slow::slow(size).assert_sound();
+}
+
+#[test]
+fn clients_that_read_slowly_fall_back_to_their_inbox_and_lose_nothing() {
+    let size = Behind {
+        members: 20,
+        slow: 4,
+        time: Duration::from_secs(12),
+        rate: 40,
+    };
+    slow::behind(size).assert_sound();
 }
 
 #[test]

@@ -8,11 +8,17 @@ mod reconnects;
 /// Services that are down, slow, or talk nonsense.
 mod services;
 
+/// A group whose members are not to be had.
+mod groups;
+
 /// A gateway that is killed or stopped.
 mod gateway;
 /// A panic inside one connection's handling. Release builds have no failpoint.
 #[cfg(debug_assertions)]
 mod panics;
+/// A panic inside one of many connections that something is for.
+#[cfg(debug_assertions)]
+mod recipients;
 /// Descriptors, threads and memory run out.
 mod resources;
 

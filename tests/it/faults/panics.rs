@@ -1,13 +1,14 @@
 //! A panic inside one connection's handling ends that connection, and nothing else; one inside a
-//! consumer ends nothing.
+//! consumer ends nothing. One of a thread that serves everybody has it start again, or else the
+//! process ends with an error: never does it look alive and serve nobody.
 
 use serde_json::Value;
 
 use crate::support::broker::Broker;
 use crate::support::client::is_push;
-use crate::support::raw::{FIN, TEXT};
+use crate::support::raw::{FIN, Raw, TEXT};
 use crate::support::settings::token_of;
-use crate::support::{Cluster, Gateway, Settings};
+use crate::support::{Client, Cluster, Gateway, Settings, wait_until};
 
 /// A gateway that panics at `place` of mallory's connections.
 fn gateway(place: &str) -> Gateway {
@@ -107,4 +108,120 @@ fn a_panic_of_a_consumer_thread_loses_nothing_and_nobody() {
         (after.threads, after.descriptors),
         (before.threads, before.descriptors)
     );
+}
+
+/// Where the clients come from that make threads panic.
+const BAD: &str = "127.0.0.66";
+
+/// A gateway with one place, and with this panic.
+fn crowded(panic: &str, places: i64) -> Gateway {
+    let settings = Settings::new()
+        .users(["alice", "bob", "mallory"])
+        .group("team", ["alice", "bob", "mallory"])
+        .set("limits.max_connections", places);
+    let (process, directory) = Gateway::launch(&settings, &[("WS_GATEWAY_PANIC", panic)]);
+    Gateway::listening(process, directory)
+}
+
+fn bad(gateway: &Gateway) -> Raw {
+    Raw::connect_from(BAD.parse().expect("an address"), gateway.addr)
+}
+
+/// What the accept thread or the refuser does for one connection is that one's alone, however often
+/// it panics.
+#[test]
+fn a_panic_over_a_newcomer_ends_that_one_alone() {
+    for (place, places) in [("take", 1), ("answer", 1)] {
+        let gateway = crowded(&format!("{place}:{BAD}"), places);
+        let mut alice = gateway.connect("alice");
+        for _ in 0..10 {
+            // Both at once: the other one's answer is not lost.
+            let mut other = gateway.raw();
+            let mut bad = bad(&gateway);
+            let _ = bad.try_send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+            bad.expect_end();
+            assert_eq!(other.get("/healthz").status, 200);
+        }
+        assert_eq!(alice.request("ping", Value::Null)["type"], "pong");
+        let log = gateway.stderr();
+        assert_eq!(log.matches("a test asked for a panic").count(), 10);
+        assert!(!log.contains("runs again"), "{log}");
+        gateway.stop_with_clients(&mut [&mut alice]);
+    }
+}
+
+#[test]
+fn a_thread_that_serves_everybody_runs_again_after_a_panic() {
+    for place in ["accept", "refuser"] {
+        let gateway = crowded(&format!("2*{place}:{BAD}"), 1);
+        let mut alice = gateway.connect("alice");
+        for round in 1..=2 {
+            let mut other = gateway.raw();
+            bad(&gateway).expect_end();
+            let line = format!("Thread runs again after a panic: thread={place}");
+            wait_until("it runs again", || {
+                gateway.stderr().matches(&line).count() == round
+            });
+            // Neither who waits nor who comes notices.
+            assert_eq!(other.get("/healthz").status, 200);
+            assert_eq!(gateway.get("/healthz").status, 200);
+            assert_eq!(
+                gateway.raw().try_upgrade(&gateway.path, "bob-token").status,
+                503
+            );
+        }
+        alice.request("ping", Value::Null);
+        gateway.stop_with_clients(&mut [&mut alice]);
+    }
+}
+
+/// The process ends, says why, and has told its clients.
+fn ends(mut gateway: Gateway, thread: &str, alice: &mut Client) {
+    alice.expect_close(1012);
+    assert_eq!(gateway.exit_code(), 1);
+    let log = gateway.stderr();
+    let last = log.lines().last().expect("a last line");
+    assert!(
+        last.starts_with("ws-gateway: ") && last.contains(thread) && last.contains("panics"),
+        "{last}"
+    );
+}
+
+#[test]
+fn a_thread_that_goes_on_panicking_ends_the_process_with_an_error() {
+    for (thread, places) in [("accept", 9), ("refuser", 1)] {
+        let gateway = crowded(&format!("{thread}:{BAD}"), places);
+        let mut alice = gateway.connect("alice");
+        (0..3).for_each(|_| bad(&gateway).expect_end());
+        ends(gateway, thread, &mut alice);
+    }
+    let gateway = crowded("presence:mallory", 9);
+    let mut alice = gateway.connect("alice");
+    let _mallory = gateway.connect_cold("mallory");
+    ends(gateway, "presence", &mut alice);
+}
+
+#[test]
+fn presence_goes_on_after_a_panic() {
+    let gateway = crowded("2*presence:mallory", 9);
+    let mut alice = gateway.connect("alice");
+    let mut mallory = gateway.connect("mallory");
+    alice.expect_presence("mallory", "online");
+    mallory.request("ping", Value::Null);
+    gateway.stop_with_clients(&mut [&mut alice, &mut mallory]);
+}
+
+#[test]
+fn the_broker_thread_connects_again_after_a_panic() {
+    let settings = Settings::new().users(["alice", "bob"]);
+    let cluster = Cluster::on(Broker::shared(), &settings, 1);
+    let panicking = [("WS_GATEWAY_PANIC", "1*broker:up")];
+    let (process, directory) = Gateway::launch(&cluster.settings("panics"), &panicking);
+    let gateway = Gateway::listening(process, directory);
+    gateway.wait_ready();
+    assert!(gateway.stderr().contains("a test asked for a panic"));
+    let (mut alice, mut bob) = (gateway.connect("alice"), cluster.connect(0, "bob"));
+    let id = bob.send_message("alice", "still here?");
+    alice.expect_message(&id);
+    gateway.stop_with_clients(&mut [&mut alice]);
 }

@@ -2,14 +2,18 @@
 //! notice, newcomers are told 503, and it is over when the shortage is.
 
 use std::cell::RefCell;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::broker::Broker;
+use crate::support::gateway::binary;
 use crate::support::hog;
+use crate::support::process::Process;
 use crate::support::raw::Raw;
 use crate::support::settings::token_of;
 use crate::support::wait::wait_until_within;
-use crate::support::{Client, Gateway, Settings};
+use crate::support::{Client, Cluster, Gateway, Settings, wait_until, watchdog};
 
 /// From relief to the first newcomer who is let in.
 const RECOVERY: Duration = Duration::from_secs(1);
@@ -105,7 +109,7 @@ fn shortage(
 #[test]
 fn without_descriptors_newcomers_are_503_and_nobody_else_notices() {
     let gateway = Gateway::start(&settings());
-    shortage_of(&gateway, "nofile", 1, |gateway| gateway.free_descriptor());
+    shortage_of(&gateway, "nofile", 0, |gateway| gateway.free_descriptor());
     assert_eq!(gateway.stop(), 0);
 }
 
@@ -116,7 +120,6 @@ fn the_first_newcomer_after_relief_is_let_in() {
     gateway.settled(0);
     let free = gateway.free_descriptor();
     let usual = gateway.limit("nofile", &free.to_string());
-    let _took_the_last = gateway.connect("alice");
     let refused = gateway.raw().try_upgrade(&gateway.path, "carol-token");
     assert_eq!(refused.status, 503);
     gateway.limit("nofile", &usual);
@@ -127,16 +130,70 @@ fn the_first_newcomer_after_relief_is_let_in() {
 fn a_gateway_without_descriptors_stops_as_ever() {
     for relief in [true, false] {
         let gateway = Gateway::start(&settings());
-        gateway.settled(0);
+        let mut alice = gateway.connect("alice");
+        gateway.settled(1);
         let free = gateway.free_descriptor();
         let usual = gateway.limit("nofile", &free.to_string());
-        let mut alice = gateway.connect("alice");
         let refused = gateway.raw().try_upgrade(&gateway.path, "carol-token");
         assert_eq!(refused.status, 503);
         if relief {
             gateway.limit("nofile", &usual);
         }
         gateway.stop_with_clients(&mut [&mut alice]);
+    }
+}
+
+/// The gateway takes fewer connections than are configured: so many that there is a descriptor for
+/// each, and for everything else at its most.
+#[test]
+fn with_few_descriptors_those_beyond_are_503_and_it_never_runs_out() {
+    const LIMIT: usize = 700;
+    let embedded = settings();
+    let remote = Cluster::on(Broker::shared(), &embedded, 1);
+    for settings in [embedded.clone(), remote.settings("few")] {
+        let settings = settings.set("limits.max_connections_per_user", 10_000);
+        let directory = watchdog::directory("gateway");
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={LIMIT}:{LIMIT}"));
+        command.arg(binary().get_program()).arg("--config");
+        command
+            .arg(settings.write(&directory))
+            .current_dir(&directory);
+        let gateway = Gateway::listening(Process::start("the gateway", &mut command), directory);
+        gateway.wait_ready();
+        let lowered = gateway.stderr_line("limits.max_connections lowered");
+        assert!(lowered.contains("because=RLIMIT_NOFILE"), "{lowered}");
+        let room = lowered
+            .split("to=")
+            .nth(1)
+            .and_then(|text| text.split(',').next());
+        let room: usize = room.and_then(|room| room.parse().ok()).expect("a number");
+        let overhead = gateway.held().descriptors;
+
+        let mut clients: Vec<Client> = (0..room).map(|_| gateway.connect_cold("alice")).collect();
+        // More than the refuser takes, all silent: each is cut, or waits for its end.
+        let _silent: Vec<Raw> = (0..400).map(|_| gateway.raw()).collect();
+        wait_until("one is refused with an answer", || {
+            let mut newcomer = gateway.raw();
+            // Cut, as long as the refuser has no room.
+            let sent = newcomer.try_send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+            sent.is_ok() && newcomer.has_answer()
+        });
+        let held = gateway.held().descriptors;
+        assert!(held <= LIMIT, "{held}");
+        wait_until("the silent ones are over", || {
+            gateway.held().descriptors <= room + overhead
+        });
+        let refused = gateway.raw().try_upgrade(&gateway.path, "bob-token");
+        assert_eq!(refused.status, 503);
+        let first = &mut clients[0];
+        let id = first.send_message("bob", "still here?");
+        first.expect_message(&id);
+        let log = gateway.stderr();
+        assert!(!log.contains("Accept failed"), "{log}");
+        println!("{room} connections, {overhead} for everything else, of {LIMIT}");
+        drop(clients);
+        assert_eq!(gateway.stop(), 0);
     }
 }
 

@@ -12,6 +12,7 @@ pub mod flow;
 pub mod gateway;
 pub mod reconnects;
 pub mod services;
+pub mod slow;
 
 pub use figures::Figures;
 
@@ -31,6 +32,7 @@ pub fn drills() -> impl Iterator<Item = &'static Drill> {
         services::DRILLS,
         gateway::DRILLS,
         clients::DRILLS,
+        slow::DRILLS,
         connecting::DRILLS,
     ]
     .into_iter()

@@ -93,6 +93,12 @@ impl Amqp {
             .expect("a queue to delete");
     }
 
+    pub fn bind(&self, queue: &str, exchange: &str, key: &str) {
+        let arguments = amiquip::FieldTable::new();
+        let bound = self.channel.queue_bind(queue, exchange, key, arguments);
+        bound.expect("a queue and an exchange that exist");
+    }
+
     /// Declares a queue that is not what the gateway expects under that name.
     pub fn declare_queue(&self, queue: &str, options: QueueDeclareOptions) {
         self.channel

@@ -10,6 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 use ws_gateway::services::proto::message_service_server::{MessageService, MessageServiceServer};
@@ -19,17 +21,23 @@ use ws_gateway::services::proto::presence_service_server::{
 use ws_gateway::services::proto::user_service_server::{UserService, UserServiceServer};
 use ws_gateway::services::proto::*;
 
+use super::wait::DEADLINE;
+
 /// The three services. By default the token `<user>-token` lets `<user>` in, a message is accepted
 /// and goes nowhere, and there is no group, no history and nothing unread.
 pub struct Backend {
     pub addr: SocketAddr,
     state: Arc<State>,
     runtime: Option<Runtime>,
+    leave: Arc<Notify>,
+    served: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
 struct State {
     rules: Mutex<HashMap<&'static str, Rule>>,
+    /// For `GetGroupMembers` of one group alone.
+    group_rules: Mutex<HashMap<String, Rule>>,
     answers: Mutex<Answers>,
     calls: Mutex<HashMap<&'static str, Calls>>,
 }
@@ -57,7 +65,45 @@ impl Drop for UnderWay<'_> {
 #[derive(Clone, Default)]
 struct Rule {
     delay: Duration,
-    error: Option<Code>,
+    error: Option<Status>,
+}
+
+/// What `GetOfflineMessages` answers.
+pub type Pages =
+    Box<dyn FnMut(GetOfflineMessagesRequest) -> Result<GetOfflineMessagesResponse, Status> + Send>;
+
+/// What `ValidateToken` answers.
+pub type Tokens = Box<dyn FnMut(&str) -> Result<ValidateTokenResponse, Status> + Send>;
+
+/// The token `<user>-token` is `<user>`'s, for ever.
+pub fn identity(token: &str) -> Result<ValidateTokenResponse, Status> {
+    let user = token
+        .strip_suffix("-token")
+        .ok_or(Status::unauthenticated("no such token"))?;
+    Ok(ValidateTokenResponse {
+        user_id: user.into(),
+        expires_at: 0,
+    })
+}
+
+/// A service to which `inbox` is unread, for whoever asks.
+pub fn inbox(inbox: Vec<Message>) -> Pages {
+    Box::new(move |request| {
+        let position = inbox.iter().position(|m| m.id == request.after_id);
+        let rest = &inbox[position.map_or(0, |position| position + 1)..];
+        let page = rest.len().min(request.limit as usize);
+        Ok(GetOfflineMessagesResponse {
+            messages: rest[..page].to_vec(),
+            has_more: page < rest.len(),
+        })
+    })
+}
+
+impl Rule {
+    async fn follow(self) -> Result<(), Status> {
+        tokio::time::sleep(self.delay).await;
+        self.error.map_or(Ok(()), Err)
+    }
 }
 
 /// What is answered, where it is not the default.
@@ -68,6 +114,10 @@ pub struct Answers {
     pub sent: Option<SendMessageResponse>,
     pub history: GetHistoryResponse,
     pub offline: GetOfflineMessagesResponse,
+    /// In place of `offline`.
+    pub pages: Option<Pages>,
+    /// In place of `token`.
+    pub tokens: Option<Tokens>,
     pub lease_unknown: bool,
 }
 
@@ -92,17 +142,36 @@ impl Backend {
                 .with_nodelay(Some(true))
         };
         let addr = incoming.local_addr().expect("a bound address");
+        let leave = Arc::new(Notify::new());
         let server = tonic::transport::Server::builder()
             .add_service(UserServiceServer::new(Fake(Arc::clone(&state))))
             .add_service(MessageServiceServer::new(Fake(Arc::clone(&state))))
             .add_service(PresenceServiceServer::new(Fake(Arc::clone(&state))))
-            .serve_with_incoming(incoming);
-        runtime.spawn(server);
+            .serve_with_incoming_shutdown(incoming, {
+                let leave = Arc::clone(&leave);
+                async move { leave.notified().await }
+            });
+        let served = Some(runtime.spawn(async {
+            server.await.expect("it serves");
+        }));
         Self {
             addr,
             state,
             runtime: Some(runtime),
+            leave,
+            served,
         }
+    }
+
+    /// Stops as a server does that is to be restarted: GOAWAY, and the calls under way are answered.
+    pub fn stop_gracefully(mut self) {
+        self.leave.notify_one();
+        let served = self.served.take().expect("stopped once");
+        let runtime = self.runtime.as_ref().expect("dropped later");
+        runtime
+            .block_on(async { tokio::time::timeout(DEADLINE, served).await })
+            .expect("it ends in time")
+            .expect("no panic");
     }
 
     pub fn url(&self) -> String {
@@ -111,13 +180,14 @@ impl Backend {
 
     /// From now on this call fails with `code`.
     pub fn fail(&self, call: &'static str, code: Code) {
-        self.rule(
-            call,
-            Rule {
-                error: Some(code),
-                ..Rule::default()
-            },
-        );
+        self.fail_with(call, Status::new(code, format!("{call} was told to fail")));
+    }
+
+    /// From now on this call fails with `status`.
+    pub fn fail_with(&self, call: &'static str, status: Status) {
+        let error = Some(status);
+        let delay = Duration::ZERO;
+        self.rule(call, Rule { delay, error });
     }
 
     /// From now on this call takes so long before it is answered.
@@ -128,6 +198,30 @@ impl Backend {
     /// Ends [`fail`](Self::fail) and [`slow`](Self::slow).
     pub fn heal(&self, call: &'static str) {
         self.rule(call, Rule::default());
+    }
+
+    /// From now on `GetGroupMembers` fails with `code` for this group.
+    pub fn fail_group(&self, group: &str, code: Code) {
+        let rule = Rule {
+            error: Some(Status::new(code, "it was told to fail")),
+            ..Rule::default()
+        };
+        self.group_rule(group, rule);
+    }
+
+    /// From now on `GetGroupMembers` takes so long for this group.
+    pub fn slow_group(&self, group: &str, delay: Duration) {
+        self.group_rule(group, Rule { delay, error: None });
+    }
+
+    /// Ends [`fail_group`](Self::fail_group) and [`slow_group`](Self::slow_group).
+    pub fn heal_group(&self, group: &str) {
+        self.group_rule(group, Rule::default());
+    }
+
+    fn group_rule(&self, group: &str, rule: Rule) {
+        let mut rules = self.state.group_rules.lock().unwrap();
+        rules.insert(group.into(), rule);
     }
 
     /// Changes what is answered.
@@ -171,19 +265,8 @@ impl Fake {
     /// Counts the call and does what its rule says.
     async fn came(&self, call: &'static str) -> Result<(), Status> {
         let _under_way = self.count(call);
-        let rule = self
-            .0
-            .rules
-            .lock()
-            .unwrap()
-            .get(call)
-            .cloned()
-            .unwrap_or_default();
-        tokio::time::sleep(rule.delay).await;
-        match rule.error {
-            Some(code) => Err(Status::new(code, format!("{call} was told to fail"))),
-            None => Ok(()),
-        }
+        let rule = self.0.rules.lock().unwrap().get(call).cloned();
+        rule.unwrap_or_default().follow().await
     }
 
     fn count(&self, call: &'static str) -> UnderWay<'_> {
@@ -216,13 +299,10 @@ impl UserService for Fake {
     ) -> Answer<ValidateTokenResponse> {
         let token = request.into_inner().token;
         self.answer("ValidateToken", |answers| {
-            let user = token
-                .strip_suffix("-token")
-                .ok_or(Status::unauthenticated("no such token"))?;
-            let usual = ValidateTokenResponse {
-                user_id: user.into(),
-                expires_at: 0,
-            };
+            if let Some(tokens) = &mut answers.tokens {
+                return tokens(&token);
+            }
+            let usual = identity(&token)?;
             Ok(answers.token.clone().unwrap_or(usual))
         })
         .await
@@ -233,6 +313,8 @@ impl UserService for Fake {
         request: Request<GetGroupMembersRequest>,
     ) -> Answer<GetGroupMembersResponse> {
         let group = request.into_inner().group_id;
+        let rule = self.0.group_rules.lock().unwrap().get(&group).cloned();
+        rule.unwrap_or_default().follow().await?;
         self.answer("GetGroupMembers", |answers| {
             let members = answers.members.get(&group).cloned();
             let user_ids = members.ok_or(Status::not_found("no such group"))?;
@@ -272,10 +354,14 @@ impl MessageService for Fake {
 
     async fn get_offline_messages(
         &self,
-        _: Request<GetOfflineMessagesRequest>,
+        request: Request<GetOfflineMessagesRequest>,
     ) -> Answer<GetOfflineMessagesResponse> {
-        self.answer("GetOfflineMessages", |answers| Ok(answers.offline.clone()))
-            .await
+        let request = request.into_inner();
+        self.answer("GetOfflineMessages", |answers| match &mut answers.pages {
+            Some(pages) => pages(request),
+            None => Ok(answers.offline.clone()),
+        })
+        .await
     }
 
     async fn ack_messages(&self, _: Request<AckMessagesRequest>) -> Answer<AckMessagesResponse> {

@@ -1,11 +1,13 @@
 //! The built binary, as a gateway and as `ws-gateway services`.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use super::broker::free_port;
 use super::process::{Held, Process, Signal};
@@ -130,6 +132,17 @@ impl Gateway {
         raw
     }
 
+    /// As [`Self::raw_session`], of a client with next to no receive buffer.
+    pub fn reluctant(&self, user: &str) -> TcpStream {
+        let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).expect("a socket");
+        sockopt::set_socket_recv_buffer_size(&socket, 4_096).expect("an option");
+        rustix::net::connect(&socket, &self.addr).expect("the gateway listens");
+        let mut raw = Raw::over(TcpStream::from(socket));
+        raw.upgrade(&self.path, &token_of(user));
+        raw.into_stream()
+    }
+
     pub fn get(&self, path: &str) -> Response {
         self.raw().get(path)
     }
@@ -232,6 +245,11 @@ impl Services {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
+    }
+
+    /// Where their configuration file is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Kills them, and starts them again on the same port and database.

@@ -13,6 +13,7 @@ pub mod client;
 pub mod cluster;
 pub mod gateway;
 pub mod hog;
+pub mod http2;
 pub mod ledger;
 pub mod paths;
 pub mod process;

@@ -10,6 +10,8 @@ pub struct Source {
     /// Relative to `src`, such as `client/session.rs`.
     pub file: String,
     pub paths: BTreeSet<String>,
+    /// Names, `::`, and single other characters.
+    pub tokens: Vec<String>,
 }
 
 /// Every `.rs` file under `directory`.
@@ -55,6 +57,7 @@ impl Source {
         Self {
             file: file.into(),
             paths,
+            tokens,
         }
     }
 

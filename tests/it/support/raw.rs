@@ -2,9 +2,10 @@
 //! would send.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::Value;
 
 use super::DEADLINE;
@@ -50,6 +51,17 @@ impl Raw {
         let stream = TcpStream::connect_timeout(&addr, DEADLINE)
             .unwrap_or_else(|error| panic!("{addr} is not reached: {error}"));
         Self::over(stream)
+    }
+
+    /// From this address of the loopback.
+    pub fn connect_from(from: IpAddr, to: SocketAddr) -> Self {
+        // Not to be inherited by the processes that other tests start meanwhile.
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
+        let socket = socket.expect("a socket");
+        rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("of the loopback");
+        rustix::net::connect(&socket, &to).expect("the gateway listens");
+        Self::over(TcpStream::from(socket))
     }
 
     /// Over a socket that is connected.
@@ -106,6 +118,22 @@ impl Raw {
 
     /// Reads an HTTP answer; its body is as long as Content-Length says.
     pub fn response(&mut self) -> Response {
+        let mut response = self.response_head();
+        let length = response
+            .header("content-length")
+            .map_or(0, |text| text.parse().expect("a number"));
+        response.body = String::from_utf8(self.exactly(length)).expect("a UTF-8 body");
+        response
+    }
+
+    /// Reads an HTTP answer and the rest of the stream, whatever Content-Length says.
+    pub fn response_to_the_end(&mut self) -> (Response, Vec<u8>) {
+        let response = self.response_head();
+        self.expect_end();
+        (response, std::mem::take(&mut self.buffer))
+    }
+
+    fn response_head(&mut self) -> Response {
         let end = loop {
             if let Some(place) = self
                 .buffer
@@ -126,16 +154,11 @@ impl Raw {
         let status = status.and_then(|rest| rest.split(' ').next()?.parse().ok());
         let headers = lines.filter_map(|line| line.split_once(':'));
         let headers = headers.map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()));
-        let mut response = Response {
+        Response {
             status: status.unwrap_or_else(|| panic!("no status line: {head}")),
             headers: headers.collect(),
             body: String::new(),
-        };
-        let length = response
-            .header("content-length")
-            .map_or(0, |text| text.parse().expect("a number"));
-        response.body = String::from_utf8(self.exactly(length)).expect("a UTF-8 body");
-        response
+        }
     }
 
     /// Sends one masked frame. `first` is its first byte: FIN, reserved bits, opcode.
@@ -173,9 +196,25 @@ impl Raw {
 
     /// Reads once, and answers the frames that are whole by then; `None` when the connection ended.
     pub fn read_some(&mut self) -> Option<Vec<Frame>> {
-        if !self.fill() {
-            return None;
+        self.fill().then(|| self.whole_frames())
+    }
+
+    /// As [`Self::read_some`], so many bytes at most, and waits for them only a moment.
+    pub fn read_up_to(&mut self, most: usize) -> Option<Vec<Frame>> {
+        let moment = Some(Duration::from_millis(50));
+        self.stream.set_read_timeout(moment).expect("an option");
+        let mut bytes = vec![0; most];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => return None,
+            Ok(read) => self.buffer.extend(&bytes[..read]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
         }
+        Some(self.whole_frames())
+    }
+
+    /// Takes the frames that are read whole.
+    fn whole_frames(&mut self) -> Vec<Frame> {
         let whole = |buffer: &[u8]| {
             let (&[_, short], rest) = buffer.split_first_chunk()?;
             let (length, rest) = match short {
@@ -195,7 +234,7 @@ impl Raw {
         while whole(&self.buffer).is_some() {
             frames.extend(self.try_read_frame());
         }
-        Some(frames)
+        frames
     }
 
     pub fn read_frame(&mut self) -> Frame {
@@ -250,6 +289,11 @@ impl Raw {
     /// Reads up to the end of the stream, by FIN or reset.
     pub fn expect_end(&mut self) {
         while self.fill() {}
+    }
+
+    /// Whether anything comes before the end.
+    pub fn has_answer(&mut self) -> bool {
+        self.fill()
     }
 
     /// No more is sent; reading goes on.

@@ -1,0 +1,746 @@
+//! The group queue's half of a [`Hand`]: who is to get a group's messages, and as one train if many
+//! came one behind the other.
+
+use std::mem;
+use std::sync::{Arc, OnceLock};
+
+use super::{Deliver, Garbage, Hand, decode};
+use crate::broker::groups::{Answer, Members};
+use crate::broker::waiting::{Sent, Waiting};
+use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, recipient};
+use crate::client::connection::Connection;
+use crate::client::frame::Frame;
+use crate::client::protocol::Push;
+use crate::ids::{GroupId, UserId};
+use crate::services::proto::{GroupMembersChanged, Message};
+
+/// How many messages that have waited are enqueued before the sockets are written to. It stays below
+/// the default `session.send_queue`, so that they find room.
+const MAX_TRAIN: usize = 128;
+
+/// Messages to one group that came one behind the other: its members are looked up once for all of
+/// them, and each connection gets them as one train, so that a gateway that is behind does next to
+/// nothing for each further delivery. (Saturated, a group of 1,000 on 2 cores: several times the
+/// deliveries of one push for each message and connection.)
+pub(super) struct GroupBatch {
+    /// One list is one group's.
+    members: Members,
+    pushes: Vec<(UserId, Push)>,
+}
+
+impl Hand {
+    pub(super) fn group(&mut self, delivery: &Delivery<'_>) -> Result<(), Garbage> {
+        let id = delivery
+            .routing_key
+            .strip_prefix("group.")
+            .unwrap_or_default();
+        let group = GroupId::new(id).map_err(|_| "not a group's routing key")?;
+        match delivery.kind {
+            "" | KIND_MESSAGE => {
+                let message: Message = decode(delivery)?;
+                let sender = UserId::new(&message.from_user_id);
+                let (Ok(sender), false) = (sender, message.id.is_empty()) else {
+                    return Err("a message without valid id or sender".into());
+                };
+                if message.group_id != group.as_str() {
+                    return Err("the routing key names another group".into());
+                }
+                let push = Push::group_message(&message);
+                match self.members(&group) {
+                    Some(members) => self.add_to_batch(members, sender, push),
+                    None => self.wait(group, sender, push),
+                }
+            }
+            KIND_GROUP_MEMBERS_CHANGED => {
+                let changed: GroupMembersChanged = decode(delivery)?;
+                if changed.group_id != group.as_str() {
+                    return Err("the routing key names another group".into());
+                }
+                if self.deliver.groups.outdate(&group) || self.waiting.contains(&group) {
+                    self.make_room_for(&group);
+                    self.waiting.members_changed(&group);
+                    self.waiting.asking.ask(&self.deliver.groups);
+                }
+            }
+            _ => return Err("unknown type".into()),
+        }
+        Ok(())
+    }
+
+    /// The group's members, unless earlier messages wait for them.
+    fn members(&self, group: &GroupId) -> Option<Members> {
+        if self.waiting.contains(group) {
+            return None;
+        }
+        self.deliver.groups.fresh(group)
+    }
+
+    /// Has a message wait for its group's members.
+    fn wait(&mut self, group: GroupId, sender: UserId, push: Push) {
+        self.make_room_for(&group);
+        self.waiting.enter(&group);
+        while self.waiting.is_full(&group, &push) {
+            // Takes in what is answered, too; and nothing enqueued waits any longer.
+            self.flush();
+            if let Some(members) = self.members(&group) {
+                return self.add_to_batch(members, sender, push);
+            }
+            if !self.waiting.await_answer(&group) {
+                break;
+            }
+        }
+        let dropped = self.waiting.add(&group, (sender, push));
+        self.push_own_copies(dropped);
+        self.waiting.asking.ask(&self.deliver.groups);
+    }
+
+    fn make_room_for(&mut self, group: &GroupId) {
+        if self.waiting.is_crowded() && !self.waiting.contains(group) {
+            self.give_up_waiting();
+        }
+    }
+
+    /// Leaves all that waits to catch-up, which needs no list.
+    pub(super) fn give_up_waiting(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let waiting = mem::replace(&mut self.waiting, Waiting::new());
+        self.push_own_copies(waiting.into_messages().collect());
+        self.deliver.catch_everybody_up();
+    }
+
+    /// For the senders' devices: their copies are never unread, so catch-up does not bring them. Each
+    /// sender's come as one train, for which an empty queue has room.
+    fn push_own_copies(&mut self, mut messages: Vec<Sent>) {
+        messages.sort_by(|(one, _), (other, _)| one.cmp(other));
+        for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
+            self.deliver.write(GroupBatch {
+                members: own
+                    .iter()
+                    .take(1)
+                    .map(|(sender, _)| sender.clone())
+                    .collect(),
+                pushes: own.to_vec(),
+            });
+        }
+    }
+
+    /// Delivers what has waited for this answer of the User Service.
+    pub(super) fn answered(&mut self, group: GroupId, answer: Answer) {
+        let groups = &self.deliver.groups;
+        let members = match groups.answered(&group, answer) {
+            Ok(members) => members,
+            Err(error) => return self.waiting.failed(group, &error),
+        };
+        let waited = self.waiting.known(&group);
+        if waited.outdated {
+            groups.outdate(&group);
+        }
+        if waited.let_go {
+            groups.catch_up(members.iter());
+        }
+        let mut messages = waited.messages.into_iter().peekable();
+        while messages.peek().is_some() {
+            self.deliver.write(GroupBatch {
+                members: Arc::clone(&members),
+                pushes: messages.by_ref().take(MAX_TRAIN).collect(),
+            });
+        }
+    }
+
+    fn add_to_batch(&mut self, members: Members, sender: UserId, push: Push) {
+        match &mut self.batch {
+            Some(batch) if Arc::ptr_eq(&batch.members, &members) => {
+                batch.pushes.push((sender, push));
+            }
+            _ => {
+                self.end_batch(false);
+                self.batch = Some(GroupBatch {
+                    members,
+                    pushes: vec![(sender, push)],
+                });
+            }
+        }
+    }
+
+    /// Enqueues the batch for the members who are connected here. The last one before a flush is
+    /// written at once.
+    pub(super) fn end_batch(&mut self, is_last: bool) {
+        let Some(batch) = self.batch.take() else {
+            return;
+        };
+        if is_last {
+            return self.deliver.write(batch);
+        }
+        self.find(batch.members.iter());
+        if self.recipients.is_empty() {
+            return;
+        }
+        let train = batch.train();
+        for connection in self.recipients.drain(..) {
+            if recipient::push_train(&connection, &train, batch.pushes_to(&connection)) {
+                self.touched.push(connection);
+            }
+        }
+    }
+}
+
+impl Deliver {
+    /// Writes the batch to the members who are connected here, and each is looked up by the thread
+    /// that writes.
+    fn write(&self, batch: GroupBatch) {
+        let registry = Arc::clone(&self.registry);
+        let train = OnceLock::new();
+        self.fan_out.chunks(batch.members.len(), move |chunk| {
+            let mut recipients = Vec::with_capacity(chunk.len());
+            registry.recipients(&batch.members[chunk], &mut recipients);
+            for connection in recipients {
+                let train = train.get_or_init(|| batch.train());
+                let pushes = batch.pushes_to(&connection);
+                recipient::push_train_and_flush(&connection, train, pushes);
+            }
+        });
+    }
+}
+
+impl GroupBatch {
+    fn train(&self) -> Frame {
+        Frame::train(self.pushes.iter().map(|(_, push)| push.frame()))
+    }
+
+    /// The sender's own devices get it as their own copy.
+    fn pushes_to(&self, connection: &Connection) -> impl Iterator<Item = Push> {
+        self.pushes.iter().map(|(sender, push)| {
+            if connection.user() == sender {
+                push.as_own_copy()
+            } else {
+                push.clone()
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use prost::Message as _;
+
+    use super::super::tests::{Scene, group_message, scene};
+    use super::*;
+    use crate::broker::asking::{MAX_ASKED, MAX_ASKED_AGAIN};
+    use crate::broker::deliver::Taken;
+    use crate::broker::waiting::{MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
+    use crate::broker::{Queue, fake::FakeUsers};
+    use crate::client::fixture::Client;
+    use crate::services::ErrorCode;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    impl Scene {
+        fn group_hand(&self) -> Hand {
+            self.deliver.hand(Queue::Group)
+        }
+
+        fn join<const N: usize>(&self, users: [&str; N]) -> [Client; N] {
+            users.map(|user| Client::join(&self.registry, user))
+        }
+    }
+
+    impl Hand {
+        /// Takes what is published to a group.
+        fn gets(&mut self, group: &str, kind: &str, body: &[u8]) {
+            let taken = self.take(&Delivery {
+                routing_key: &format!("group.{group}"),
+                kind,
+                body,
+            });
+            assert_eq!(taken, Taken::Done);
+        }
+
+        fn gets_message(&mut self, id: &str, group: &str) {
+            self.gets_from("alice", id, group);
+        }
+
+        fn gets_from(&mut self, sender: &str, id: &str, group: &str) {
+            let body = group_message(id, sender, group).encode_to_vec();
+            self.gets(group, KIND_MESSAGE, &body);
+        }
+
+        fn gets_change(&mut self, group: &str) {
+            let changed = GroupMembersChanged {
+                group_id: group.into(),
+            };
+            self.gets(group, KIND_GROUP_MEMBERS_CHANGED, &changed.encode_to_vec());
+        }
+
+        /// Does what a consumer does with no more deliveries, until nothing waits.
+        fn settles(&mut self) {
+            let give_up = Instant::now() + PATIENCE;
+            while !self.waiting.is_empty() {
+                assert!(Instant::now() < give_up, "something waits for ever");
+                self.idles();
+            }
+            self.flush();
+        }
+
+        /// Waits until it is woken, or something is due.
+        fn idles(&mut self) {
+            let wait = self.due_in().min(PATIENCE);
+            let _ = self.woken().recv_timeout(wait);
+            self.flush();
+        }
+    }
+
+    fn receives(client: &mut Client, ids: &[&str]) {
+        for id in ids {
+            let text = client.next();
+            assert!(text.contains(&format!(r#""id":"{id}""#)), "{id}: {text}");
+        }
+    }
+
+    /// How a group's members are not to be had.
+    fn faults() -> Vec<Option<ErrorCode>> {
+        let codes = [
+            ErrorCode::Internal,
+            ErrorCode::RateLimited,
+            ErrorCode::InvalidMessage,
+            ErrorCode::PermissionDenied,
+            ErrorCode::Unauthenticated,
+            ErrorCode::DeadlineExceeded,
+            ErrorCode::ServiceUnavailable,
+        ];
+        // None: it does not answer.
+        codes.into_iter().map(Some).chain([None]).collect()
+    }
+
+    fn breaks(users: &FakeUsers, group: &str, fault: Option<ErrorCode>) {
+        match fault {
+            Some(code) => users.fail_group(group, code),
+            None => users.slow_group(group),
+        }
+    }
+
+    fn heals(users: &FakeUsers, group: &str) {
+        users.fail_group(group, None);
+        while users.unanswered() > 0 {
+            users.answer();
+        }
+    }
+
+    #[test]
+    fn only_the_group_whose_members_are_not_known_waits_and_in_order() {
+        for fault in faults() {
+            let s = scene();
+            let [mut alice, mut bob, mut carol] = s.join(["alice", "bob", "carol"]);
+            s.users.set("bad", &["alice", "bob"]);
+            breaks(&s.users, "bad", fault);
+            let mut hand = s.group_hand();
+            hand.gets_message("b1", "bad");
+            hand.gets_message("t1", "team");
+            hand.gets_message("b2", "bad");
+            hand.gets_change("bad");
+            hand.gets_message("t2", "team");
+            hand.flush();
+            hand.idles();
+            receives(&mut bob, &["t1", "t2"]);
+            hand.gets_message("b3", "bad");
+            assert!(bob.is_quiet(), "{fault:?}");
+
+            heals(&s.users, "bad");
+            hand.flush();
+            heals(&s.users, "bad");
+            hand.settles();
+            hand.gets_message("b4", "bad");
+            hand.flush();
+            receives(&mut bob, &["b1", "b2", "b3", "b4"]);
+            receives(&mut alice, &["t1", "t2", "b1", "b2", "b3", "b4"]);
+            assert!(carol.is_quiet() && bob.is_quiet());
+            assert!(!bob.takes_catch_up(), "nothing was let go");
+        }
+    }
+
+    #[test]
+    fn hundreds_of_bad_groups_hold_up_no_other_and_lose_nothing() {
+        for fault in faults() {
+            let s = scene();
+            let [mut bob, mut carol] = s.join(["bob", "carol"]);
+            let bad: Vec<_> = (0..MAX_ASKED - 1)
+                .map(|number| format!("bad{number}"))
+                .collect();
+            let mut hand = s.group_hand();
+            for group in &bad {
+                s.users.set(group, &["carol"]);
+                breaks(&s.users, group, fault);
+                for number in 0..3 {
+                    hand.gets_message(&format!("{group}-{number}"), group);
+                }
+            }
+            hand.flush();
+            s.users.set("new", &["bob"]);
+            hand.gets_message("n1", "new");
+            hand.flush();
+            receives(&mut bob, &["n1"]);
+            for group in &bad {
+                heals(&s.users, group);
+            }
+            hand.settles();
+            let mut next = std::collections::HashMap::new();
+            for _ in 0..3 * bad.len() {
+                let text = carol.next();
+                let id = text.split(r#""id":""#).nth(1).unwrap();
+                let (group, number) = id.split('"').next().unwrap().split_once('-').unwrap();
+                let expected = next.entry(group.to_owned()).or_insert(0);
+                assert_eq!(number, expected.to_string(), "{group}");
+                *expected += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn who_fails_again_and_again_is_asked_for_ever_more_rarely_and_few_at_a_time() {
+        let s = scene();
+        let mut hand = s.group_hand();
+        let bad: Vec<_> = (0..100).map(|number| format!("bad{number}")).collect();
+        for group in &bad {
+            s.users.fail_group(group, ErrorCode::Internal);
+            hand.gets_message("m", group);
+        }
+        hand.flush();
+        assert_eq!(s.users.calls(), bad.len());
+        // From now on each answer takes its time.
+        bad.iter().for_each(|group| s.users.slow_group(group));
+        let give_up = Instant::now() + PATIENCE;
+        while s.users.unanswered() < MAX_ASKED_AGAIN {
+            assert!(Instant::now() < give_up);
+            hand.idles();
+        }
+        hand.flush();
+        assert_eq!(s.users.unanswered(), MAX_ASKED_AGAIN);
+        assert_eq!(hand.due_in(), Duration::MAX, "an answer comes first");
+        s.users.answer();
+        while s.users.unanswered() < MAX_ASKED_AGAIN {
+            assert!(Instant::now() < give_up);
+            hand.idles();
+        }
+        assert_eq!(s.users.unanswered(), MAX_ASKED_AGAIN);
+    }
+
+    #[test]
+    fn only_so_many_are_asked_for_at_a_time_and_the_next_when_one_is_answered() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        let mut hand = s.group_hand();
+        for number in 0..MAX_ASKED + 10 {
+            let group = format!("slow{number}");
+            s.users.slow_group(&group);
+            hand.gets_message("m", &group);
+        }
+        hand.gets_message("t1", "team");
+        hand.flush();
+        assert_eq!(s.users.unanswered(), MAX_ASKED);
+        for _ in 0..10 {
+            s.users.answer();
+        }
+        hand.idles();
+        assert_eq!(s.users.unanswered(), MAX_ASKED);
+        assert!(bob.is_quiet());
+        s.users.answer();
+        hand.idles();
+        hand.idles();
+        receives(&mut bob, &["t1"]);
+    }
+
+    #[test]
+    fn a_flood_is_let_go_and_every_member_caught_up_once_they_are_known() {
+        for fault in faults() {
+            let s = scene();
+            let [mut alice, mut bob, dave] = s.join(["alice", "bob", "dave"]);
+            s.users.set("bad", &["alice", "bob"]);
+            s.users.set("few", &["bob"]);
+            breaks(&s.users, "bad", fault);
+            breaks(&s.users, "few", fault);
+            let mut hand = s.group_hand();
+            hand.gets_message("f1", "few");
+            hand.gets_message("b1", "bad");
+            for _ in 2..=MAX_MESSAGES {
+                hand.gets_from("carol", "b", "bad");
+            }
+            hand.flush();
+            // What alice sent herself is never unread: her devices get it now.
+            let mut own = [alice.next(), alice.next()];
+            own.sort();
+            assert!(own[0].contains(r#""b1""#) && own[1].contains(r#""f1""#));
+            assert!(alice.is_quiet() && bob.is_quiet());
+            hand.gets_message("b", "bad");
+            hand.flush();
+            receives(&mut alice, &["b"]);
+            assert!(!bob.takes_catch_up(), "not before the list is had");
+
+            for group in ["bad", "few"] {
+                heals(&s.users, group);
+            }
+            hand.settles();
+            assert!(bob.takes_catch_up() && alice.takes_catch_up());
+            assert!(!dave.takes_catch_up());
+            hand.gets_message("live", "bad");
+            hand.flush();
+            receives(&mut bob, &["live"]);
+            receives(&mut alice, &["live"]);
+        }
+    }
+
+    #[test]
+    fn where_there_is_no_room_a_busy_group_whose_list_has_expired_is_not_let_go() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        let mut hand = s.group_hand();
+        hand.gets_message("m", "team");
+        hand.flush();
+        s.users.slow_group("other");
+        for _ in 0..MAX_MESSAGES - 1 {
+            hand.gets_message("o", "other");
+        }
+        s.users.drop_question();
+        s.users.slow_group("team");
+        hand.gets_change("team");
+        hand.gets_message("m0", "team");
+        assert_eq!(s.users.answer(), "team");
+        for number in 1..100 {
+            hand.gets_message(&format!("m{number}"), "team");
+        }
+        hand.flush();
+        receives(&mut bob, &["m"]);
+        for number in 0..100 {
+            receives(&mut bob, &[&format!("m{number}")]);
+        }
+        assert!(!bob.takes_catch_up());
+    }
+
+    /// Those who wait for an answer wait alone, also where there is no more room.
+    #[test]
+    fn where_there_is_no_room_other_groups_are_held_up_for_a_moment_at_most() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        s.users.slow_group("slow");
+        s.users.slow_group("late");
+        let mut hand = s.group_hand();
+        hand.gets_message("late", "late");
+        for _ in 1..MAX_MESSAGES {
+            hand.gets_message("m", "slow");
+        }
+        let start = Instant::now();
+        s.users.set("new", &["bob"]);
+        for number in 0..1_000 {
+            let group = ["team", "new"][number % 2];
+            hand.gets_message(&format!("m{number}"), group);
+            hand.flush();
+            receives(&mut bob, &[&format!("m{number}")]);
+        }
+        for _ in 0..1_000 {
+            hand.gets_message("m", "slow");
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(s.users.unanswered(), 2);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_too() {
+        let s = scene();
+        let [bob] = s.join(["bob"]);
+        s.users.slow_group("team");
+        let mut hand = s.group_hand();
+        let mut large = group_message("m", "carol", "team");
+        large.content = "x".repeat(MAX_BYTES / 4);
+        for _ in 0..4 {
+            hand.gets("team", KIND_MESSAGE, &large.encode_to_vec());
+        }
+        heals(&s.users, "team");
+        hand.settles();
+        assert!(bob.takes_catch_up());
+    }
+
+    #[test]
+    fn a_message_that_is_larger_than_all_that_may_wait_waits_alone() {
+        let s = scene();
+        let [bob] = s.join(["bob"]);
+        s.users.slow_group("team");
+        let mut hand = s.group_hand();
+        let mut large = group_message("m", "carol", "team");
+        large.content = "x".repeat(MAX_BYTES + 1);
+        hand.gets("team", KIND_MESSAGE, &large.encode_to_vec());
+        assert!(hand.waiting.contains(&GroupId::new("team").unwrap()));
+        drop(hand);
+        assert!(bob.takes_catch_up());
+    }
+
+    #[test]
+    fn beyond_so_many_groups_everybody_is_caught_up() {
+        let s = scene();
+        let [mut alice, bob] = s.join(["alice", "bob"]);
+        s.users.fail(ErrorCode::ServiceUnavailable);
+        let mut hand = s.group_hand();
+        for number in 0..MAX_GROUPS {
+            let group = format!("g{number}");
+            match number {
+                0 => hand.gets_message("m1", &group),
+                _ => hand.waiting.members_changed(&GroupId::new(&group).unwrap()),
+            }
+        }
+        assert!(alice.is_quiet() && !bob.takes_catch_up());
+        hand.gets_message("m2", "team");
+        hand.flush();
+        assert!(bob.takes_catch_up() && alice.takes_catch_up());
+        receives(&mut alice, &["m1"]);
+        s.users.fail(None);
+        hand.settles();
+        receives(&mut alice, &["m2"]);
+    }
+
+    /// The answer that is on its way may have been made before the change.
+    #[test]
+    fn what_comes_after_a_change_is_for_those_who_are_members_after_it() {
+        let s = scene();
+        let [mut alice, mut bob, mut carol] = s.join(["alice", "bob", "carol"]);
+        s.users.slow_group("team");
+        let mut hand = s.group_hand();
+        hand.gets_message("m1", "team");
+        hand.gets_change("team");
+        hand.gets_message("m2", "team");
+        hand.gets_change("team");
+        hand.gets_message("m3", "team");
+        s.users.answer();
+        hand.flush();
+        receives(&mut bob, &["m1"]);
+        s.users.set("team", &["alice", "carol"]);
+        s.users.answer();
+        hand.settles();
+        receives(&mut alice, &["m1", "m2", "m3"]);
+        receives(&mut carol, &["m2", "m3"]);
+        assert!(bob.is_quiet());
+        assert!(s.users.unanswered() == 0);
+    }
+
+    #[test]
+    fn changes_that_do_not_end_let_messages_through() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        s.users.slow_group("team");
+        let mut hand = s.group_hand();
+        for number in 0..20 {
+            let id = format!("m{number}");
+            hand.gets_message(&id, "team");
+            hand.gets_change("team");
+            s.users.answer();
+            hand.flush();
+            receives(&mut bob, &[&id]);
+        }
+    }
+
+    #[test]
+    fn a_change_of_a_group_that_is_let_go_reaches_old_and_new_members() {
+        let s = scene();
+        let [bob, carol] = s.join(["bob", "carol"]);
+        s.users.slow_group("team");
+        let mut hand = s.group_hand();
+        for _ in 0..=MAX_MESSAGES {
+            hand.gets_message("m", "team");
+        }
+        hand.gets_message("m", "team");
+        hand.gets_change("team");
+        hand.gets_message("m", "team");
+        s.users.answer();
+        hand.flush();
+        assert!(bob.takes_catch_up() && !carol.takes_catch_up());
+        s.users.set("team", &["carol"]);
+        s.users.answer();
+        hand.settles();
+        assert!(carol.takes_catch_up());
+    }
+
+    #[test]
+    fn a_question_that_is_dropped_is_asked_again() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        s.users.slow_group("team");
+        let mut hand = s.group_hand();
+        hand.gets_message("m1", "team");
+        s.users.drop_question();
+        let give_up = Instant::now() + PATIENCE;
+        while s.users.unanswered() == 0 {
+            assert!(Instant::now() < give_up);
+            hand.idles();
+        }
+        s.users.answer();
+        hand.settles();
+        receives(&mut bob, &["m1"]);
+    }
+
+    #[test]
+    fn what_waits_when_the_hand_is_dropped_is_left_to_catch_up_own_copies_apart() {
+        let s = scene();
+        let [mut alice, bob] = s.join(["alice", "bob"]);
+        s.users.slow_group("team");
+        let mut hand = s.group_hand();
+        hand.gets_message("m1", "team");
+        drop(hand);
+        assert!(bob.takes_catch_up() && alice.takes_catch_up());
+        receives(&mut alice, &["m1"]);
+        // An answer that comes now finds nobody.
+        s.users.answer();
+        let mut next = s.group_hand();
+        next.gets_message("m2", "team");
+        s.users.answer();
+        next.settles();
+        receives(&mut alice, &["m2"]);
+    }
+
+    #[test]
+    fn an_expired_list_is_asked_for_while_other_groups_go_on() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        s.users.set("other", &["bob"]);
+        let mut hand = s.group_hand();
+        for group in ["team", "other"] {
+            hand.gets_message(group, group);
+            hand.flush();
+            receives(&mut bob, &[group]);
+        }
+        s.users.slow_group("team");
+        hand.gets_message("t1", "team");
+        hand.gets_change("team");
+        hand.gets_message("t2", "team");
+        hand.gets_message("o1", "other");
+        hand.gets_message("t3", "team");
+        hand.flush();
+        // What came before the change is for those who were known.
+        receives(&mut bob, &["t1", "o1"]);
+        s.users.answer();
+        hand.settles();
+        receives(&mut bob, &["t2", "t3"]);
+    }
+
+    #[test]
+    fn many_that_waited_come_in_trains_that_find_room() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        s.users.slow_group("team");
+        let mut hand = s.group_hand();
+        let ids: Vec<_> = (0..MAX_MESSAGES)
+            .map(|number| format!("m{number}"))
+            .collect();
+        ids.iter().for_each(|id| hand.gets_message(id, "team"));
+        s.users.answer();
+        let reader = std::thread::spawn(move || {
+            ids.iter().for_each(|id| receives(&mut bob, &[id]));
+            bob
+        });
+        hand.settles();
+        assert!(reader.join().unwrap().close_reason().is_none());
+    }
+}

@@ -1,0 +1,61 @@
+//! How addresses, origins and paths are written.
+
+use std::net::Ipv6Addr;
+
+use http::Uri;
+use http::uri::Scheme;
+
+/// `http://host:port`. Read by the parser that tonic has for addresses, so that it refuses none that passes here. It
+/// would take user, path and query too, and use nothing of them.
+pub(super) fn is_service(address: &str) -> bool {
+    let Ok(uri) = address.parse::<Uri>() else {
+        return false;
+    };
+    let Some(authority) = uri.authority() else {
+        return false;
+    };
+    uri.scheme() == Some(&Scheme::HTTP)
+        && uri.path_and_query().is_none_or(|rest| rest == "/")
+        && !address.contains('#')
+        && is_authority(authority.as_str())
+}
+
+/// `scheme://host` or `scheme://host:port`, as a browser writes it.
+pub(super) fn is_origin(text: &str) -> bool {
+    let Some((scheme, authority)) = text.split_once("://") else {
+        return false;
+    };
+    let of_a_scheme = |b: u8| b.is_ascii_alphanumeric() || b"+.-".contains(&b);
+    scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.bytes().all(of_a_scheme)
+        && is_authority(authority)
+}
+
+/// `host` or `host:port`.
+fn is_authority(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        // The colon is one of an IPv6 address.
+        Some((_, rest)) if rest.ends_with(']') => (text, None),
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let is_port =
+        |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    is_host(host) && port.is_none_or(is_port)
+}
+
+/// RFC 3986, section 3.3: `pchar`, and the slashes between.
+pub(super) fn is_of_a_path(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&b)
+}
+
+/// Whether this is a host's name, an IPv4 address, or an IPv6 address in brackets.
+pub(super) fn is_host(text: &str) -> bool {
+    match text.strip_prefix('[').and_then(|v6| v6.strip_suffix(']')) {
+        Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+            !text.is_empty() && text.bytes().all(plain)
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! A call that did not succeed: what that tells of the service and of its address, and whether the
+//! call may be repeated.
+
+use std::error::Error;
+use std::{fmt, iter};
+
+use http::StatusCode;
+use percent_encoding::percent_decode;
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
+
+use super::{ErrorCode, Kind, ServiceError};
+
+/// How much of a status message is passed on, in characters.
+const MAX_TEXT: usize = 256;
+
+/// How servers say that their answer is larger than they may send: tonic, grpc-go, the C core and
+/// what is built on it, .NET, Node.
+const OWN_LIMIT: [&str; 5] = [
+    "encoded message length too large",
+    "trying to send message larger than max",
+    "sent message larger than max",
+    "sending message exceeds the maximum",
+    "attempted to send message with a size larger",
+];
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub why: Why,
+    pub code: Code,
+    /// Safe to show: short, and without control characters.
+    pub text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The service said so.
+    Told,
+    /// The answer is larger than the service may send, or than is taken.
+    TooLarge,
+    /// No server was reached.
+    Unreached,
+    /// The connection went away before the call was written or looked at.
+    GoingAway,
+    /// The server refused the call before it looked at it.
+    Refused,
+    /// No answer came, or none that is gRPC: nobody knows what became of the call.
+    Lost,
+    /// No answer came in time.
+    Late,
+}
+
+/// What an address is good for, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Health {
+    Well,
+    /// It turns calls or connections away, as one does that is about to be restarted, and a proxy
+    /// after each thousand calls.
+    Leaving,
+    Broken,
+}
+
+impl Failure {
+    pub fn new(why: Why, text: &str) -> Self {
+        let code = match why {
+            Why::TooLarge => Code::OutOfRange,
+            Why::Late => Code::DeadlineExceeded,
+            _ => Code::Unavailable,
+        };
+        let text = readable(text);
+        Self { why, code, text }
+    }
+
+    /// What the service says, in its own words.
+    pub fn told(code: Code, message: &[u8]) -> Self {
+        let text = percent_decode(message).decode_utf8_lossy();
+        let lower = text.to_lowercase();
+        let too_large = matches!(code, Code::OutOfRange | Code::ResourceExhausted)
+            && OWN_LIMIT.iter().any(|words| lower.contains(words));
+        let why = if too_large { Why::TooLarge } else { Why::Told };
+        let text = readable(&text);
+        Self { why, code, text }
+    }
+
+    /// An answer that is no gRPC: by gRPC's mapping of HTTP statuses, except that 401 and 403 are
+    /// UNAVAILABLE. They are about this gateway, which the proxy does not let through; taken for the
+    /// User Service's word they would log every client out. So is 200, which says nothing here.
+    pub fn not_grpc(status: StatusCode, what: impl fmt::Display) -> Self {
+        let code = match status.as_u16() {
+            400 => Code::Internal,
+            404 => Code::Unimplemented,
+            200 | 401 | 403 | 429 | 502..=504 => Code::Unavailable,
+            _ => Code::Unknown,
+        };
+        let text = format!("no gRPC: HTTP status {}, {what}", status.as_u16());
+        Self {
+            code,
+            ..Self::new(Why::Lost, &text)
+        }
+    }
+
+    /// What went wrong on the way to an answer. Only what is certain counts as not processed: a
+    /// GOAWAY covers only the calls above its last stream (RFC 9113, 6.8), and h2 gives its error to
+    /// no other.
+    pub fn on_the_way(error: &(dyn Error + 'static)) -> Self {
+        let why = chain(error).find_map(|error| {
+            if error.is::<ConnectError>() {
+                return Some(Why::Unreached);
+            }
+            if error.is::<TimeoutExpired>() {
+                return Some(Why::Late);
+            }
+            // hyper still had the whole request.
+            if error.downcast_ref().is_some_and(hyper::Error::is_canceled) {
+                return Some(Why::GoingAway);
+            }
+            let http2: &h2::Error = error
+                .downcast_ref()
+                .filter(|e: &&h2::Error| e.is_remote())?;
+            if http2.is_go_away() {
+                return Some(Why::GoingAway);
+            }
+            (http2.reason() == Some(h2::Reason::REFUSED_STREAM)).then_some(Why::Refused)
+        });
+        Self::new(why.unwrap_or(Why::Lost), &root(error))
+    }
+
+    /// What went wrong once an answer had begun: the server looked at the call.
+    pub fn broken_off(error: &(dyn Error + 'static)) -> Self {
+        Self::new(Why::Lost, &root(error))
+    }
+
+    /// What a client of tonic's makes of a call: a failure from below comes as its source.
+    pub fn of(status: &Status) -> Self {
+        let below = status.source().and_then(<dyn Error>::downcast_ref::<Self>);
+        below.cloned().unwrap_or_else(|| Self {
+            why: Why::Told,
+            code: status.code(),
+            text: readable(status.message()),
+        })
+    }
+
+    /// Whether the address is there and speaks for the service: its word on the call counts.
+    pub fn is_answer(&self) -> bool {
+        match self.why {
+            Why::Told => self.code != Code::Unavailable,
+            Why::TooLarge => true,
+            _ => false,
+        }
+    }
+
+    /// What the address is good for, after this. One that is late may have much to do.
+    pub fn health(&self) -> Health {
+        match self.why {
+            Why::GoingAway | Why::Refused => Health::Leaving,
+            Why::Late => Health::Well,
+            _ if self.is_answer() => Health::Well,
+            _ => Health::Broken,
+        }
+    }
+
+    /// What a client is told. A service's own words are passed on where they concern the request;
+    /// what went wrong inside stays inside.
+    pub fn for_client(self, service: &str) -> ServiceError {
+        let own_words = || self.text.clone();
+        let (code, message) = match self.code {
+            _ if self.why == Why::TooLarge => (
+                ErrorCode::Internal,
+                format!("The {service}'s answer is too large"),
+            ),
+            Code::InvalidArgument | Code::OutOfRange => (ErrorCode::InvalidMessage, own_words()),
+            Code::Unauthenticated => (ErrorCode::Unauthenticated, own_words()),
+            Code::PermissionDenied => (ErrorCode::PermissionDenied, own_words()),
+            Code::NotFound => (ErrorCode::NotFound, own_words()),
+            Code::ResourceExhausted => (ErrorCode::RateLimited, own_words()),
+            Code::Unavailable => (
+                ErrorCode::ServiceUnavailable,
+                format!("The {service} is not available"),
+            ),
+            Code::DeadlineExceeded => (
+                ErrorCode::DeadlineExceeded,
+                format!("The {service} did not answer in time"),
+            ),
+            _ => (ErrorCode::Internal, format!("The {service} failed")),
+        };
+        let error = ServiceError::new(code, message);
+        ServiceError {
+            kind: match self.why {
+                Why::Told => error.kind,
+                Why::TooLarge => Kind::TooLarge,
+                _ => Kind::OutOfReach,
+            },
+            cause: if error.message == self.text {
+                String::new()
+            } else {
+                self.text
+            },
+            ..error
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for Failure {}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |&error| error.source())
+}
+
+/// The last error of the chain: "connection refused", not "transport error".
+fn root(error: &(dyn Error + 'static)) -> String {
+    let root = chain(error).last().map(ToString::to_string);
+    root.unwrap_or_default()
+}
+
+/// The beginning of `text`, without control characters.
+fn readable(text: &str) -> String {
+    let readable = text.chars().filter(|char| !char.is_control());
+    readable.take(MAX_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client_of(code: Code, message: &str) -> ServiceError {
+        Failure::told(code, message.as_bytes()).for_client("User Service")
+    }
+
+    #[test]
+    fn statuses_become_error_codes() {
+        for (status, code) in [
+            (Code::Unauthenticated, ErrorCode::Unauthenticated),
+            (Code::PermissionDenied, ErrorCode::PermissionDenied),
+            (Code::NotFound, ErrorCode::NotFound),
+            (Code::InvalidArgument, ErrorCode::InvalidMessage),
+            (Code::OutOfRange, ErrorCode::InvalidMessage),
+            (Code::ResourceExhausted, ErrorCode::RateLimited),
+            (Code::Unavailable, ErrorCode::ServiceUnavailable),
+            (Code::DeadlineExceeded, ErrorCode::DeadlineExceeded),
+            (Code::DataLoss, ErrorCode::Internal),
+            (Code::Unknown, ErrorCode::Internal),
+        ] {
+            let failed = client_of(status, "x");
+            assert_eq!(failed.code, code);
+            let out_of_reach = matches!(status, Code::Unavailable | Code::DeadlineExceeded);
+            assert_eq!(failed.is_out_of_reach(), out_of_reach, "{failed}");
+            assert!(!failed.is_too_large(), "{failed}");
+        }
+    }
+
+    #[test]
+    fn what_went_wrong_inside_is_for_the_log_alone() {
+        let failed = client_of(Code::Internal, "table users is locked");
+        assert_eq!(failed.message, "The User Service failed");
+        assert_eq!(failed.cause, "table users is locked");
+        assert_eq!(client_of(Code::NotFound, "no such group").cause, "");
+    }
+
+    #[test]
+    fn an_answer_that_a_server_may_not_send_is_no_fault_of_the_client() {
+        for (code, message) in [
+            (
+                Code::OutOfRange,
+                "Error, encoded message length too large: found 9 bytes, the limit is: 1 bytes",
+            ),
+            (
+                Code::ResourceExhausted,
+                "grpc: trying to send message larger than max (9 vs. 1)",
+            ),
+            (
+                Code::ResourceExhausted,
+                "Sent message larger than max (9 vs. 1)",
+            ),
+            (
+                Code::ResourceExhausted,
+                "Sending message exceeds the maximum configured message size.",
+            ),
+        ] {
+            let failed = client_of(code, message);
+            assert!(
+                failed.is_too_large() && !failed.is_out_of_reach(),
+                "{failed}"
+            );
+            assert_eq!(failed.code, ErrorCode::Internal);
+        }
+        // The request was too large, or something else is meant.
+        for (code, message) in [
+            (
+                Code::OutOfRange,
+                "Error, decoded message length too large: found 9 bytes",
+            ),
+            (Code::ResourceExhausted, "too many requests"),
+            (Code::ResourceExhausted, "message too large"),
+        ] {
+            let failed = client_of(code, message);
+            assert!(!failed.is_too_large(), "{failed}");
+        }
+    }
+
+    #[test]
+    fn http_statuses_become_error_codes_and_none_is_an_answer() {
+        for (status, code) in [
+            (200, ErrorCode::ServiceUnavailable),
+            (204, ErrorCode::Internal),
+            (302, ErrorCode::Internal),
+            (400, ErrorCode::Internal),
+            (401, ErrorCode::ServiceUnavailable),
+            (403, ErrorCode::ServiceUnavailable),
+            (404, ErrorCode::Internal),
+            (408, ErrorCode::Internal),
+            (429, ErrorCode::ServiceUnavailable),
+            (431, ErrorCode::Internal),
+            (500, ErrorCode::Internal),
+            (502, ErrorCode::ServiceUnavailable),
+            (503, ErrorCode::ServiceUnavailable),
+            (504, ErrorCode::ServiceUnavailable),
+            (520, ErrorCode::Internal),
+        ] {
+            let failed = Failure::not_grpc(StatusCode::from_u16(status).unwrap(), "text/html");
+            assert_eq!(failed.health(), Health::Broken, "{status}");
+            let failed = failed.for_client("User Service");
+            assert_eq!(failed.code, code, "{status}");
+            assert!(failed.is_out_of_reach(), "{status}");
+            assert!(failed.cause.contains(&status.to_string()), "{failed}");
+        }
+    }
+
+    #[test]
+    fn a_status_message_is_made_readable() {
+        let long = "ü".repeat(100_000);
+        for (message, told) in [
+            (&b"plain"[..], "plain"),
+            (b"J%C3%BCrgen", "Jürgen"),
+            (b"J\xfcrgen", "J\u{fffd}rgen"),
+            (b"J%FCrgen", "J\u{fffd}rgen"),
+            (b"100% of %zz %", "100% of %zz %"),
+            (b"a%00b%0d%0ac%1b[31md", "abc[31md"),
+            (b"", ""),
+            (long.as_bytes(), &long[..2 * MAX_TEXT]),
+        ] {
+            assert_eq!(Failure::told(Code::NotFound, message).text, told);
+        }
+    }
+}
