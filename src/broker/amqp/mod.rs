@@ -1,7 +1,7 @@
 //! RabbitMQ through amiquip, which is named in this file alone, so that it can be replaced; that
 //! makes it longer than other files. What amiquip 0.4.2 would let happen, and this wrapper does
 //! not: an `open`, `close` or drop that hangs on a broker that stalls, a connection without
-//! heartbeats, an error that shows the password.
+//! heartbeats, an error that shows the password, a delivery that ends the connection.
 //!
 //! A [`Link`] is one connection, a [`Channel`] one channel of it. Calls that wait for the broker
 //! have no timeout of their own: they end after two heartbeats without a sign of life, or at once
@@ -19,9 +19,10 @@ use std::thread;
 use std::time::Duration;
 
 use amiquip::{
-    AmqpProperties, AmqpValue, Confirm, ConfirmPayload, Connection, ConnectionBlockedNotification,
-    ConsumerMessage, ConsumerOptions, Error, ExchangeDeclareOptions, ExchangeType, FieldTable,
-    Publish, QueueDeclareOptions, QueueDeleteOptions,
+    AmqpProperties, AmqpValue, Auth, Confirm, ConfirmPayload, Connection,
+    ConnectionBlockedNotification, ConnectionOptions, ConnectionTuning, ConsumerMessage,
+    ConsumerOptions, Error, ExchangeDeclareOptions, ExchangeType, FieldTable, Publish,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError, bounded, select};
 

@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning, Error};
 use crossbeam::channel::{bounded, select};
 use parking_lot::Mutex;
 
 use super::resolve::Resolver;
 use super::socket::{Cutter, Socket};
-use super::{AmqpError, Link, Result, bad_login, lost, told};
+use super::{
+    AmqpError, Auth, Connection, ConnectionOptions, ConnectionTuning, Error, Link, Result,
+    bad_login, lost, told,
+};
 use crate::broker::Endpoint;
 use crate::broker::quit::Quit;
 
@@ -31,7 +33,7 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// `heartbeat`: whole seconds.
+    /// `name` says who we are. `heartbeat`: whole seconds.
     pub fn new(endpoint: Endpoint, name: String, heartbeat: Duration) -> Self {
         Self {
             resolver: Resolver::new(endpoint.address()),
@@ -41,6 +43,7 @@ impl Opener {
         }
     }
 
+    /// Ends within [`OPEN_TIMEOUT`], and at once when told to quit.
     pub fn open(&mut self, quit: &Quit) -> Result<Link> {
         let deadline = Instant::now() + OPEN_TIMEOUT;
         let attempt = Attempt {

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::broker::amqp::ExchangeKind;
-use crate::broker::topology::declare_shared;
 
 /// Often, so that no test waits for it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -94,8 +93,9 @@ fn every_gateway_notices_a_deleted_exchange() {
     let mut users = sides.each_ref().map(|side| side.join("bob"));
     let mut link = open(&url);
     let channel = link.channel().unwrap();
-    channel.delete_exchange(TOPIC_EXCHANGE).unwrap();
-    declare_shared(&mut link).unwrap();
+    channel.delete_exchange(DIRECT_EXCHANGE).unwrap();
+    let kind = ExchangeKind::Direct;
+    channel.declare_exchange(DIRECT_EXCHANGE, kind).unwrap();
     for (side, bob) in sides.iter().zip(&users) {
         bob.is_caught_up();
         side.comes_up();
