@@ -22,13 +22,19 @@
 //! | to change | look at |
 //! | --- | --- |
 //! | a request or a push of the client protocol | `client/request.rs`, `client/protocol.rs`, `client/dispatch.rs` |
-//! | who is let in | `client/handshake.rs`, `client/accept.rs` |
+//! | who is let in | `client/accept.rs`, `client/handshakes.rs`, `client/head.rs`, `client/address.rs`, `client/handshake.rs` |
+//! | an HTTP answer | `client/answer.rs` |
+//! | what a token is worth, and when it is asked about again | `client/token.rs` |
 //! | a close code | `client/close.rs` |
-//! | when unread messages are pushed | `client/catch_up.rs`, `client/hold.rs` |
+//! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/hold.rs` |
+//! | who is idle, stuck or slow | `client/liveness.rs` |
 //! | how bytes leave | `client/outbox.rs`; to many at once: `broker/fan_out.rs` |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
-//! | a call to a service | `services/mod.rs`, `services/grpc.rs` |
+//! | what of a delivery reaches amiquip | `broker/amqp/sanitize.rs` |
+//! | whom a group's message is for | `broker/groups.rs`, `broker/asking.rs`, `broker/waiting.rs`, `broker/deliver/group.rs` |
+//! | what is published again, and when | `reference/lanes.rs`, `broker/publisher.rs`, `broker/amqp/confirms.rs` |
+//! | a call to a service | `services/mod.rs`, `services/grpc.rs`; what counts as an answer, and what a failure means: `services/answer.rs`, `services/failure.rs`, `services/upstream.rs` |
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
 //! | what starts and stops, in which order | [`gateway`] |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
@@ -56,12 +62,17 @@
 //! - Delivering never blocks on a client, and wakes no connection's thread unless its socket is full.
 //! - What comes to one connection comes in its queue's order: a consumer goes on once all the threads
 //!   that write a group's message have written it.
-//! - Every queue is bounded. A chat message that finds no room closes the connection, which gets
-//!   it on its return; it is never dropped silently.
+//! - Every queue is bounded. A chat message that finds no room makes the connection fall back to its
+//!   inbox, from which it comes at the client's pace; it is never dropped silently.
 //! - A delivery is acknowledged after it is in the queues of all local recipients, by the thread
-//!   that received it.
+//!   that received it; or when it waits for its group's members, where what is lost is left to
+//!   catch-up.
+//! - Nothing that a publisher writes, and nothing that a service or a proxy answers, ends more than
+//!   itself.
 //! - Every thread has a name and is joined; one closer of a stalled broker connection apart.
-//! - A panic ends one connection, and no more.
+//! - A panic ends one connection, and no more; in a thread that serves everybody it has the thread
+//!   run again, or the process end with an error (`threads.rs`).
+//! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
 //!   and tokio in `services` and `reference`. `tests/it/architecture.rs` holds the code to this.
