@@ -164,8 +164,14 @@ pub(super) fn read_before(
     into: &mut [u8],
     deadline: Instant,
 ) -> io::Result<usize> {
-    socket.set_read_timeout(Some(time_left(deadline)?))?;
-    socket.read(into)
+    loop {
+        socket.set_read_timeout(Some(time_left(deadline)?))?;
+        match socket.read(into) {
+            // A wait with a timeout ends so when the process is stopped and goes on (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Writes all of `bytes` by `deadline`, or fails.

@@ -204,6 +204,8 @@ fn a_gateway_stops_at_once_while_groups_are_bad() {
 struct Real {
     backend: Backend,
     _services: Services,
+    /// The broker's URL.
+    url: String,
     wire: Wire,
     gateway: Gateway,
 }
@@ -227,9 +229,26 @@ impl Real {
         Self {
             backend,
             _services: services,
+            url,
             wire,
             gateway,
         }
+    }
+
+    /// Waits until all that was delivered is acknowledged: what is not comes again.
+    fn all_is_acknowledged(&self) {
+        let (_, vhost) = self.url.rsplit_once('/').expect("a virtual host");
+        let list = [
+            "list_queues",
+            "--no-table-headers",
+            "-p",
+            vhost,
+            "messages_unacknowledged",
+        ];
+        wait_until("all is acknowledged", || {
+            let counts = Broker::shared().rabbitmqctl(&list);
+            counts.split_whitespace().all(|count| count == "0")
+        });
     }
 }
 
@@ -277,6 +296,7 @@ fn what_waits_when_the_broker_is_lost_comes_with_the_catch_up() {
         assert_eq!(ids(&client.messages_until(&good)), [good.as_str()]);
     }
     bob.ack(&[&good]);
+    real.all_is_acknowledged();
     let connections = real.wire.connections();
     real.wire.cut();
     bob.expect_message(&waits);

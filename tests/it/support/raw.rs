@@ -1,6 +1,7 @@
 //! A raw TCP socket: HTTP heads and WebSocket frames byte by byte, also such as no client library
 //! would send.
 
+use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -207,7 +208,7 @@ impl Raw {
         match self.stream.read(&mut bytes) {
             Ok(0) => return None,
             Ok(read) => self.buffer.extend(&bytes[..read]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
             Err(_) => return None,
         }
         Some(self.whole_frames())
@@ -346,6 +347,7 @@ impl Raw {
                 true
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.fill(),
             Err(error) => panic!("nothing to read for {:?}: {error}", start.elapsed()),
         }
     }
