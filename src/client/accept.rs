@@ -29,7 +29,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// How often those who wait for a handshake are looked after while nobody comes.
 const ROUND: Timespec = Timespec {
     tv_sec: 0,
-    tv_nsec: 10_000_000,
+    tv_nsec: 2_000_000,
 };
 
 /// The client listener and everything behind it.

@@ -101,6 +101,11 @@ impl CatchUp {
         }
     }
 
+    /// Whether all is sent and nothing is due.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.stage, Stage::Idle)
+    }
+
     /// Does what is due, at most one page; call it when nothing waits for the socket. Answers when
     /// it wants to be called again, if at all before the next request.
     pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {

@@ -2,7 +2,8 @@
 //!
 //! The system keeps every page of a stack that was ever touched. What only the beginning of a
 //! connection needs, head and token and log lines, is given back before the long wait for frames:
-//! half of the reader's pages, 8 of the 16 KiB that its thread takes.
+//! half of the reader's pages, 8 of the 16 KiB that its thread takes; and of the writer's what its
+//! first calls to the services took.
 
 use std::ffi::c_void;
 

@@ -16,6 +16,7 @@ use super::connection::Connection;
 use super::failpoint;
 use super::frame::Frame;
 use super::liveness::{Liveness, Seen};
+use super::stack;
 use super::token::{TokenCheck, seconds_left};
 
 /// The longest sleep, so that a change of the wall clock is noticed.
@@ -27,8 +28,15 @@ pub(super) fn run(connection: &Connection, context: &Context, catch_up_at: Insta
     connection.outbox.set_writer(thread::current());
     let served = catch_unwind(AssertUnwindSafe(|| {
         let mut writer = Writer::new(connection, context, catch_up_at);
+        let mut trimmed = false;
         while !connection.is_closing() {
-            match writer.work() {
+            let next = writer.work();
+            // What its calls to the services took of the stack is given back before the long wait.
+            if !trimmed && writer.catch_up.is_idle() {
+                stack::trim();
+                trimmed = true;
+            }
+            match next {
                 Ok(wake_at) => {
                     thread::park_timeout(wake_at.saturating_duration_since(Instant::now()))
                 }
