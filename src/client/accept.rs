@@ -181,6 +181,8 @@ impl Shared {
             admission,
         } = newcomer;
         let peer = admission.peer();
+        // Boxed, so that it takes no room on the connection's stack.
+        let admission = Box::new(admission);
         let context = Arc::clone(&self.context);
         let own = Arc::clone(&socket);
         let spawned = self

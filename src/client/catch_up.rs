@@ -155,6 +155,8 @@ impl CatchUp {
         self.stage = Stage::Running(now);
     }
 
+    /// Not inlined, since its frame is large: see [`stack`](super::stack).
+    #[inline(never)]
     fn page(&mut self, connection: &Connection, now: Instant) {
         if connection.outbox.progress().in_flight > LOW_WATER {
             self.stage = Stage::Running(now + self.look);

@@ -35,7 +35,7 @@ const ROUTE_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) fn run(
     id: ConnectionId,
     socket: Arc<TcpStream>,
-    mut admission: Admission,
+    mut admission: Box<Admission>,
     context: &Arc<Context>,
 ) {
     if let Some(session) = shake_hands(id, &socket, &mut admission, context) {

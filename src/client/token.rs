@@ -130,10 +130,17 @@ impl TokenCheck {
             return Some(due);
         }
         self.due = None;
-        let token = &connection.token;
-        if !token.doubted.swap(false, SeqCst) {
-            return None;
+        if connection.token.doubted.swap(false, SeqCst) {
+            self.ask(connection, now)
+        } else {
+            None
         }
+    }
+
+    /// Not inlined, since its frame is large: see [`stack`](super::stack).
+    #[inline(never)]
+    fn ask(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
+        let token = &connection.token;
         let Some(permit) = self.pacing.acquire_within(PERMIT_WITHIN) else {
             token.doubt();
             return Some(now);

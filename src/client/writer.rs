@@ -91,6 +91,9 @@ impl<'c> Writer<'c> {
 
     /// Does what is due, none of it for longer than a call to a service. Answers when to be called
     /// again, or why the connection is to end.
+    ///
+    /// Not inlined: its frame is large, and would stay on the stack of a thread that waits.
+    #[inline(never)]
     fn work(&mut self) -> Result<Instant, CloseReason> {
         let connection = self.connection;
         if connection.outbox.is_handed_over() {
