@@ -49,6 +49,7 @@
 //! | `consume-single`, `-group`, `-presence` | one for each queue: deliver, acknowledge |
 //! | `fan-out-<n>` | write to a large group's members beside the consumer; one for each further core, at most 3 |
 //! | `broker`, `routes` | keeps the broker connection; binds and unbinds users |
+//! | `amqp-resolve`, `amqp-open`, `amqp-close` | one at a time, for what may hang: look the broker up, connect, take leave |
 //! | `presence` | tells the Presence Service who is here, renews the lease |
 //! | `probe` | asks the services whether they are in reach, for `/readyz` |
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
@@ -69,7 +70,8 @@
 //!   catch-up.
 //! - Nothing that a publisher writes, and nothing that a service or a proxy answers, ends more than
 //!   itself.
-//! - Every thread has a name and is joined; one closer of a stalled broker connection apart.
+//! - Every thread has a name and is joined; apart from one closer of a stalled broker connection, and
+//!   from one look-up of its name to which the system still owes the answer when the process ends.
 //! - A panic ends one connection, and no more; in a thread that serves everybody it has the thread
 //!   run again, or the process end with an error (`threads.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
