@@ -79,7 +79,7 @@ impl Feed for Supervisor {
 pub enum StartError {
     /// The client listener's address cannot be bound: in use, or not this host's.
     Listen { addr: SocketAddr, error: io::Error },
-    /// A value that [`config::load`](crate::config::load) lets nobody have: mend it.
+    /// A value that reading the configuration lets nobody have: mend it.
     Configuration(String),
     /// The gRPC runtime does not start.
     Services(String),
