@@ -21,11 +21,11 @@ pub enum CloseReason {
     Internal,
     /// The gateway is shutting down.
     ShuttingDown,
-    /// The queue was full and the socket took nothing more.
+    /// The client is behind and takes next to nothing, or has no room for its own user's messages.
     SlowConsumer,
-    /// No frame within `session.idle_timeout`.
+    /// A ping that was not answered within `session.idle_timeout`.
     Idle,
-    /// A write that took nothing for `session.write_timeout`.
+    /// The client took nothing for `session.write_timeout`, and next to nothing for six of them.
     WriteTimeout,
     /// The token's time is over.
     TokenExpired,
