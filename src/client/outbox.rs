@@ -263,9 +263,12 @@ impl Outbox {
     /// How far the client is.
     pub(super) fn progress(&self) -> Progress {
         let side = self.write_side.lock();
-        let in_flight = kernel::in_flight(&self.socket).min(side.sent);
+        let sent = side.sent;
+        let in_flight = kernel::in_flight(&self.socket).min(sent);
+        drop(side);
+        self.look_again();
         Progress {
-            taken: side.sent - in_flight,
+            taken: sent - in_flight,
             in_flight,
         }
     }
@@ -812,6 +815,28 @@ mod tests {
         assert_eq!(bytes, [&[0], Frame::close(4004, "").bytes()].concat());
     }
 
+    /// Whoever looks how far the client is holds the write side for a moment.
+    #[test]
+    fn a_look_at_the_progress_strands_nobody() {
+        let (outbox, mut client) = outbox(64, 1 << 20);
+        outbox.flush();
+        read(&mut client, 1);
+        let looker = thread::spawn({
+            let outbox = Arc::clone(&outbox);
+            move || {
+                while outbox.closing().is_none() {
+                    outbox.progress();
+                }
+            }
+        });
+        for n in 0..20_000 {
+            outbox.send(&number(n));
+            assert_eq!(read(&mut client, 4), n.to_be_bytes());
+        }
+        outbox.close(CloseReason::Internal);
+        looker.join().unwrap();
+    }
+
     /// Several deliverers and a writer thread at once: nothing is stranded, and what one deliverer
     /// sends stays in its order.
     #[test]
@@ -827,7 +852,8 @@ mod tests {
                     if outbox.is_handed_over() {
                         outbox.drain();
                     } else {
-                        thread::park();
+                        thread::park_timeout(Duration::from_micros(50));
+                        outbox.progress();
                     }
                 }
             }
