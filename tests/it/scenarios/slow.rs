@@ -245,9 +245,10 @@ fn behind_once(size: Behind) -> Figures {
         .users(all.iter().copied().chain(["alice"]))
         .group("all", all.iter().copied().chain(["alice"]))
         .set("session.send_queue", 64)
-        // Whoever is thought to be idle is closed soon.
+        // Whoever is thought to be idle is closed soon; but a ping may wait in a client's own
+        // receive buffer, for 13 s at 10 KB/s.
         .set("session.ping_interval", "1s")
-        .set("session.idle_timeout", "4s")
+        .set("session.idle_timeout", "20s")
         .set("services.timeout", "3s")
         .set("limits.rate", 100_000)
         .set("limits.burst", 100_000)
