@@ -266,7 +266,9 @@ pub fn unread_on_connect(unread: usize, live: usize) -> Figures {
 pub fn batches(rounds: usize, size: usize) -> Figures {
     let cluster = Cluster::on(
         Broker::shared(),
-        &settings().set("session.send_queue", 16),
+        &settings()
+            .set("session.send_queue", 16)
+            .set("log.level", "info"),
         2,
     );
     let (mut alice, mut bob) = (cluster.connect(0, "alice"), cluster.connect(1, BOB));
@@ -287,7 +289,15 @@ pub fn batches(rounds: usize, size: usize) -> Figures {
         received.iter().for_each(|id| ledger.received(BOB, id));
         bob.ack(&sent);
     }
-    each_once_in_order(&ledger)
+    let mut figures = Figures::of(ledger.report());
+    figures.demand_unnoticed();
+    // What was on its way when he fell back, and was not acknowledged yet, comes again.
+    let fell_back = cluster.gateways[1]
+        .stderr()
+        .contains("Fell back to the inbox");
+    let clause = "each comes once, unless the client falls back to its inbox";
+    figures.demand(figures.duplicated == 0 || fell_back, clause);
+    figures
 }
 
 /// Reads until all of `due` have come, or nothing more comes in time, and up to a fence behind
