@@ -79,10 +79,12 @@
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
 //!   and tokio in `services` and `reference`. `tests/it/architecture.rs` holds the code to this.
 
+mod backoff;
 pub mod broker;
 mod capacity;
 pub mod client;
 pub mod config;
+pub mod error;
 pub mod gateway;
 pub mod ids;
 pub mod logging;

@@ -1,18 +1,16 @@
-//! Threads that come and go, each with a name, all joined in the end, by a deadline; and what
-//! becomes of a panic in one that the process cannot do without.
-//!
-//! A thread cannot join itself. So each one that ends leaves its handle behind and joins the one
-//! that ended before it: at any time at most one ended thread waits to be joined.
+//! Threads, each with a name, all joined in the end, by a deadline. A [`Worker`] serves everybody
+//! until it is told to stop; [`Threads`] come and go with the connections that they serve.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::Sender;
-use log::warn;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
+use log::{error, warn};
 use parking_lot::{Condvar, Mutex};
 
 /// What std gives a thread that asks for nothing else.
@@ -26,7 +24,110 @@ const PANICS_WITHIN: Duration = Duration::from_secs(60);
 /// rest cannot do without.
 pub type Fatal = Sender<String>;
 
-/// A set of running threads.
+/// Gives the signal to stop when it is dropped, and so also when its owner panics.
+#[derive(Debug)]
+pub struct StopGuard {
+    _signal: Sender<Infallible>,
+}
+
+/// The signal to stop, given once and heard by every thread that waits for it. Nothing is ever
+/// sent: the channel's end is the signal.
+#[derive(Debug, Clone)]
+pub struct StopSignal(Receiver<Infallible>);
+
+impl StopSignal {
+    pub fn pair() -> (StopGuard, Self) {
+        let (signal, heard) = bounded(0);
+        (StopGuard { _signal: signal }, Self(heard))
+    }
+
+    /// A signal that nobody gives.
+    pub fn never() -> Self {
+        Self(never())
+    }
+
+    /// Waits, and answers early with `true` once the signal is given.
+    pub fn within(&self, wait: Duration) -> bool {
+        self.by(Instant::now() + wait)
+    }
+
+    /// As [`Self::within`], until `deadline`.
+    pub fn by(&self, deadline: Instant) -> bool {
+        let heard = self.0.recv_deadline(deadline);
+        matches!(heard, Err(RecvTimeoutError::Disconnected))
+    }
+
+    pub fn is_given(&self) -> bool {
+        self.within(Duration::ZERO)
+    }
+
+    /// For `select!`: becomes ready, with an error, once the signal is given.
+    pub fn receiver(&self) -> &Receiver<Infallible> {
+        &self.0
+    }
+}
+
+/// A thread that serves everybody until it is told to stop. std joins without a deadline only, so
+/// the thread holds the guard of a signal of its own: that is given when it has ended.
+pub struct Worker {
+    name: String,
+    /// `None`: told to stop.
+    stop: Option<StopGuard>,
+    ended: StopSignal,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// A panic has `run` called again ([`supervise`]); `fatal` is told if that is of no use. It
+    /// should return soon after the signal is given.
+    pub fn start(
+        name: &str,
+        fatal: &Fatal,
+        mut run: impl FnMut(&StopSignal) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (stop, stopped) = StopSignal::pair();
+        let (at_end, ended) = StopSignal::pair();
+        let (own_name, fatal) = (name.to_owned(), fatal.clone());
+        let thread = Builder::new().name(name.to_owned()).spawn(move || {
+            let _at_end = at_end;
+            supervise(&own_name, &fatal, || run(&stopped));
+        })?;
+        Ok(Self {
+            name: name.to_owned(),
+            stop: Some(stop),
+            ended,
+            thread,
+        })
+    }
+
+    /// Gives the signal, and does not wait.
+    pub fn tell_to_stop(&mut self) {
+        self.stop = None;
+    }
+
+    /// Whether it ends by `deadline`; waits for it.
+    pub fn ends_by(&self, deadline: Instant) -> bool {
+        self.ended.by(deadline)
+    }
+
+    /// Gives the signal and joins the thread; at `deadline` it is left behind, and logged. Answers
+    /// whether it has ended.
+    pub fn stop(mut self, deadline: Instant) -> bool {
+        self.tell_to_stop();
+        let has_ended = self.ends_by(deadline);
+        if !has_ended {
+            warn!("Thread left behind: thread={}", self.name);
+        } else if self.thread.join().is_err() {
+            // Nothing that runs beside `run` panics.
+            error!("Thread panicked: thread={}", self.name);
+        }
+        has_ended
+    }
+}
+
+/// A set of running threads that come and go. A thread cannot join itself. So each one that ends
+/// leaves its handle behind and joins the one that ended before it: at any time at most one ended
+/// thread waits to be joined.
 #[derive(Default)]
 pub struct Threads {
     state: Mutex<State>,
@@ -173,6 +274,36 @@ mod tests {
             assert_eq!(reason.is_some(), panics >= MAX_PANICS, "{reason:?}");
             assert!(reason.is_none_or(|reason| reason.contains("thread t")));
         }
+    }
+
+    #[test]
+    fn dropping_the_guard_is_the_signal() {
+        let (guard, signal) = StopSignal::pair();
+        let other = signal.clone();
+        assert!(!signal.is_given() && !other.within(Duration::from_millis(1)));
+        drop(guard);
+        assert!(signal.is_given() && other.within(Duration::from_secs(60)));
+        assert!(!StopSignal::never().is_given());
+    }
+
+    #[test]
+    fn a_worker_is_joined_or_left_behind_at_the_deadline() {
+        let (fatal, _died) = unbounded();
+        let far = Instant::now() + Duration::from_secs(60);
+        let heeds = Worker::start("heeds", &fatal, move |stop| assert!(stop.by(far))).unwrap();
+        assert!(heeds.stop(far));
+
+        let (release, wait) = bounded::<()>(0);
+        let mut hangs = Worker::start("hangs", &fatal, move |_| {
+            let _ = wait.recv();
+        })
+        .unwrap();
+        hangs.tell_to_stop();
+        assert!(!hangs.ends_by(Instant::now()));
+        drop(release);
+        assert!(hangs.stop(far));
+        let hangs = Worker::start("hangs", &fatal, |_| std::thread::park()).unwrap();
+        assert!(!hangs.stop(Instant::now()));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::backoff::Backoff;
 use super::groups::{Answer, Groups};
+use crate::backoff::Backoff;
 use crate::ids::GroupId;
 use crate::services::{ErrorCode, ServiceError};
 

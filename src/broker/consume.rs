@@ -14,7 +14,7 @@ use log::warn;
 
 use super::amqp::{AmqpError, Channel, Consumer, Inbound, Received};
 use super::deliver::{Hand, Taken};
-use super::quit::Quit;
+use crate::threads::StopSignal;
 
 /// How long a delivery may wait for its acknowledgement, which then goes for many.
 const ACK_WITHIN: Duration = Duration::from_millis(50);
@@ -38,7 +38,7 @@ pub fn run(
     queue: &str,
     prefetch: u16,
     hand: Hand,
-    quit: &Quit,
+    quit: &StopSignal,
     started: impl FnOnce(),
 ) -> Ended {
     let consumer = match channel.consume(queue, prefetch) {
@@ -105,7 +105,7 @@ struct Run<'c> {
     queue: &'c str,
     consumer: &'c Consumer<'c>,
     hand: Hand,
-    quit: &'c Quit,
+    quit: &'c StopSignal,
     unacked: Unacked<'c>,
     ack_at: usize,
 }

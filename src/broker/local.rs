@@ -13,11 +13,11 @@ use crossbeam::channel::{Receiver, Sender, bounded, select};
 use log::{error, warn};
 
 use super::deliver::{Deliver, Hand, Taken};
-use super::quit::{Quit, Quitter};
 use super::{
     DIRECT_EXCHANGE, Delivery, Outcome, Publication, PublishError, Publisher, Queue, TOPIC_EXCHANGE,
 };
 use crate::threads::{Fatal, supervise};
+use crate::threads::{StopGuard, StopSignal};
 
 /// Publications that wait for a consumer, per queue.
 const CAPACITY: usize = 4_096;
@@ -28,8 +28,8 @@ const BATCH: usize = 250;
 pub struct LocalBus {
     queues: [Sender<Publication>; 3],
     ends: [Receiver<Publication>; 3],
-    quit: Quit,
-    quitter: Quitter,
+    quit: StopSignal,
+    quitter: StopGuard,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -42,7 +42,7 @@ impl Default for LocalBus {
 impl LocalBus {
     /// Queues that nobody consumes from yet: the services that publish come first.
     pub fn new() -> Self {
-        let (quitter, quit) = Quit::pair();
+        let (quitter, quit) = StopSignal::pair();
         let [
             (single, from_single),
             (group, from_group),
@@ -101,7 +101,7 @@ impl LocalBus {
 /// Publishes on the bus. Published means: in the queue.
 pub struct LocalPublisher {
     queues: [Sender<Publication>; 3],
-    quit: Quit,
+    quit: StopSignal,
     outcomes: Vec<(u64, Outcome)>,
 }
 
@@ -151,7 +151,7 @@ struct Consumer {
     queue: Queue,
     publications: Receiver<Publication>,
     hand: Hand,
-    quit: Quit,
+    quit: StopSignal,
 }
 
 impl Consumer {
@@ -162,7 +162,7 @@ impl Consumer {
                     Ok(first) => self.batch(first),
                     Err(_) => return,
                 },
-                recv(self.quit.signal()) -> _ => break,
+                recv(self.quit.receiver()) -> _ => break,
                 recv(self.hand.woken()) -> _ => self.hand.flush(),
                 default(self.hand.due_in()) => self.hand.flush(),
             }

@@ -7,7 +7,6 @@
 
 pub mod amqp;
 mod asking;
-mod backoff;
 mod consume;
 pub mod deliver;
 #[cfg(test)]
@@ -16,7 +15,6 @@ mod fan_out;
 mod groups;
 pub mod local;
 pub mod publisher;
-mod quit;
 #[cfg(test)]
 mod rabbit_tests;
 mod recipient;

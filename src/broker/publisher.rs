@@ -7,8 +7,8 @@ use crossbeam::channel::Receiver;
 use log::{info, warn};
 
 use super::amqp::{Alarm, AmqpError, Channel, Confirms, Link, Opener};
-use super::quit::Quit;
 use super::{Endpoint, Outcome, Publication, PublishError, Publisher, topology};
+use crate::threads::StopSignal;
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ impl AmqpPublisher {
     }
 
     fn open(&mut self) -> Result<Line, AmqpError> {
-        let mut link = self.opener.open(&Quit::never())?;
+        let mut link = self.opener.open(&StopSignal::never())?;
         let alarm = link.alarm()?;
         let channel = topology::declare_shared(&mut link)?;
         let confirms = channel.confirms()?;

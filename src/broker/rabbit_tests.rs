@@ -11,7 +11,6 @@ use prost::Message as _;
 
 use super::amqp::{AmqpError, Argument, Link, Opener};
 use super::fake::FakeUsers;
-use super::quit::Quit;
 use super::supervisor::LOOK_EVERY;
 use super::support::amqp::Amqp;
 use super::support::broker::Broker;
@@ -24,6 +23,7 @@ use crate::ids::UserId;
 use crate::registry::Registry;
 use crate::services::ErrorCode;
 use crate::services::proto::Message;
+use crate::threads::StopSignal;
 
 /// What an operator does.
 mod operator;
@@ -216,7 +216,7 @@ fn receives(client: &mut Client, ids: impl IntoIterator<Item = u32>) {
 fn open(url: &str) -> Link {
     let endpoint = Endpoint::parse(url).unwrap();
     let mut opener = Opener::new(endpoint, "test".into(), HEARTBEAT);
-    opener.open(&Quit::never()).unwrap()
+    opener.open(&StopSignal::never()).unwrap()
 }
 
 #[test]

@@ -11,11 +11,11 @@ use crossbeam::channel::{Receiver, Sender, bounded, select, tick};
 use super::amqp::{AmqpError, Channel, Link};
 use super::consume::{self, Ended};
 use super::deliver::Deliver;
-use super::quit::{Quit, Quitter};
 use super::routes::{Binder, Routes};
 use super::topology::{Topology, Watched, user_key};
 use super::{DIRECT_EXCHANGE, Queue};
 use crate::ids::UserId;
+use crate::threads::{StopGuard, StopSignal};
 
 /// How long the threads of a session that failed may take to finish, and its connection to close,
 /// before it is cut.
@@ -69,7 +69,7 @@ impl<'p> Session<'p> {
     /// before the threads are waited for, which may be in the middle of a call to a service.
     pub fn run(
         mut self,
-        quit: &Quit,
+        quit: &StopSignal,
         up: impl FnOnce(),
         lost: impl FnOnce(&AmqpError),
     ) -> Result<(), AmqpError> {
@@ -89,11 +89,11 @@ impl<'p> Session<'p> {
     /// Runs the threads and joins them.
     fn work(
         &mut self,
-        quit: &Quit,
+        quit: &StopSignal,
         up: impl FnOnce(),
         lost: impl FnOnce(&AmqpError),
     ) -> Result<(), AmqpError> {
-        let (quitter, workers_quit) = Quit::pair();
+        let (quitter, workers_quit) = StopSignal::pair();
         // Large enough for all that is told while nobody listens: no thread waits at its end.
         let (events, told) = bounded(4 * THREADS);
         let cutter = self.link.cutter();
@@ -131,7 +131,7 @@ struct Crew<'scope, 'env> {
     parts: &'env Parts,
     scope: &'scope Scope<'scope, 'env>,
     events: Sender<Event>,
-    quit: Quit,
+    quit: StopSignal,
     alive: usize,
 }
 
@@ -142,7 +142,7 @@ impl Crew<'_, '_> {
         link: &mut Link,
         watched: Watched,
         told: &Receiver<Event>,
-        quit: &Quit,
+        quit: &StopSignal,
         up: impl FnOnce(),
     ) -> Result<(), AmqpError> {
         self.parts.routes.begin();
@@ -160,7 +160,7 @@ impl Crew<'_, '_> {
         loop {
             let event = select! {
                 recv(told) -> event => event,
-                recv(quit.signal()) -> _ => return Ok(()),
+                recv(quit.receiver()) -> _ => return Ok(()),
                 recv(look) -> _ => {
                     self.parts.topology.look(link, watched)?;
                     continue;
@@ -232,7 +232,7 @@ impl Crew<'_, '_> {
     /// Tells the threads to quit and waits for them. After a failure they are not waited for long:
     /// then `cut` ends what they wait for. Otherwise whoever gave the signal to quit has a
     /// deadline of their own, and cuts.
-    fn dismiss(self, quitter: Quitter, told: &Receiver<Event>, failed: bool, cut: impl FnOnce()) {
+    fn dismiss(self, quitter: StopGuard, told: &Receiver<Event>, failed: bool, cut: impl FnOnce()) {
         drop(quitter);
         if !failed {
             return;

@@ -12,14 +12,14 @@ use parking_lot::Mutex;
 
 use super::Endpoint;
 use super::amqp::{AmqpError, Cutter, Opener};
-use super::backoff::Backoff;
 use super::deliver::Deliver;
-use super::quit::{Quit, Quitter};
 use super::routes::Routes;
 use super::session::{Parts, Session};
 use super::topology::Topology;
+use crate::backoff::Backoff;
 use crate::client::failpoint;
 use crate::threads::contain;
+use crate::threads::{StopGuard, StopSignal};
 
 /// How often is looked whether an exchange was deleted.
 pub const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -60,7 +60,7 @@ pub enum BrokerEvent {
 /// Owns the `broker` thread.
 pub struct Supervisor {
     shared: Arc<Shared>,
-    quitter: Quitter,
+    quitter: StopGuard,
     ended: Receiver<()>,
     thread: JoinHandle<()>,
 }
@@ -90,7 +90,7 @@ impl Supervisor {
             state: Mutex::new(State::Down("not connected yet".into())),
             cutter: Mutex::new(None),
         });
-        let (quitter, quit) = Quit::pair();
+        let (quitter, quit) = StopSignal::pair();
         let (at_end, ended) = bounded(0);
         let topology = Topology::new(&settings.gateway_id);
         let name = format!("ws-gateway {}", settings.gateway_id);
@@ -162,7 +162,7 @@ struct Watch {
     settings: Settings,
     opener: Opener,
     shared: Arc<Shared>,
-    quit: Quit,
+    quit: StopSignal,
     on_event: Box<dyn Fn(BrokerEvent) + Send>,
     /// The queues have been ours: from now on they are not deleted, and conflicts are not final.
     owned: bool,

@@ -37,6 +37,7 @@ mod session;
 mod socket;
 mod stack;
 mod token;
+pub mod transport;
 mod writer;
 
 use std::sync::Arc;

@@ -31,8 +31,8 @@ pub use error::{AmqpError, Result};
 pub use open::Opener;
 pub use socket::Cutter;
 
-use super::quit::Quit;
 use super::{Delivery, Publication};
+use crate::threads::StopSignal;
 
 impl amiquip::IoStream for socket::Socket {}
 
@@ -293,10 +293,10 @@ pub enum Received {
 
 impl Consumer<'_> {
     /// Receives `Nothing` when something comes through `woken`, too.
-    pub fn receive(&self, quit: &Quit, woken: &Receiver<()>, wait: Duration) -> Received {
+    pub fn receive(&self, quit: &StopSignal, woken: &Receiver<()>, wait: Duration) -> Received {
         select! {
             recv(self.consumer.receiver()) -> message => received(message.ok()),
-            recv(quit.signal()) -> _ => Received::Quit,
+            recv(quit.receiver()) -> _ => Received::Quit,
             recv(woken) -> _ => Received::Nothing,
             default(wait) => Received::Nothing,
         }

@@ -16,7 +16,7 @@ use super::{
     bad_login, lost, told,
 };
 use crate::broker::Endpoint;
-use crate::broker::quit::Quit;
+use crate::threads::StopSignal;
 
 /// For resolving, connecting and the AMQP handshake together.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -44,7 +44,7 @@ impl Opener {
     }
 
     /// Ends within [`OPEN_TIMEOUT`], and at once when told to quit.
-    pub fn open(&mut self, quit: &Quit) -> Result<Link> {
+    pub fn open(&mut self, quit: &StopSignal) -> Result<Link> {
         let deadline = Instant::now() + OPEN_TIMEOUT;
         let attempt = Attempt {
             addresses: self.resolver.resolve(OPEN_TIMEOUT, quit)?,
@@ -62,7 +62,7 @@ impl Opener {
             .map_err(|error| AmqpError::Lost(format!("no thread for connecting: {error}")))?;
         let outcome = select! {
             recv(opened) -> link => link.unwrap_or_else(|_| Err(lost("connecting panicked"))),
-            recv(quit.signal()) -> _ => Err(lost("told to stop")),
+            recv(quit.receiver()) -> _ => Err(lost("told to stop")),
             // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
             default(deadline.saturating_duration_since(Instant::now())) => {
                 match stage.at_login.load(Ordering::SeqCst) {
@@ -221,11 +221,11 @@ mod tests {
             for at in [silent, deaf] {
                 scope.spawn(move || {
                     let began = Instant::now();
-                    let error = opener(at).open(&Quit::never()).err().unwrap();
+                    let error = opener(at).open(&StopSignal::never()).err().unwrap();
                     assert!(matches!(error, AmqpError::Lost(_)), "{error}");
                     assert!(began.elapsed() < OPEN_TIMEOUT + Duration::from_secs(2));
 
-                    let (quitter, quit) = Quit::pair();
+                    let (quitter, quit) = StopSignal::pair();
                     let began = Instant::now();
                     scope.spawn(move || {
                         thread::sleep(Duration::from_millis(50));
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn where_nobody_listens_is_told_at_once() {
-        let error = opener(unheard()).open(&Quit::never()).err().unwrap();
+        let error = opener(unheard()).open(&StopSignal::never()).err().unwrap();
         assert!(matches!(error, AmqpError::NotListening(_)), "{error}");
     }
 
@@ -272,7 +272,7 @@ mod tests {
             peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
             peer
         });
-        let error = opener(at).open(&Quit::never()).err().unwrap();
+        let error = opener(at).open(&StopSignal::never()).err().unwrap();
         assert!(error.to_string().contains("no AMQP frame"), "{error}");
         drop(answer.join());
     }

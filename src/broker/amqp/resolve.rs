@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, bounded, select};
 
 use super::{AmqpError, Result, lost};
-use crate::broker::quit::Quit;
+use crate::threads::StopSignal;
 
 type Addresses = io::Result<Vec<SocketAddr>>;
 
@@ -33,7 +33,7 @@ impl Resolver {
     }
 
     /// The addresses, there is at least one; waits for them for `wait` at most.
-    pub fn resolve(&mut self, wait: Duration, quit: &Quit) -> Result<Vec<SocketAddr>> {
+    pub fn resolve(&mut self, wait: Duration, quit: &StopSignal) -> Result<Vec<SocketAddr>> {
         if let Ok(literal) = self.address.parse() {
             return Ok(vec![literal]);
         }
@@ -43,7 +43,7 @@ impl Resolver {
         };
         let found = select! {
             recv(answer) -> found => found,
-            recv(quit.signal()) -> _ => {
+            recv(quit.receiver()) -> _ => {
                 self.running = Some((thread, answer));
                 return Err(lost("told to stop"));
             }
@@ -95,7 +95,8 @@ mod tests {
 
     #[test]
     fn addresses_are_found_and_what_is_none_is_an_error() {
-        let found = |address: &str| Resolver::new(address.into()).resolve(PATIENCE, &Quit::never());
+        let found =
+            |address: &str| Resolver::new(address.into()).resolve(PATIENCE, &StopSignal::never());
         assert_eq!(
             found("127.0.0.1:5").unwrap(),
             ["127.0.0.1:5".parse().unwrap()]
@@ -108,7 +109,7 @@ mod tests {
                 .all(|at| at.ip().is_loopback())
         );
         assert!(found("no-host.invalid:5").is_err());
-        let nothing = resolver(|_| Ok(Vec::new())).resolve(PATIENCE, &Quit::never());
+        let nothing = resolver(|_| Ok(Vec::new())).resolve(PATIENCE, &StopSignal::never());
         assert!(nothing.unwrap_err().to_string().contains("no address"));
     }
 
@@ -122,7 +123,7 @@ mod tests {
             drop(GATE.1.wait_while(shut, |open| !*open).unwrap());
             Ok(vec!["127.0.0.1:5".parse().unwrap()])
         });
-        let (quitter, quit) = Quit::pair();
+        let (quitter, quit) = StopSignal::pair();
         for _ in 0..3 {
             let late = resolver.resolve(IMPATIENCE, &quit).unwrap_err();
             assert!(late.to_string().contains("in time"), "{late}");
@@ -132,7 +133,13 @@ mod tests {
         assert!(told.to_string().contains("stop"), "{told}");
         *GATE.0.lock().unwrap() = true;
         GATE.1.notify_all();
-        assert_eq!(resolver.resolve(PATIENCE, &Quit::never()).unwrap().len(), 1);
+        assert_eq!(
+            resolver
+                .resolve(PATIENCE, &StopSignal::never())
+                .unwrap()
+                .len(),
+            1
+        );
         assert_eq!(CALLS.load(Ordering::SeqCst), 1);
         assert!(resolver.running.is_none(), "it is joined");
     }

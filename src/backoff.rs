@@ -1,9 +1,9 @@
-//! How long to wait before the next try: longer each time, and not the same for two gateways.
+//! How long to wait before the next try: longer each time, and not the same for two who try.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// Waits that double from `first` to `longest`, each jittered.
+/// Waits that double from `first` to `longest`, each jittered: between half of it and all of it.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,

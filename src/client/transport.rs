@@ -1,0 +1,122 @@
+//! What a client's socket is to the core: bytes, with or without TLS below them.
+
+use std::ffi::c_int;
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::ioctl::{Getter, Opcode, ioctl};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+/// `SIOCOUTQ` (tcp(7)): the bytes in the send queue that the peer has not acknowledged.
+const SIOCOUTQ: Opcode = 0x5411;
+
+/// One connection's socket, shared by its reader and its writer thread.
+///
+/// The contract, beyond what the methods say:
+/// - At most one thread reads and one sends at a time; they may do so at the same time.
+/// - [`Transport::read`] makes at most one read of the socket. Bytes that bring no plaintext yet are
+///   [`Interrupted`](io::ErrorKind::Interrupted): read again.
+/// - [`Transport::send`] counts a byte only once what carries it has left for the socket. What was not
+///   counted is sent again, and a retry begins with the same bytes.
+/// - What the transport itself wants to write after a read ([`Transport::has_output`]) goes out with
+///   the next `send`, of no bytes if need be; never from within `read`.
+/// - So that a goodbye keeps to frames, whoever drops what is unsent keeps what a `send` was begun with.
+pub trait Transport: AsFd + Send + Sync {
+    /// Reads into `into`, and blocks for as long as the read timeout lets it; `Ok(0)` is the end.
+    fn read(&self, into: &mut [u8]) -> io::Result<usize>;
+    /// Sends of `bytes` what the socket takes, and answers how much that was. It blocks, for as long
+    /// as the write timeout lets it, if it `may_block` and the socket takes nothing; else nothing is
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock).
+    fn send(&self, bytes: &[u8], may_block: bool) -> io::Result<usize>;
+    /// Whether a `send`, of no bytes if need be, has something to write on the transport's own behalf.
+    fn has_output(&self) -> bool {
+        false
+    }
+    /// `None`: reads wait for ever. Fails for zero alone.
+    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
+    /// As [`Transport::set_read_timeout`], for sending.
+    fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
+    /// Neither reads nor sends wait any longer, whatever is said to them.
+    fn set_nonblocking(&self) -> io::Result<()>;
+    /// Ends the sending half: the client reads the end once it has read what was sent.
+    fn shutdown_write(&self);
+    /// Ends the reading half: whoever blocks on reading reads the end at once.
+    fn shutdown_read(&self);
+    /// Ends both: whoever blocks on the socket returns at once.
+    fn abort(&self);
+    /// The other end's address.
+    fn peer_addr(&self) -> io::Result<SocketAddr>;
+
+    /// How many bytes the socket took that the client's host has not acknowledged. On a socket that is
+    /// gone, none.
+    fn in_flight(&self) -> u64 {
+        // SAFETY: the call does nothing but write one `c_int`, which is what the getter makes room for.
+        let unacknowledged = unsafe { ioctl(self.as_fd(), Getter::<SIOCOUTQ, c_int>::new()) };
+        unacknowledged.map_or(0, |bytes| u64::try_from(bytes).unwrap_or(0))
+    }
+
+    /// Whether a read would return at once: with bytes, the end, or an error.
+    fn has_input(&self) -> bool {
+        let fd = self.as_fd();
+        let mut sockets = [PollFd::new(&fd, PollFlags::IN)];
+        matches!(poll(&mut sockets, Some(&Timespec::default())), Ok(1..))
+    }
+
+    /// Whether a read would return bytes at once. The end and an error are for the one who reads next.
+    fn has_bytes(&self) -> bool {
+        let look = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        recv(self.as_fd(), &mut [0], look).is_ok_and(|(read, _)| read > 0)
+    }
+}
+
+/// A transport, as both threads of a connection hold it.
+pub type Socket = Arc<dyn Transport>;
+
+impl Transport for TcpStream {
+    fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        Read::read(&mut &*self, into)
+    }
+
+    fn send(&self, bytes: &[u8], may_block: bool) -> io::Result<usize> {
+        let wait = if may_block {
+            SendFlags::empty()
+        } else {
+            SendFlags::DONTWAIT
+        };
+        Ok(send(self, bytes, wait | SendFlags::NOSIGNAL)?)
+    }
+
+    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        TcpStream::set_read_timeout(self, timeout)
+    }
+
+    fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        TcpStream::set_write_timeout(self, timeout)
+    }
+
+    fn set_nonblocking(&self) -> io::Result<()> {
+        TcpStream::set_nonblocking(self, true)
+    }
+
+    // The shutdowns fail when the connection is gone already, which is what is wanted.
+
+    fn shutdown_write(&self) {
+        let _ = self.shutdown(Shutdown::Write);
+    }
+
+    fn shutdown_read(&self) {
+        let _ = self.shutdown(Shutdown::Read);
+    }
+
+    fn abort(&self) {
+        let _ = self.shutdown(Shutdown::Both);
+    }
+
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        TcpStream::peer_addr(self)
+    }
+}
