@@ -17,10 +17,10 @@ use crate::broker::supervisor::{BrokerEvent, LOOK_EVERY, RETRY_FIRST, Settings, 
 use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
+use crate::client::connection::Connection;
 use crate::client::permits::Permits;
-use crate::client::{Attendance, Context, Route};
-use crate::config::{self, Config, Mode};
-use crate::ids::UserId;
+use crate::client::{ConnectionObserver, Context, OverUserLimit, Route};
+use crate::config::{self, Config, Mode, OverLimit};
 use crate::presence::Presence;
 use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
@@ -44,6 +44,7 @@ const SHUTDOWN_TICK: Duration = Duration::from_millis(20);
 /// A running gateway.
 pub struct Gateway {
     context: Arc<Context>,
+    registry: Arc<Registry>,
     listener: Listener,
     presence: Arc<Presence>,
     probe: Probe,
@@ -231,18 +232,20 @@ impl Gateway {
         let readiness = Arc::new(Readiness::default());
         let draining = Arc::new(AtomicBool::new(false));
         let context = Arc::new(Context {
-            config,
-            registry,
             services,
-            users: Arc::new(Users {
+            observer: Arc::new(Users {
+                registry: Arc::clone(&registry),
                 presence: Arc::clone(&presence),
                 routes,
+                max_per_user: config.limits.max_connections_per_user,
+                over_limit: config.limits.over_limit,
             }),
             readiness: Arc::clone(&readiness),
             draining: Arc::clone(&draining),
             pacing: Permits::new(CATCH_UPS),
             validating: Permits::new(VALIDATIONS),
             page,
+            config,
         });
         let feed = feed(Arc::clone(&presence))?;
         readiness.add("broker", true, feed.check());
@@ -270,6 +273,7 @@ impl Gateway {
         });
         Ok(Self {
             context,
+            registry,
             listener,
             presence,
             probe,
@@ -305,7 +309,7 @@ impl Gateway {
         let deadline = start + drain;
         info!(
             "Shutting down: connections={}",
-            self.context.registry.connections().len()
+            self.registry.connections().len()
         );
         self.context.draining.store(true, Ordering::SeqCst);
         self.close_connections(start, drain);
@@ -325,7 +329,7 @@ impl Gateway {
     /// Closes connections at an even pace, and cuts those that are left when three quarters of
     /// the drain are over.
     fn close_connections(&self, start: Instant, drain: Duration) {
-        let registry = &self.context.registry;
+        let registry = &self.registry;
         let per_tick = |rate: f64| (rate * SHUTDOWN_TICK.as_secs_f64()).ceil() as usize;
         let needed = registry.connections().len() as f64 / (drain / 2).as_secs_f64();
         let batch = per_tick(needed.max(CLOSES_PER_SECOND as f64));
@@ -351,24 +355,30 @@ impl Gateway {
     }
 }
 
-/// Tells presence and routes of arrivals and departures.
+/// Enters connections into the registry, and tells presence and routes of their users.
 struct Users {
+    registry: Arc<Registry>,
     presence: Arc<Presence>,
     routes: Arc<Routes>,
+    max_per_user: usize,
+    over_limit: OverLimit,
 }
 
-impl Attendance for Users {
-    fn arrived(&self, user: &UserId) -> Route {
-        self.presence.arrived(user);
-        match self.routes.want(user) {
+impl ConnectionObserver for Users {
+    fn connected(&self, connection: &Arc<Connection>) -> Result<Route, OverUserLimit> {
+        self.registry
+            .admit(connection, self.max_per_user, self.over_limit)?;
+        self.presence.arrived(connection.user());
+        Ok(match self.routes.want(connection.user()) {
             routes::Route::Bound => Route::Bound,
             routes::Route::Pending => Route::Pending,
             routes::Route::Away => Route::Away,
-        }
+        })
     }
 
-    fn left(&self, user: &UserId) {
-        self.presence.left(user);
+    fn disconnected(&self, connection: &Connection) {
+        self.registry.remove(connection);
+        self.presence.left(connection.user());
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use crate::client::OverUserLimit;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::config::OverLimit;
@@ -15,10 +16,6 @@ use crate::ids::UserId;
 pub struct Registry {
     users: RwLock<HashMap<UserId, Vec<Arc<Connection>>>>,
 }
-
-/// The user has as many connections as `limits.max_connections_per_user` allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OverUserLimit;
 
 impl Registry {
     /// Admits and registers in one step under one lock. Connections that are about to end do not

@@ -76,7 +76,7 @@ pub struct Hand {
     batch: Option<GroupBatch>,
     /// Group messages of whose recipients the User Service is asked.
     waiting: Waiting,
-    /// The connections whose outboxes wait for [`Hand::flush`].
+    /// The connections whose outboxes wait for [`Hand::flush`], some of them several times.
     touched: Vec<Arc<Connection>>,
     /// Those whom the delivery in hand is for; kept for its memory alone.
     recipients: Vec<Arc<Connection>>,
@@ -211,17 +211,20 @@ impl Hand {
         }
         let push = push();
         for connection in self.recipients.drain(..) {
-            enqueue(&mut self.touched, connection, &push);
+            recipient::contain("push", &connection, |connection| connection.push(&push));
+            self.touched.push(connection);
         }
     }
 }
 
 impl Deliver {
     /// Writes what is enqueued for each of them.
-    fn flush(&self, connections: Vec<Arc<Connection>>) {
+    fn flush(&self, mut connections: Vec<Arc<Connection>>) {
+        connections.sort_unstable_by_key(Arc::as_ptr);
+        connections.dedup_by_key(|connection| Arc::as_ptr(connection));
         self.fan_out.chunks(connections.len(), move |chunk| {
             for connection in &connections[chunk] {
-                recipient::flush(connection);
+                recipient::contain("flush", connection, Connection::flush);
             }
         });
     }
@@ -235,20 +238,11 @@ impl Deliver {
 }
 
 impl Drop for Hand {
-    /// However a consumer ends: a frame that is enqueued and not written would wait for ever, since
-    /// the next one finds the outbox not empty and leaves the flush to whoever was first. (The
-    /// consumer may be panicking: neither step panics, or the process would end.)
+    /// However a consumer ends, what is enqueued is written. (It may be panicking: neither step
+    /// panics, or the process would end.)
     fn drop(&mut self) {
         self.guarded(Self::give_up_waiting);
         self.flush();
-    }
-}
-
-/// Remembers the connection if this was the first frame in its outbox; otherwise whoever put the
-/// first one there flushes this one too.
-fn enqueue(touched: &mut Vec<Arc<Connection>>, connection: Arc<Connection>, push: &Push) {
-    if recipient::push(&connection, push) {
-        touched.push(connection);
     }
 }
 
@@ -365,7 +359,6 @@ mod tests {
             assert_eq!(hand.take(&delivery), Taken::Done);
         }
         assert!(bob.is_quiet());
-        assert_eq!(hand.touched.len(), 1, "one flush for both");
         hand.flush();
         assert!(bob.next().contains("m1") && bob.next().contains("m2"));
     }

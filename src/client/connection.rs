@@ -8,7 +8,7 @@ use super::close::CloseReason;
 use super::frame::Frame;
 use super::handshake::Accepted;
 use super::hold::{Hold, Passage};
-use super::outbox::{Outbox, Queued};
+use super::outbox::Outbox;
 use super::protocol::{Push, PushKind};
 use super::token::Token;
 use crate::ids::{ConnectionId, UserId};
@@ -69,87 +69,43 @@ impl Connection {
         self.since
     }
 
-    /// Queues `push`, never blocks. Answers true for the first since the last flush: then the caller
-    /// owes a [`Connection::flush`]. A chat message that finds no room makes the connection fall back
-    /// to its inbox; presence is left out from a half-full queue.
-    #[must_use]
-    pub fn push(&self, push: &Push) -> bool {
-        match self.hold.pass(push) {
-            Passage::Done => false,
-            Passage::Overflow(frames) => self.push_own_copies(&frames),
-            Passage::Open if push.kind() == PushKind::Presence && self.outbox.is_half_full() => {
-                false
+    /// Queues `push`; a [`Connection::flush`] is to follow. Never blocks. A chat message that finds no
+    /// room makes the connection fall back to its inbox; presence is left out from a half-full queue.
+    pub fn push(&self, push: &Push) {
+        let is_presence = push.kind() == PushKind::Presence;
+        let passage = match self.hold.pass(push) {
+            Passage::Open if is_presence && self.outbox.is_half_full() => return,
+            Passage::Open if self.outbox.push(push.frame()) || is_presence => return,
+            // Nobody waits for a client: what is unread comes with catch-up, at the client's pace.
+            Passage::Open => {
+                let passage = self.hold.fall_back(push);
+                self.outbox.wake_writer();
+                passage
             }
-            Passage::Open => match self.outbox.push(push.frame()) {
-                Queued::Full => self.fall_back(push),
-                queued => queued == Queued::First,
-            },
+            passage => passage,
+        };
+        if let Passage::Overflow(own_copies) = passage {
+            // No catch-up brings them again: who has no room for them gets them from the history.
+            if !own_copies.iter().all(|frame| self.outbox.push(frame)) {
+                self.close(CloseReason::SlowConsumer);
+            }
         }
     }
 
     /// As [`Connection::push`] for chat messages that come one behind the other, already joined to
     /// a `train`: it is queued whole, unless some of them may have to be held back.
-    #[must_use]
-    pub fn push_train(&self, train: &Frame, pushes: impl Iterator<Item = Push>) -> bool {
-        if self.hold.is_live() {
-            match self.outbox.push(train) {
-                Queued::Full => self.fall_back_with(pushes),
-                queued => queued == Queued::First,
-            }
-        } else {
-            self.push_all(pushes)
+    pub fn push_train(&self, train: &Frame, pushes: impl Iterator<Item = Push>) {
+        if !(self.hold.is_live() && self.outbox.push(train)) {
+            pushes.for_each(|push| self.push(&push));
         }
     }
 
     /// As [`Connection::push_train`] and [`Connection::flush`] in one, which is cheaper.
     pub fn push_train_and_flush(&self, train: &Frame, pushes: impl Iterator<Item = Push>) {
-        let owes_flush = if !self.hold.is_live() {
-            self.push_all(pushes)
-        } else if self.outbox.push_and_flush(train) == Queued::Full {
-            self.fall_back_with(pushes)
-        } else {
-            false
-        };
-        if owes_flush {
+        if !(self.hold.is_live() && self.outbox.push_and_flush(train)) {
+            pushes.for_each(|push| self.push(&push));
             self.flush();
         }
-    }
-
-    fn push_all(&self, pushes: impl Iterator<Item = Push>) -> bool {
-        pushes.fold(false, |owes_flush, push| self.push(&push) | owes_flush)
-    }
-
-    /// There is no room for `push`, and nobody waits for a client: what is unread comes with
-    /// catch-up, at the client's pace.
-    fn fall_back(&self, push: &Push) -> bool {
-        if push.kind() == PushKind::Presence {
-            return false;
-        }
-        let passage = self.hold.fall_back(push);
-        self.outbox.wake_writer();
-        match passage {
-            Passage::Overflow(frames) => self.push_own_copies(&frames),
-            Passage::Open | Passage::Done => false,
-        }
-    }
-
-    fn fall_back_with(&self, mut pushes: impl Iterator<Item = Push>) -> bool {
-        let owes_flush = pushes.next().is_some_and(|first| self.fall_back(&first));
-        self.push_all(pushes) | owes_flush
-    }
-
-    /// No catch-up brings own copies again: a client that has no room for them either is closed
-    /// (4001), and gets them from the history.
-    fn push_own_copies(&self, frames: &[Frame]) -> bool {
-        let mut owes_flush = false;
-        for frame in frames {
-            match self.outbox.push(frame) {
-                Queued::First => owes_flush = true,
-                Queued::Behind => {}
-                Queued::Full => self.close(CloseReason::SlowConsumer),
-            }
-        }
-        owes_flush
     }
 
     /// Writes what is queued, as far as the socket takes it without blocking.

@@ -1,235 +1,180 @@
 //! From a request to its answer: one blocking service call for each.
 
-use log::{debug, warn};
+use log::{Level, log};
 
 use super::Context;
 use super::connection::Connection;
 use super::frame::Frame;
 use super::protocol::{ChatMessage, Outgoing, timestamp};
-use super::request::{Body, Draft, Page, Request};
+use super::request::{Body, Request};
 use super::token::{self, TokenError};
-use crate::ids::{GroupId, UserId};
-use crate::services::{ErrorCode, ServiceError, proto};
+use crate::error::ErrorCode;
+use crate::services::ServiceError;
+use crate::services::proto::{GetHistoryResponse, SendMessageResponse};
 
-/// Answers one request of a connection's user.
-pub(super) struct Dispatch<'a> {
-    pub context: &'a Context,
-    pub connection: &'a Connection,
+/// The answer to `request` of this connection's user; an error answers it, too.
+pub(super) fn answer(context: &Context, connection: &Connection, request: Request) -> Frame {
+    let id = request.id.as_deref();
+    let body = match request.body {
+        Ok(body) => body,
+        Err(invalid) => return error(id, invalid.code, &invalid.message),
+    };
+    let (kind, user, conn_id) = (body.kind(), connection.user(), connection.id());
+    log::debug!("Message received: type={kind}, user={user}, conn_id={conn_id}");
+    serve(context, connection, id, body).unwrap_or_else(|failed| {
+        let level = match failed.code {
+            ErrorCode::Internal => Level::Warn,
+            _ => Level::Debug,
+        };
+        log!(
+            level,
+            "Request failed: type={kind}, user={user}, conn_id={conn_id}, error={failed}"
+        );
+        error(id, failed.code, &failed.message)
+    })
 }
 
-impl Dispatch<'_> {
-    /// The answer to `request`; an error answers it, too.
-    pub fn answer(&self, request: Request) -> Frame {
-        let id = request.id.as_deref();
-        let body = match request.body {
-            Ok(body) => body,
-            Err(invalid) => return error(id, invalid.code, &invalid.message),
-        };
-        let (kind, user, conn_id) = (body.kind(), self.connection.user(), self.connection.id());
-        debug!("Message received: type={kind}, user={user}, conn_id={conn_id}");
-        self.serve(id, body).unwrap_or_else(|failed| {
-            if matches!(failed.code, ErrorCode::Internal) {
-                warn!(
-                    "Request failed: type={kind}, user={user}, conn_id={conn_id}, error={failed}"
-                );
-            } else {
-                debug!(
-                    "Request failed: type={kind}, user={user}, conn_id={conn_id}, error={failed}"
-                );
-            }
-            error(id, failed.code, &failed.message)
-        })
-    }
-
-    fn serve(&self, id: Option<&str>, body: Body) -> Result<Frame, ServiceError> {
-        match body {
-            Body::SendMessage { to, message } => self.send_message(id, &to, message),
-            Body::SendGroupMessage { to, message } => self.send_group_message(id, &to, message),
-            Body::GetHistory { with, page } => self.history(id, &with, page),
-            Body::GetGroupHistory { of, page } => self.group_history(id, &of, page),
-            Body::Ack { message_ids } => self.ack(id, message_ids),
-            Body::RefreshToken { token } => self.refresh_token(id, token),
-            Body::Ping => Ok(Outgoing::Pong {
-                request_id: id,
+fn serve(
+    context: &Context,
+    connection: &Connection,
+    request_id: Option<&str>,
+    body: Body,
+) -> Result<Frame, ServiceError> {
+    let services = &context.services;
+    let max_bytes = context.config.session.send_queue_bytes;
+    Ok(match body {
+        Body::SendMessage(request) => {
+            let client_message_id = request.client_message_id.clone();
+            let sent = services.send_message(request)?;
+            message_sent(request_id, &sent, &client_message_id)
+        }
+        Body::SendGroupMessage(request) => {
+            let client_message_id = request.client_message_id.clone();
+            let sent = services.send_group_message(request)?;
+            message_sent(request_id, &sent, &client_message_id)
+        }
+        Body::GetHistory(request) => {
+            let user_id = request.peer_id.clone();
+            let history = services.history(request)?;
+            cut_to_fit(max_bytes, &history, |messages, has_more| {
+                Outgoing::History {
+                    request_id,
+                    user_id: &user_id,
+                    messages,
+                    has_more,
+                }
+            })
+        }
+        Body::GetGroupHistory(request) => {
+            let group_id = request.group_id.clone();
+            let history = services.group_history(request)?;
+            cut_to_fit(max_bytes, &history, |messages, has_more| {
+                Outgoing::GroupHistory {
+                    request_id,
+                    group_id: &group_id,
+                    messages,
+                    has_more,
+                }
+            })
+        }
+        Body::Ack(request) => {
+            services.ack_messages(request)?;
+            let timestamp = timestamp();
+            let acked = Outgoing::Acked {
+                request_id,
+                timestamp,
+            };
+            acked.frame()
+        }
+        Body::RefreshToken { token } => {
+            let expires_at = refresh_token(context, connection, &token)?;
+            let refreshed = Outgoing::TokenRefreshed {
+                request_id,
+                expires_at,
                 timestamp: timestamp(),
-            }
-            .frame()),
+            };
+            refreshed.frame()
         }
-    }
-
-    fn send_message(
-        &self,
-        id: Option<&str>,
-        to: &UserId,
-        draft: Draft,
-    ) -> Result<Frame, ServiceError> {
-        let client_message_id = draft.client_message_id.clone();
-        let sent = self
-            .context
-            .services
-            .send_message(proto::SendMessageRequest {
-                from_user_id: self.user(),
-                to_user_id: to.as_str().into(),
-                content: draft.content,
-                message_type: draft.message_type,
-                client_message_id: draft.client_message_id,
-            })?;
-        Ok(message_sent(id, &sent, &client_message_id))
-    }
-
-    fn send_group_message(
-        &self,
-        id: Option<&str>,
-        to: &GroupId,
-        draft: Draft,
-    ) -> Result<Frame, ServiceError> {
-        let client_message_id = draft.client_message_id.clone();
-        let sent = self
-            .context
-            .services
-            .send_group_message(proto::SendGroupMessageRequest {
-                from_user_id: self.user(),
-                group_id: to.as_str().into(),
-                content: draft.content,
-                message_type: draft.message_type,
-                client_message_id: draft.client_message_id,
-            })?;
-        Ok(message_sent(id, &sent, &client_message_id))
-    }
-
-    fn history(&self, id: Option<&str>, with: &UserId, page: Page) -> Result<Frame, ServiceError> {
-        let history = self.context.services.history(proto::GetHistoryRequest {
-            user_id: self.user(),
-            peer_id: with.as_str().into(),
-            before_id: page.before_id,
-            limit: page.limit,
-        })?;
-        Ok(
-            self.cut_to_fit(&history, |messages, has_more| Outgoing::History {
-                request_id: id,
-                user_id: with.as_str(),
-                messages,
-                has_more,
-            }),
-        )
-    }
-
-    fn group_history(
-        &self,
-        id: Option<&str>,
-        of: &GroupId,
-        page: Page,
-    ) -> Result<Frame, ServiceError> {
-        let history = self
-            .context
-            .services
-            .group_history(proto::GetGroupHistoryRequest {
-                user_id: self.user(),
-                group_id: of.as_str().into(),
-                before_id: page.before_id,
-                limit: page.limit,
-            })?;
-        Ok(
-            self.cut_to_fit(&history, |messages, has_more| Outgoing::GroupHistory {
-                request_id: id,
-                group_id: of.as_str(),
-                messages,
-                has_more,
-            }),
-        )
-    }
-
-    /// A history of at most `send_queue_bytes`: what does not fit is older, and stays to be asked
-    /// for. One message is always sent.
-    fn cut_to_fit<'m>(
-        &self,
-        history: &'m proto::GetHistoryResponse,
-        outgoing: impl Fn(Vec<ChatMessage<'m>>, bool) -> Outgoing<'m>,
-    ) -> Frame {
-        let bound = self.context.config.session.send_queue_bytes;
-        let messages: Vec<_> = history
-            .messages
-            .iter()
-            .filter_map(ChatMessage::of)
-            .collect();
-        let mut page = &messages[..];
-        let mut frame = outgoing(page.to_vec(), history.has_more).frame();
-        while frame.len() > bound && page.len() > 1 {
-            // What is over is over by the oldest messages' lengths, or nearly so.
-            let mut over = frame.len() - bound;
-            while let [oldest, newer @ ..] = page
-                && over > 0
-                && !newer.is_empty()
-            {
-                over = over.saturating_sub(oldest.frame().len());
-                page = newer;
-            }
-            frame = outgoing(page.to_vec(), true).frame();
+        Body::Ping => {
+            let timestamp = timestamp();
+            let pong = Outgoing::Pong {
+                request_id,
+                timestamp,
+            };
+            pong.frame()
         }
-        frame
-    }
+    })
+}
 
-    fn ack(&self, id: Option<&str>, message_ids: Vec<String>) -> Result<Frame, ServiceError> {
-        let request = proto::AckMessagesRequest {
-            user_id: self.user(),
-            message_ids,
-        };
-        self.context.services.ack_messages(request)?;
-        Ok(Outgoing::Acked {
-            request_id: id,
-            timestamp: timestamp(),
+/// Answers when the new token expires.
+fn refresh_token(
+    context: &Context,
+    connection: &Connection,
+    token: &str,
+) -> Result<i64, ServiceError> {
+    let identity = match token::validate(&*context.services, token) {
+        Ok(identity) => identity,
+        Err(TokenError::Refused(error) | TokenError::Unavailable(error)) => return Err(error),
+        Err(TokenError::Expired) => {
+            let (code, message) = (ErrorCode::Unauthenticated, "The token has expired");
+            return Err(ServiceError::new(code, message));
         }
-        .frame())
+    };
+    if identity.user != *connection.user() {
+        let (code, message) = (ErrorCode::PermissionDenied, "The token is another user's");
+        return Err(ServiceError::new(code, message));
     }
-
-    fn refresh_token(&self, id: Option<&str>, token: String) -> Result<Frame, ServiceError> {
-        let failed = |code, message: &str| Err(ServiceError::new(code, message));
-        let identity = match token::validate(&*self.context.services, &token) {
-            Ok(identity) => identity,
-            Err(TokenError::Refused(error) | TokenError::Unavailable(error)) => return Err(error),
-            Err(TokenError::Expired) => {
-                return failed(ErrorCode::Unauthenticated, "The token has expired");
-            }
-        };
-        if identity.user != *self.connection.user() {
-            return failed(ErrorCode::PermissionDenied, "The token is another user's");
-        }
-        let expires_at = identity.expires_at;
-        self.connection.refresh(&token, expires_at);
-        Ok(Outgoing::TokenRefreshed {
-            request_id: id,
-            expires_at,
-            timestamp: timestamp(),
-        }
-        .frame())
-    }
-
-    fn user(&self) -> String {
-        self.connection.user().as_str().into()
-    }
+    connection.refresh(token, identity.expires_at);
+    Ok(identity.expires_at)
 }
 
 fn message_sent(
-    id: Option<&str>,
-    sent: &proto::SendMessageResponse,
+    request_id: Option<&str>,
+    sent: &SendMessageResponse,
     client_message_id: &str,
 ) -> Frame {
-    Outgoing::MessageSent {
-        request_id: id,
+    let sent = Outgoing::MessageSent {
+        request_id,
         id: &sent.id,
         client_message_id,
         timestamp: sent.timestamp,
+    };
+    sent.frame()
+}
+
+/// A history of at most `max_bytes`: what does not fit is older, and stays to be asked for. One
+/// message is always sent.
+fn cut_to_fit<'m>(
+    max_bytes: usize,
+    history: &'m GetHistoryResponse,
+    outgoing: impl Fn(Vec<ChatMessage<'m>>, bool) -> Outgoing<'m>,
+) -> Frame {
+    let messages = history.messages.iter().filter_map(ChatMessage::of);
+    let messages: Vec<_> = messages.collect();
+    let mut page = &messages[..];
+    let mut frame = outgoing(page.to_vec(), history.has_more).frame();
+    while frame.len() > max_bytes && page.len() > 1 {
+        // What is over is over by the oldest messages' lengths, or nearly so.
+        let mut over = frame.len() - max_bytes;
+        while let [oldest, newer @ ..] = page
+            && over > 0
+            && !newer.is_empty()
+        {
+            over = over.saturating_sub(oldest.frame().len());
+            page = newer;
+        }
+        frame = outgoing(page.to_vec(), true).frame();
     }
-    .frame()
+    frame
 }
 
 /// An error frame.
 pub(super) fn error(request_id: Option<&str>, code: ErrorCode, message: &str) -> Frame {
-    Outgoing::Error {
+    let error = Outgoing::Error {
         request_id,
         code: code.as_str(),
         message,
         timestamp: timestamp(),
-    }
-    .frame()
+    };
+    error.frame()
 }

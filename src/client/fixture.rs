@@ -35,7 +35,8 @@ impl Client {
         let client = Self::connect(registry, user);
         client.connection.hold.routed();
         assert!(client.connection.hold.take_request());
-        assert_eq!(client.connection.hold.finish(), Finish::Live);
+        assert_eq!(client.connection.hold.finish(), Finish::Settled);
+        assert!(client.connection.hold.is_live());
         client
     }
 

@@ -44,12 +44,9 @@ pub enum Finish {
     Frames(Vec<Frame>),
     /// Unread messages were let go meanwhile: another page is to bring them.
     Again,
-    /// Another catch-up is due, and ends the hold.
-    Due,
-    /// The hold is over. What was sent is remembered until [`Hold::settle`].
-    Settling,
-    /// The hold is over, and there is nothing to remember.
-    Live,
+    /// The hold is over, and what was sent is remembered until [`Hold::settle`]; or another catch-up
+    /// is due, and ends it.
+    Settled,
 }
 
 /// The gate before one connection's queue.
@@ -226,40 +223,38 @@ impl Hold {
         }
     }
 
-    /// Ends the hold, if all that was held is sent and none was let go. Call it until it has.
+    /// Ends the hold, if all that was held is sent and none was let go. Call it until it has. Where
+    /// catch-up sent nothing there is nothing to remember, and the connection is live at once.
     pub fn finish(&self) -> Finish {
         let mut state = self.state.lock();
-        let held = match &mut *state {
-            State::Holding(held) => held,
-            State::Settling(_) => return Finish::Settling,
-            State::Live => return Finish::Live,
+        let State::Holding(held) = &mut *state else {
+            return Finish::Settled;
         };
         if held.unrouted || held.requested {
-            Finish::Due
-        } else if std::mem::take(&mut held.missed) {
-            Finish::Again
-        } else if !held.pushes.is_empty() {
-            Finish::Frames(held.take())
-        } else if held.caught_up {
-            *state = State::Settling(std::mem::take(&mut held.sent));
-            Finish::Settling
-        } else {
-            *state = State::Live;
-            self.live.store(true, Release);
-            Finish::Live
+            return Finish::Settled;
         }
+        if std::mem::take(&mut held.missed) {
+            return Finish::Again;
+        }
+        if !held.pushes.is_empty() {
+            return Finish::Frames(held.take());
+        }
+        let (sent, caught_up) = (std::mem::take(&mut held.sent), held.caught_up);
+        *state = if caught_up {
+            State::Settling(sent)
+        } else {
+            State::Live
+        };
+        self.live.store(!caught_up, Release);
+        Finish::Settled
     }
 
-    /// As [`Hold::finish`], although catch-up does not get on: what was let go comes later, behind
-    /// what is newer. Only a route that is not bound is waited for.
-    pub fn finish_anyway(&self) -> Finish {
-        match &mut *self.state.lock() {
-            State::Holding(held) => {
-                (held.requested, held.missed, held.caught_up) = (false, false, true)
-            }
-            State::Settling(_) | State::Live => {}
+    /// Catch-up does not get on: what was let go comes later, behind what is newer, so that
+    /// [`Hold::finish`] ends the hold. Only a route that is not bound is waited for.
+    pub fn give_up(&self) {
+        if let State::Holding(held) = &mut *self.state.lock() {
+            (held.requested, held.missed, held.caught_up) = (false, false, true);
         }
-        self.finish()
     }
 
     /// What was sent need not be remembered any longer.
@@ -384,15 +379,23 @@ mod tests {
         hold
     }
 
-    /// What was held, and how the hold ended.
-    fn finished(hold: &Hold) -> (Vec<Frame>, Finish) {
+    /// What was held, and how it stands with the hold then.
+    fn finished(hold: &Hold) -> (Vec<Frame>, &'static str) {
         let mut frames = Vec::new();
         loop {
             match hold.finish() {
                 Finish::Frames(more) => frames.extend(more),
-                end => return (frames, end),
+                Finish::Again => return (frames, "again"),
+                Finish::Settled => break,
             }
         }
+        let state = match &*hold.state.lock() {
+            State::Holding(_) => "due",
+            State::Settling(_) => "settling",
+            State::Live => "live",
+        };
+        assert_eq!(hold.is_live(), state == "live");
+        (frames, state)
     }
 
     fn frames<const N: usize>(pushes: [Push; N]) -> Vec<Frame> {
@@ -409,7 +412,7 @@ mod tests {
         assert_eq!(hold.pass(&unread("m2")), Passage::Done);
         assert!(hold.claim("m3"));
         assert_eq!(hold.pass(&unread("m4")), Passage::Done);
-        assert_eq!(finished(&hold), (frames([unread("m4")]), Finish::Settling));
+        assert_eq!(finished(&hold), (frames([unread("m4")]), "settling"));
         assert_eq!(hold.pass(&unread("m3")), Passage::Done);
         assert_eq!(hold.pass(&unread("m5")), Passage::Open);
         // Another catch-up brings nothing again that was sent since.
@@ -417,7 +420,7 @@ mod tests {
         assert!(hold.take_request());
         assert!(!hold.claim("m4"));
         assert!(!hold.claim("m5"));
-        assert_eq!(finished(&hold), (vec![], Finish::Settling));
+        assert_eq!(finished(&hold), (vec![], "settling"));
         hold.settle();
         assert_eq!(hold.pass(&unread("m3")), Passage::Open);
     }
@@ -431,7 +434,7 @@ mod tests {
         for id in ["m3", "m4", "m5"] {
             assert_eq!(hold.pass(&unread(id)), Passage::Done);
         }
-        assert_eq!(hold.finish(), Finish::Due);
+        assert_eq!(finished(&hold), (vec![], "due"));
         assert_eq!(hold.pass(&unread("m6")), Passage::Done);
         assert!(hold.take_request());
         assert_eq!(hold.finish(), Finish::Again, "m5 and m6 were let go");
@@ -440,7 +443,7 @@ mod tests {
                 .iter()
                 .all(|id| hold.claim(id))
         );
-        assert_eq!(hold.finish(), Finish::Settling);
+        assert_eq!(finished(&hold), (vec![], "settling"));
         assert_eq!(hold.pass(&unread("m7")), Passage::Open);
     }
 
@@ -449,19 +452,20 @@ mod tests {
     #[test]
     fn while_the_route_is_not_bound_no_catch_up_ends_the_hold() {
         let hold = started(8);
-        assert_eq!(finished(&hold), (vec![], Finish::Live));
+        assert_eq!(finished(&hold), (vec![], "live"));
         hold.unrouted();
         hold.routed();
         hold.unrouted();
         hold.request();
         assert!(hold.take_request());
         assert_eq!(hold.pass(&unread("m2")), Passage::Done);
-        assert_eq!(hold.finish(), Finish::Due);
-        assert_eq!(hold.finish_anyway(), Finish::Due);
+        assert_eq!(finished(&hold), (vec![], "due"));
+        hold.give_up();
+        assert_eq!(finished(&hold), (vec![], "due"));
         hold.routed();
         assert!(hold.take_request());
         assert!(hold.claim("m1"), "missed while the route was not bound");
-        assert_eq!(finished(&hold), (frames([unread("m2")]), Finish::Settling));
+        assert_eq!(finished(&hold), (frames([unread("m2")]), "settling"));
         assert_eq!(hold.pass(&unread("m3")), Passage::Open);
     }
 
@@ -484,7 +488,7 @@ mod tests {
     fn where_catch_up_sent_nothing_there_is_nothing_to_remember() {
         let hold = started(8);
         assert_eq!(hold.pass(&unread("m1")), Passage::Done);
-        assert_eq!(finished(&hold), (frames([unread("m1")]), Finish::Live));
+        assert_eq!(finished(&hold), (frames([unread("m1")]), "live"));
         assert!(hold.is_live());
     }
 
@@ -500,7 +504,7 @@ mod tests {
                 .iter()
                 .all(|id| hold.claim(id))
         );
-        assert_eq!(finished(&hold), (frames([unread("m4")]), Finish::Settling));
+        assert_eq!(finished(&hold), (frames([unread("m4")]), "settling"));
     }
 
     #[test]
@@ -524,7 +528,7 @@ mod tests {
         );
         assert!(["m3", "m4", "m5", "m6"].iter().all(|id| hold.claim(id)));
         assert_eq!(hold.finish(), Finish::Again, "m6 came after the page");
-        assert_eq!(hold.finish(), Finish::Settling);
+        assert_eq!(finished(&hold), (vec![], "settling"));
         assert_eq!(hold.pass(&unread("m7")), Passage::Open);
     }
 
@@ -542,24 +546,24 @@ mod tests {
             hold.pass(&unread("c3").as_own_copy()),
             Passage::Overflow(frames([copy, other, third]))
         );
-        assert_eq!(finished(&hold), (vec![], Finish::Live));
+        assert_eq!(finished(&hold), (vec![], "live"));
     }
 
     #[test]
     fn whoever_is_behind_falls_back_and_is_let_off_by_a_catch_up() {
         let hold = started(2);
-        assert_eq!(finished(&hold), (vec![], Finish::Live));
+        assert_eq!(finished(&hold), (vec![], "live"));
         assert!(!hold.fell_back());
         let copy = unread("c1").as_own_copy();
         assert_eq!(hold.fall_back(&unread("m1")), Passage::Done);
         assert_eq!(hold.fall_back(&copy), Passage::Done);
         assert_eq!(hold.fall_back(&unread("m2")), Passage::Done);
         assert!(hold.fell_back() && !hold.is_live());
-        assert_eq!(hold.finish(), Finish::Due);
+        assert_eq!(finished(&hold), (vec![], "due"));
         assert!(hold.take_request());
         assert!(["m1", "m2"].iter().all(|id| hold.claim(id)));
         assert_eq!(hold.finish(), Finish::Again, "m2 was let go");
-        assert_eq!(finished(&hold), (frames([copy]), Finish::Settling));
+        assert_eq!(finished(&hold), (frames([copy]), "settling"));
         assert!(!hold.fell_back());
     }
 
@@ -568,7 +572,7 @@ mod tests {
     fn what_falls_back_was_not_sent() {
         let hold = started(2);
         assert!(hold.claim("m0"));
-        assert_eq!(hold.finish(), Finish::Settling);
+        assert_eq!(finished(&hold), (vec![], "settling"));
         assert_eq!(hold.pass(&unread("m1")), Passage::Open);
         assert_eq!(hold.fall_back(&unread("m1")), Passage::Done);
         assert!(hold.take_request());
@@ -582,16 +586,18 @@ mod tests {
         for id in ["m1", "m2", "m3"] {
             assert_eq!(hold.pass(&unread(id)), Passage::Done);
         }
+        hold.give_up();
         assert_eq!(
-            hold.finish_anyway(),
+            hold.finish(),
             Finish::Frames(frames([unread("m1"), unread("m2")]))
         );
         assert!(!hold.is_open(), "what was held comes first");
-        assert_eq!(hold.finish_anyway(), Finish::Settling);
+        hold.give_up();
+        assert_eq!(finished(&hold), (vec![], "settling"));
         assert_eq!(hold.pass(&unread("m4")), Passage::Open);
         let late = ["m1", "m2", "m3", "m4"].map(|id| hold.claim(id));
         assert_eq!(late, [false, false, true, false]);
-        assert_eq!(hold.finish(), Finish::Settling);
+        assert_eq!(finished(&hold), (vec![], "settling"));
     }
 
     #[test]

@@ -44,19 +44,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
-use crate::ids::UserId;
 use crate::readiness::Readiness;
-use crate::registry::Registry;
 use crate::services::Services;
 use answer::Answer;
+use connection::Connection;
 use permits::Permits;
 
 /// What every connection uses of the gateway.
 pub struct Context {
     pub config: Config,
-    pub registry: Arc<Registry>,
     pub services: Arc<dyn Services>,
-    pub users: Arc<dyn Attendance>,
+    pub observer: Arc<dyn ConnectionObserver>,
     pub readiness: Arc<Readiness>,
     /// Nobody is let in any more.
     pub draining: Arc<AtomicBool>,
@@ -78,13 +76,19 @@ impl Context {
     }
 }
 
-/// Who wants to know that users come and go: presence and the broker's routes.
-pub trait Attendance: Send + Sync {
-    /// A connection of `user` has been registered. Answers how it stands with the user's route.
-    fn arrived(&self, user: &UserId) -> Route;
-    /// A connection of `user` has left the registry.
-    fn left(&self, user: &UserId);
+/// Who is told that connections come and go: the registry, and behind it presence and the broker's
+/// routes.
+pub trait ConnectionObserver: Send + Sync {
+    /// `connection` is about to be served, and from now on gets what is for its user, unless that user
+    /// has too many. Answers how it stands with the user's route.
+    fn connected(&self, connection: &Arc<Connection>) -> Result<Route, OverUserLimit>;
+    /// It has ended, or was not served after all.
+    fn disconnected(&self, connection: &Connection);
 }
+
+/// The user has as many connections as `limits.max_connections_per_user` allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverUserLimit;
 
 /// Whether what is published for a user comes here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,29 +5,44 @@
 //! no more, or has taken a fair share, is handed over to the connection's writer thread, which
 //! blocks as ever ([`Outbox::drain`]).
 //!
-//! No frame is stranded. Whoever queues a frame looks for a free write side afterwards (or knows of
-//! another one who will); whoever frees the write side looks at the queue once more afterwards. A
-//! fence between the two steps of either makes sure that at least one of them sees the other.
+//! No frame is stranded. It is the store-buffering pattern (Dekker's): either of two threads first
+//! stores, and then loads what the other one stores. Without the fences both loads could be done
+//! before either store is seen, and the frame would wait in the queue with the write side free.
 //!
-//! Nobody waits here for a client but its own two threads: a push that finds no room is
-//! [`Queued::Full`], and its connection falls back to its inbox (see [`hold`](super::hold)).
+//! ```text
+//!  who queues a frame             who frees the write side
+//!  ------------------             ------------------------
+//!  queue.push(frame)              write_side.unlock()
+//!  fence(SeqCst)                  fence(SeqCst)
+//!  write_side.try_lock()?         queue.is_empty()?
+//!    no: the other one writes it    no: try_lock, and write it
+//! ```
+//!
+//! One fence comes before the other. If it is the left one, the right thread sees the frame; if it is
+//! the right one, the left thread finds the write side free. Both columns from the fence on are
+//! [`Outbox::flush`], which therefore follows each push and each time that the write side was held.
+//! The same holds with the flag `handed_over` in the lock's place, which its owner clears before it
+//! unlocks.
+//!
+//! Nobody waits here for a client but its own two threads: a push that finds no room is refused, and
+//! its connection falls back to its inbox (see [`hold`](super::hold)).
+//!
+//! This file is longer than others, so that the proof stands beside every line that it is about.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::net::{Shutdown, TcpStream};
+use std::io;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst, fence};
-use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::SegQueue;
 use parking_lot::{Mutex, MutexGuard};
-use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
 
 use super::close::CloseReason;
 use super::frame::Frame;
-use super::kernel;
+use super::transport::Socket;
 
 /// What one system call carries at most, and what one deliverer writes to one connection before it
 /// hands over, so that a busy connection does not keep it from the others. In bytes.
@@ -39,7 +54,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// The queue and the write side of one connection.
 pub struct Outbox {
-    socket: Arc<TcpStream>,
+    socket: Socket,
     /// Made for the first push, since most connections are idle, and grown block by block, within
     /// the bounds that `load` keeps.
     queue: OnceLock<Box<SegQueue<Frame>>>,
@@ -48,8 +63,6 @@ pub struct Outbox {
     /// The [`load`] of what is in `queue`, and of what is about to be pushed.
     load: AtomicU64,
     write_side: Mutex<WriteSide>,
-    /// Somebody has queued a frame and will flush: whoever queues one behind it need not.
-    flush_owed: AtomicBool,
     /// The write side belongs to the writer thread until the queue is empty.
     handed_over: AtomicBool,
     writer: OnceLock<thread::Thread>,
@@ -66,8 +79,6 @@ struct WriteSide {
     unsent_bytes: usize,
     /// How many bytes the socket has taken since the beginning.
     sent: u64,
-    /// The first frame of all, the answer to the upgrade request, is written.
-    opened: bool,
 }
 
 /// Frames and bytes in one number, so that one atomic step counts both: 24 bits of the one, 40 of
@@ -82,19 +93,6 @@ fn frames_of(load: u64) -> usize {
 
 fn bytes_of(load: u64) -> usize {
     (load & ((1 << 40) - 1)) as usize
-}
-
-/// What became of a frame that was to be queued.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
-pub enum Queued {
-    /// It is the first since the last flush: the caller owes an [`Outbox::flush`], which writes
-    /// whatever is in the queue by that time.
-    First,
-    /// It is written, or is behind others, and whoever flushes those writes it too.
-    Behind,
-    /// It is not queued: there is no room, and the socket takes no more now.
-    Full,
 }
 
 /// How far a write came.
@@ -116,14 +114,10 @@ pub(super) struct Progress {
 }
 
 impl Outbox {
-    /// `opening` is written before anything else, whatever happens. Queues at most `max_frames`
-    /// frames and `max_bytes` bytes; an empty queue takes any one frame or train.
-    pub fn new(
-        socket: Arc<TcpStream>,
-        opening: Frame,
-        max_frames: usize,
-        max_bytes: usize,
-    ) -> Self {
+    /// `opening`, the answer to the upgrade request, is written before anything else, whatever
+    /// happens. Queues at most `max_frames` frames and `max_bytes` bytes; an empty queue takes any one
+    /// frame or train.
+    pub fn new(socket: Socket, opening: Frame, max_frames: usize, max_bytes: usize) -> Self {
         // It is not zero, so setting it cannot fail on a socket of ours.
         let _ = socket.set_write_timeout(Some(LOOK));
         Self {
@@ -137,9 +131,7 @@ impl Outbox {
                 unsent: [opening].into(),
                 written: 0,
                 sent: 0,
-                opened: false,
             }),
-            flush_owed: AtomicBool::new(false),
             handed_over: AtomicBool::new(false),
             writer: OnceLock::new(),
             closing: OnceLock::new(),
@@ -152,36 +144,28 @@ impl Outbox {
         let _ = self.writer.set(writer);
     }
 
-    /// Queues `frame` (a frame or a train) and writes nothing, save to make room for it. Never
-    /// blocks.
-    pub fn push(&self, frame: &Frame) -> Queued {
-        match self.queue_up(frame) {
-            Queued::Full if self.make_room() => self.queue_up(frame),
-            queued => queued,
-        }
+    /// Queues `frame` (a frame or a train) and writes nothing, save to make room for it: an
+    /// [`Outbox::flush`] is to follow. Answers whether there was room. Never blocks.
+    #[must_use]
+    pub fn push(&self, frame: &Frame) -> bool {
+        self.queue_up(frame) || (self.make_room() && self.queue_up(frame))
     }
 
     /// Writes a share of a full queue, if nobody else is at it.
     fn make_room(&self) -> bool {
-        let Some(side) = self.write_side.try_lock() else {
-            return false;
-        };
-        if self.write_now(side) {
-            self.look_again();
-        }
-        true
+        let side = self.write_side.try_lock();
+        side.map(|side| self.write_and_free(side)).is_some()
     }
 
     /// As [`Outbox::push`] and [`Outbox::flush`] in one: past the queue, if there is nothing before
-    /// it and nobody else at the write side. Never blocks.
-    pub fn push_and_flush(&self, frame: &Frame) -> Queued {
+    /// it and nobody else at the write side.
+    #[must_use]
+    pub fn push_and_flush(&self, frame: &Frame) -> bool {
         if self.write_past_queue(frame) {
-            return Queued::Behind;
+            return true;
         }
         let queued = self.push(frame);
-        if queued == Queued::First {
-            self.flush();
-        }
+        self.flush();
         queued
     }
 
@@ -191,17 +175,15 @@ impl Outbox {
         if self.write_past_queue(frame) {
             return;
         }
-        while self.closing.get().is_none() {
-            if self.queue_up(frame) != Queued::Full {
-                return self.flush();
-            }
+        while !self.queue_up(frame) {
             self.drain();
         }
+        self.flush();
     }
 
     /// Writes `frame` if nothing is before it and nobody else at the write side; else it answers
-    /// false and has done nothing. (So a connection that is only asked and answered has no queue,
-    /// and a group message costs a tenth less for each of 1,000 recipients.)
+    /// false, and another way has to be gone, a flush at its end. (So a connection that is only asked
+    /// and answered has no queue, and a group message costs a tenth less for each of 1,000 recipients.)
     fn write_past_queue(&self, frame: &Frame) -> bool {
         if self.closing.get().is_some() || self.is_handed_over() {
             return false;
@@ -212,13 +194,12 @@ impl Outbox {
         if !side.unsent.is_empty() || !self.is_empty() {
             return false;
         }
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         // What an error means is seen where the rest is written.
-        let sent = send(&self.socket, frame.bytes(), flags).unwrap_or(0);
+        let sent = self.socket.send(frame.bytes(), false).unwrap_or(0);
         side.sent += sent as u64;
         if sent == frame.len() {
             drop(side);
-            self.look_again();
+            self.flush();
         } else {
             side.push(frame.clone());
             side.written = sent;
@@ -236,27 +217,24 @@ impl Outbox {
             side.push(frame);
         }
         frames.into_iter().for_each(|frame| side.push(frame));
-        if self.write_now(side) {
-            self.look_again();
-        }
+        self.write_and_free(side);
     }
 
     /// Sends a ping that overtakes all but a frame that is half written. Answers how many bytes the
     /// client has been sent once it is.
     pub(super) fn ping(&self) -> u64 {
         let mut side = self.write_side.lock();
-        let begun = side.written > 0 || !side.opened;
-        let ping = Frame::ping();
-        let ahead = match side.unsent.front() {
-            Some(first) if begun => first.len() - side.written,
-            _ => 0,
+        let begun = side.begun();
+        let ahead = if begun > 0 {
+            side.unsent[0].len() - side.written
+        } else {
+            0
         };
+        let ping = Frame::ping();
         let position = side.sent + (ahead + ping.len()) as u64;
         side.unsent_bytes += ping.len();
-        side.unsent.insert(usize::from(begun), ping);
-        if self.write_now(side) {
-            self.look_again();
-        }
+        side.unsent.insert(begun, ping);
+        self.write_and_free(side);
         position
     }
 
@@ -264,9 +242,9 @@ impl Outbox {
     pub(super) fn progress(&self) -> Progress {
         let side = self.write_side.lock();
         let sent = side.sent;
-        let in_flight = kernel::in_flight(&self.socket).min(sent);
+        let in_flight = self.socket.in_flight().min(sent);
         drop(side);
-        self.look_again();
+        self.flush();
         Progress {
             taken: sent - in_flight,
             in_flight,
@@ -275,29 +253,25 @@ impl Outbox {
 
     /// Whether the client has sent something that nobody has read yet, or is gone.
     pub(super) fn has_input(&self) -> bool {
-        kernel::has_input(&self.socket)
+        self.socket.has_input()
     }
 
-    fn queue_up(&self, frame: &Frame) -> Queued {
+    /// Queues `frame`, or drops it if the connection is closing; false if there is no room.
+    fn queue_up(&self, frame: &Frame) -> bool {
         if self.closing.get().is_some() {
-            return Queued::Behind;
+            return true;
         }
         let load = load(frame);
         let before = self.load.fetch_add(load, SeqCst);
         let fits = before == 0
             || (frames_of(before) + frame.count() <= self.max_frames
                 && bytes_of(before) + frame.len() <= self.max_bytes);
-        if !fits {
-            self.load.fetch_sub(load, SeqCst);
-            return Queued::Full;
-        }
-        let queue = self.queue.get_or_init(Box::default);
-        queue.push(frame.clone());
-        if self.flush_owed.swap(true, SeqCst) {
-            Queued::Behind
+        if fits {
+            self.queue.get_or_init(Box::default).push(frame.clone());
         } else {
-            Queued::First
+            self.load.fetch_sub(load, SeqCst);
         }
+        fits
     }
 
     /// Whether the queue holds at least half of what it may.
@@ -312,37 +286,34 @@ impl Outbox {
         self.load.load(SeqCst) == 0 || self.queue.get().is_none_or(|queue| queue.is_empty())
     }
 
-    /// Writes what is queued, unless somebody else is at it. Never blocks.
+    /// Writes what is queued, unless somebody else is at it, who then does. Never blocks.
     pub fn flush(&self) {
         loop {
-            // Reads what the last pusher wrote, so that its frame is seen below.
-            self.flush_owed.swap(false, SeqCst);
             fence(SeqCst);
-            if self.handed_over.load(SeqCst) {
+            if self.is_empty() || self.is_handed_over() || self.closing.get().is_some() {
                 return;
             }
             let Some(side) = self.write_side.try_lock() else {
                 return;
             };
-            if !self.write_now(side) {
-                return;
-            }
-            fence(SeqCst);
-            if self.is_empty() {
-                return;
-            }
+            self.write_a_share(side);
         }
     }
 
+    /// Writes what is queued, and then what has been queued meanwhile.
+    fn write_and_free(&self, side: MutexGuard<'_, WriteSide>) {
+        self.write_a_share(side);
+        self.flush();
+    }
+
     /// Writes what is queued as far as the socket takes it, hands over if there is more, and frees
-    /// the write side. Answers whether all is written.
-    fn write_now(&self, mut side: MutexGuard<'_, WriteSide>) -> bool {
-        match self.write_queue(&mut side, SendFlags::DONTWAIT) {
-            Written::Everything => return true,
+    /// the write side. A [`Outbox::flush`] is to follow.
+    fn write_a_share(&self, mut side: MutexGuard<'_, WriteSide>) {
+        match self.write_queue(&mut side, false) {
+            Written::Everything => {}
             Written::NotAll => self.hand_over(side),
             Written::Gone => self.close(CloseReason::Vanished),
         }
-        false
     }
 
     /// Leaves what is unsent to the writer thread.
@@ -356,22 +327,14 @@ impl Outbox {
     /// longer than a [`LOOK`]: call it as long as it [is handed over](Outbox::is_handed_over).
     pub fn drain(&self) {
         let mut side = self.write_side.lock();
-        match self.write_queue(&mut side, SendFlags::empty()) {
+        match self.write_queue(&mut side, true) {
             Written::Everything => {}
             Written::NotAll => return,
             Written::Gone => self.close(CloseReason::Vanished),
         }
         self.handed_over.store(false, SeqCst);
         drop(side);
-        self.look_again();
-    }
-
-    /// Writes what was queued while the write side, free by now, was held.
-    fn look_again(&self) {
-        fence(SeqCst);
-        if !self.is_empty() && self.closing.get().is_none() {
-            self.flush();
-        }
+        self.flush();
     }
 
     fn pop(&self) -> Option<Frame> {
@@ -390,7 +353,7 @@ impl Outbox {
 
     /// Moves up to a share from the queue to the socket. A frame leaves the queue only when its turn
     /// is near, so that the queue's bounds hold.
-    fn write_queue(&self, side: &mut WriteSide, flags: SendFlags) -> Written {
+    fn write_queue(&self, side: &mut WriteSide, may_block: bool) -> Written {
         let end = side.sent + WRITE_SHARE as u64;
         loop {
             while side.unsent_bytes < WRITE_SHARE
@@ -398,7 +361,7 @@ impl Outbox {
             {
                 side.push(frame);
             }
-            match self.write(side, flags) {
+            match self.write(side, may_block) {
                 Written::Everything if self.is_empty() => return Written::Everything,
                 Written::Everything if side.sent < end => {}
                 Written::Everything => return Written::NotAll,
@@ -410,15 +373,16 @@ impl Outbox {
     /// Writes what is unsent, several frames with one call, until the socket takes no more. A
     /// blocking write looks up after each call, however large a page of catch-up is under way: the
     /// connection may be to end, or be due for a ping.
-    fn write(&self, side: &mut WriteSide, flags: SendFlags) -> Written {
-        let may_block = !flags.contains(SendFlags::DONTWAIT);
+    fn write(&self, side: &mut WriteSide, may_block: bool) -> Written {
         while let Some(first) = side.unsent.front() {
-            let bytes = match side.unsent.len() {
-                1 => Cow::Borrowed(&first.bytes()[side.written..]),
-                _ => Cow::Owned(side.gather()),
+            let rest = &first.bytes()[side.written..];
+            let bytes = if side.unsent.len() == 1 || rest.len() >= WRITE_SHARE {
+                Cow::Borrowed(rest)
+            } else {
+                Cow::Owned(side.gather())
             };
             let asked = bytes.len();
-            match send(&self.socket, &bytes, flags | SendFlags::NOSIGNAL) {
+            match self.socket.send(&bytes, may_block).map_err(|e| e.kind()) {
                 Ok(sent) => {
                     drop(bytes);
                     side.advance(sent);
@@ -426,8 +390,8 @@ impl Outbox {
                         return Written::NotAll;
                     }
                 }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Written::NotAll,
+                Err(io::ErrorKind::Interrupted) => {}
+                Err(io::ErrorKind::WouldBlock) => return Written::NotAll,
                 Err(_) => return Written::Gone,
             }
         }
@@ -457,9 +421,8 @@ impl Outbox {
     pub fn say_goodbye(&self, close: Option<Frame>, patience: Duration) {
         let mut side = self.write_side.lock();
         while self.pop().is_some() {}
-        // Without the answer to its upgrade request a client understands no Close frame.
-        let begun = side.written > 0 || !side.opened;
-        side.unsent.truncate(usize::from(begun));
+        let begun = side.begun();
+        side.unsent.truncate(begun);
         side.unsent_bytes = side.unsent.iter().map(Frame::len).sum();
         if let Some(close) = close {
             side.push(close);
@@ -467,23 +430,21 @@ impl Outbox {
             loop {
                 let left = deadline.saturating_duration_since(Instant::now());
                 // The timeout is never zero, so setting it cannot fail on a socket of ours.
-                let _ = self
-                    .socket
-                    .set_write_timeout(Some(left.max(Duration::from_millis(1))));
-                match self.write(&mut side, SendFlags::empty()) {
+                let timeout = left.max(Duration::from_millis(1));
+                let _ = self.socket.set_write_timeout(Some(timeout));
+                match self.write(&mut side, true) {
                     Written::NotAll if !left.is_zero() => {}
                     // A failure says that nobody is there to be told.
                     Written::NotAll | Written::Everything | Written::Gone => break,
                 }
             }
         }
-        let _ = self.socket.shutdown(Shutdown::Write);
+        self.socket.shutdown_write();
     }
 
     /// Cuts the connection: whoever blocks on the socket returns at once.
     pub fn cut(&self) {
-        // It fails when the connection is gone already, which is what is wanted.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        self.socket.abort();
     }
 }
 
@@ -493,23 +454,23 @@ impl WriteSide {
         self.unsent.push_back(frame);
     }
 
+    /// How many frames nothing may overtake: one that is half written, and the opening, without which
+    /// a client understands nothing.
+    fn begun(&self) -> usize {
+        usize::from(self.written > 0 || self.sent == 0).min(self.unsent.len())
+    }
+
     /// A share of the unsent bytes, side by side: one plain write of them is cheaper than a
     /// vectored one of many small frames.
     fn gather(&self) -> Vec<u8> {
-        let mut frames = 0;
-        let mut total = 0;
-        for frame in &self.unsent {
-            if total >= WRITE_SHARE {
-                break;
-            }
-            frames += 1;
-            total += frame.len();
-        }
-        let mut bytes = Vec::with_capacity(total - self.written);
+        let mut bytes = Vec::with_capacity(self.unsent_bytes.min(2 * WRITE_SHARE));
         let mut skip = self.written;
-        for frame in self.unsent.iter().take(frames) {
+        for frame in &self.unsent {
             bytes.extend(&frame.bytes()[skip..]);
             skip = 0;
+            if bytes.len() >= WRITE_SHARE {
+                break;
+            }
         }
         bytes
     }
@@ -524,7 +485,6 @@ impl WriteSide {
             self.written -= first.len();
             self.unsent_bytes -= first.len();
             self.unsent.pop_front();
-            self.opened = true;
         }
         if self.unsent.is_empty() && self.unsent.capacity() > 16 {
             self.unsent = VecDeque::new();
@@ -536,7 +496,8 @@ impl WriteSide {
 mod tests {
     use super::*;
     use std::io::Read;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
 
     /// An outbox whose opening is `[0]`, and the client's end of its socket.
     fn outbox(max_frames: usize, max_bytes: usize) -> (Arc<Outbox>, TcpStream) {
@@ -560,37 +521,29 @@ mod tests {
         Frame::raw(&n.to_be_bytes())
     }
 
-    /// A pusher's part: push, then flush if the queue was empty. Answers whether there was room.
+    /// A pusher's part. Answers whether there was room.
     fn deliver(outbox: &Outbox, frame: &Frame) -> bool {
         let queued = outbox.push(frame);
-        if queued == Queued::First {
-            outbox.flush();
-        }
-        queued != Queued::Full
+        outbox.flush();
+        queued
     }
 
     #[test]
-    fn the_opening_comes_first_and_only_the_first_push_owes_a_flush() {
+    fn the_opening_comes_first() {
         let (outbox, mut client) = outbox(8, 1024);
-        assert_eq!(outbox.push(&number(1)), Queued::First);
-        assert_eq!(outbox.push(&number(2)), Queued::Behind);
+        assert!(outbox.push(&number(1)) && outbox.push(&number(2)));
         outbox.flush();
         assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
-        assert_eq!(outbox.push(&number(3)), Queued::First, "it is empty again");
     }
 
     #[test]
     fn a_push_that_is_caught_up_with_by_a_flush_strands_nobody() {
         let (outbox, mut client) = outbox(8, 1024);
-        assert_eq!(outbox.push(&number(1)), Queued::First);
+        assert!(outbox.push(&number(1)));
         // Another pusher has made room for its frame, and is held up before it queues it.
         outbox.load.fetch_add(load(&number(2)), SeqCst);
         outbox.flush();
-        assert_eq!(
-            outbox.push(&number(2)),
-            Queued::First,
-            "nobody else will flush"
-        );
+        assert!(outbox.push(&number(2)));
         outbox.flush();
         assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
     }
@@ -598,7 +551,7 @@ mod tests {
     #[test]
     fn catch_up_comes_behind_what_is_queued() {
         let (outbox, mut client) = outbox(8, 1024);
-        assert_eq!(outbox.push(&number(1)), Queued::First);
+        assert!(outbox.push(&number(1)));
         outbox.write_behind([number(2)]);
         assert_eq!(read(&mut client, 9), [0, 0, 0, 0, 1, 0, 0, 0, 2]);
     }
@@ -606,7 +559,7 @@ mod tests {
     #[test]
     fn a_full_queue_is_emptied_to_a_socket_that_takes_more() {
         let (outbox, mut client) = outbox(4, 1024);
-        assert!((0..100).all(|n| outbox.push(&number(n)) != Queued::Full));
+        assert!((0..100).all(|n| outbox.push(&number(n))));
         outbox.flush();
         assert_eq!(outbox.closing(), None);
         let bytes = read(&mut client, 1 + 400);
@@ -618,14 +571,11 @@ mod tests {
     fn a_train_counts_for_its_frames() {
         let (outbox, _client) = outbox(4, 1024);
         let three = [number(1), number(2), number(3)];
-        assert_eq!(outbox.queue_up(&Frame::train(three.iter())), Queued::First);
+        assert!(outbox.queue_up(&Frame::train(three.iter())));
         assert!(outbox.is_half_full());
-        assert_eq!(
-            outbox.queue_up(&Frame::train(three[..2].iter())),
-            Queued::Full
-        );
-        assert_eq!(outbox.queue_up(&number(4)), Queued::Behind);
-        assert_eq!(outbox.queue_up(&number(5)), Queued::Full);
+        assert!(!outbox.queue_up(&Frame::train(three[..2].iter())));
+        assert!(outbox.queue_up(&number(4)));
+        assert!(!outbox.queue_up(&number(5)));
     }
 
     #[test]
@@ -645,7 +595,7 @@ mod tests {
         }
         let start = Instant::now();
         for _ in 0..1_000 {
-            assert_eq!(outbox.push(&frame), Queued::Full);
+            assert!(!outbox.push(&frame));
         }
         assert!(start.elapsed() < Duration::from_secs(5), "nobody waits");
         assert_eq!(outbox.closing(), None);
@@ -692,7 +642,7 @@ mod tests {
     #[test]
     fn progress_is_what_the_clients_host_has_acknowledged() {
         let (outbox, mut client) = outbox(4, 1 << 20);
-        outbox.flush();
+        outbox.write_behind([]);
         read(&mut client, 1);
         assert!(deliver(&outbox, &Frame::raw(&vec![7; 32 << 20])));
         let before = outbox.progress();
@@ -807,7 +757,7 @@ mod tests {
     #[test]
     fn goodbye_comes_after_the_opening_even_if_nothing_was_written() {
         let (outbox, mut client) = outbox(8, 1024);
-        assert_eq!(outbox.push(&number(1)), Queued::First);
+        assert!(outbox.push(&number(1)));
         outbox.close(CloseReason::Replaced);
         outbox.say_goodbye(Some(Frame::close(4004, "")), Duration::from_secs(1));
         let mut bytes = Vec::new();
@@ -819,7 +769,7 @@ mod tests {
     #[test]
     fn a_look_at_the_progress_strands_nobody() {
         let (outbox, mut client) = outbox(64, 1 << 20);
-        outbox.flush();
+        outbox.write_behind([]);
         read(&mut client, 1);
         let looker = thread::spawn({
             let outbox = Arc::clone(&outbox);

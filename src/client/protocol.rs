@@ -94,55 +94,44 @@ impl Push {
     }
 }
 
-/// A chat message as a push and as an entry of a history.
+/// A chat message as a push and as an entry of a history. Of `group_id` and `to_user_id` one is empty.
 #[derive(Clone, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub(super) enum ChatMessage<'a> {
-    Message {
-        id: &'a str,
-        from_user_id: &'a str,
-        to_user_id: &'a str,
-        content: &'a str,
-        message_type: &'a str,
-        timestamp: i64,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        client_message_id: &'a str,
-    },
-    GroupMessage {
-        id: &'a str,
-        group_id: &'a str,
-        from_user_id: &'a str,
-        content: &'a str,
-        message_type: &'a str,
-        timestamp: i64,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        client_message_id: &'a str,
-    },
+pub(super) struct ChatMessage<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    group_id: &'a str,
+    from_user_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    to_user_id: &'a str,
+    content: &'a str,
+    message_type: &'a str,
+    timestamp: i64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    client_message_id: &'a str,
 }
 
 impl<'a> ChatMessage<'a> {
     /// As a single or a group message, whichever it is; `None` when a service's ids are garbage.
     pub fn of(message: &'a proto::Message) -> Option<Self> {
-        let single = message.group_id.is_empty();
-        let to = if single {
-            &message.to_user_id
+        let (json, to) = if message.group_id.is_empty() {
+            (Self::single(message), &message.to_user_id)
         } else {
-            &message.group_id
+            (Self::group(message), &message.group_id)
         };
         if message.id.is_empty() || !is_id(&message.from_user_id) || !is_id(to) {
             warn!("Message left out, its ids are garbage: id={:?}", message.id);
             return None;
         }
-        Some(if single {
-            Self::single(message)
-        } else {
-            Self::group(message)
-        })
+        Some(json)
     }
 
     fn single(message: &'a proto::Message) -> Self {
-        Self::Message {
+        Self {
+            kind: "message",
             id: &message.id,
+            group_id: "",
             from_user_id: &message.from_user_id,
             to_user_id: &message.to_user_id,
             content: &message.content,
@@ -153,14 +142,11 @@ impl<'a> ChatMessage<'a> {
     }
 
     fn group(message: &'a proto::Message) -> Self {
-        Self::GroupMessage {
-            id: &message.id,
+        Self {
+            kind: "group_message",
             group_id: &message.group_id,
-            from_user_id: &message.from_user_id,
-            content: &message.content,
-            message_type: &message.message_type,
-            timestamp: message.timestamp,
-            client_message_id: &message.client_message_id,
+            to_user_id: "",
+            ..Self::single(message)
         }
     }
 

@@ -244,25 +244,24 @@ mod tests {
 
     use super::*;
     use crate::broker::fake::FakeUsers;
-    use crate::client::{Attendance, Route};
-    use crate::ids::UserId;
+    use crate::client::connection::Connection;
+    use crate::client::{ConnectionObserver, OverUserLimit, Route};
 
     struct Nobody;
 
-    impl Attendance for Nobody {
-        fn arrived(&self, _: &UserId) -> Route {
-            Route::Away
+    impl ConnectionObserver for Nobody {
+        fn connected(&self, _: &Arc<Connection>) -> Result<Route, OverUserLimit> {
+            Ok(Route::Away)
         }
-        fn left(&self, _: &UserId) {}
+        fn disconnected(&self, _: &Connection) {}
     }
 
     /// A refuser whose page is so large.
     fn refuser(page: usize) -> Refuser {
         let context = Context {
             config: crate::config::load::parse("test", "", [], None).unwrap(),
-            registry: Arc::default(),
             services: Arc::new(FakeUsers::default()),
-            users: Arc::new(Nobody),
+            observer: Arc::new(Nobody),
             readiness: Arc::default(),
             draining: Arc::new(AtomicBool::new(false)),
             pacing: Permits::new(1),

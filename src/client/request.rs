@@ -1,13 +1,17 @@
-//! What clients ask: one JSON object in one text frame, `{"type", "request_id", "data"}`.
-//! Unknown fields are ignored, `null` is the same as no field, and a field that is there twice is
-//! wrong; an error names the field that is missing or wrong.
+//! What clients ask: one JSON object in one text frame, `{"type", "request_id", "data"}`, and the call
+//! to a service that it is. Unknown fields are ignored, `null` is the same as no field, and a field
+//! that is there twice is wrong; an error names the field that is missing or wrong.
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::ids::{GroupId, UserId};
-use crate::services::ErrorCode;
+use crate::error::ErrorCode;
+use crate::ids::{GroupId, InvalidId, UserId};
+use crate::services::proto::{
+    AckMessagesRequest, GetGroupHistoryRequest, GetHistoryRequest, SendGroupMessageRequest,
+    SendMessageRequest,
+};
 
 /// The longest `request_id`, in bytes.
 const MAX_REQUEST_ID: usize = 64;
@@ -30,22 +34,20 @@ pub(super) struct Invalid {
     pub message: String,
 }
 
-impl Invalid {
-    fn message(message: impl Into<String>) -> Self {
-        Self {
-            code: ErrorCode::InvalidMessage,
-            message: message.into(),
-        }
+fn invalid(message: impl Into<String>) -> Invalid {
+    Invalid {
+        code: ErrorCode::InvalidMessage,
+        message: message.into(),
     }
 }
 
 #[derive(Debug)]
 pub(super) enum Body {
-    SendMessage { to: UserId, message: Draft },
-    SendGroupMessage { to: GroupId, message: Draft },
-    GetHistory { with: UserId, page: Page },
-    GetGroupHistory { of: GroupId, page: Page },
-    Ack { message_ids: Vec<String> },
+    SendMessage(SendMessageRequest),
+    SendGroupMessage(SendGroupMessageRequest),
+    GetHistory(GetHistoryRequest),
+    GetGroupHistory(GetGroupHistoryRequest),
+    Ack(AckMessagesRequest),
     RefreshToken { token: String },
     Ping,
 }
@@ -54,34 +56,194 @@ impl Body {
     /// The request's `type`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::SendMessage { .. } => "send_message",
-            Self::SendGroupMessage { .. } => "send_group_message",
-            Self::GetHistory { .. } => "get_history",
-            Self::GetGroupHistory { .. } => "get_group_history",
-            Self::Ack { .. } => "ack",
+            Self::SendMessage(_) => "send_message",
+            Self::SendGroupMessage(_) => "send_group_message",
+            Self::GetHistory(_) => "get_history",
+            Self::GetGroupHistory(_) => "get_group_history",
+            Self::Ack(_) => "ack",
             Self::RefreshToken { .. } => "refresh_token",
             Self::Ping => "ping",
         }
     }
 }
 
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(rename = "type", default)]
+    kind: Value,
+    #[serde(default)]
+    request_id: Value,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+impl Request {
+    /// What `user` asks.
+    pub fn parse(text: &str, user: &UserId) -> Self {
+        let (id, body) = match envelope(text) {
+            Ok((id, kind, data)) => (id, body(&kind, data, user)),
+            Err(invalid) => (None, Err(invalid)),
+        };
+        Self { id, body }
+    }
+}
+
+/// A request's id, type and data.
+fn envelope(text: &str) -> Result<(Option<String>, Value, Option<&RawValue>), Invalid> {
+    let wrong = |why: &str| invalid(format!("Invalid message format: {why}"));
+    let envelope: Envelope<'_> =
+        serde_json::from_str(text).map_err(|error| wrong(&error.to_string()))?;
+    if !is_object(text) {
+        return Err(wrong("not an object"));
+    }
+    let id = match envelope.request_id {
+        Value::Null => None,
+        Value::String(id) if id.len() <= MAX_REQUEST_ID => Some(id),
+        _ => {
+            return Err(invalid(format!(
+                "request_id: must be a string of at most {MAX_REQUEST_ID} bytes"
+            )));
+        }
+    };
+    Ok((id, envelope.kind, envelope.data))
+}
+
+/// Whether `json` is an object. serde would fill a struct from an array as well, field by field.
+fn is_object(json: &str) -> bool {
+    json.trim_ascii_start().starts_with('{')
+}
+
+fn body(kind: &Value, data: Option<&RawValue>, user: &UserId) -> Result<Body, Invalid> {
+    let Value::String(kind) = kind else {
+        return Err(invalid("type: must be a string"));
+    };
+    if data.is_some_and(|data| !is_object(data.get())) {
+        return Err(invalid("data: must be an object"));
+    }
+    let user = user.to_string();
+    Ok(match kind.as_str() {
+        "send_message" => {
+            let to_user_id = recipient(data)?;
+            let draft: Draft = fields(data)?;
+            Body::SendMessage(SendMessageRequest {
+                from_user_id: user,
+                to_user_id,
+                content: draft.content,
+                message_type: draft.message_type,
+                client_message_id: draft.client_message_id,
+            })
+        }
+        "send_group_message" => {
+            let group_id = group(data)?;
+            let draft: Draft = fields(data)?;
+            Body::SendGroupMessage(SendGroupMessageRequest {
+                from_user_id: user,
+                group_id,
+                content: draft.content,
+                message_type: draft.message_type,
+                client_message_id: draft.client_message_id,
+            })
+        }
+        "get_history" => {
+            let peer_id = peer(data)?;
+            let Page { before_id, limit } = page(data)?;
+            Body::GetHistory(GetHistoryRequest {
+                user_id: user,
+                peer_id,
+                before_id,
+                limit,
+            })
+        }
+        "get_group_history" => {
+            let group_id = group(data)?;
+            let Page { before_id, limit } = page(data)?;
+            Body::GetGroupHistory(GetGroupHistoryRequest {
+                user_id: user,
+                group_id,
+                before_id,
+                limit,
+            })
+        }
+        "ack" => {
+            #[derive(Deserialize)]
+            struct Ack {
+                message_ids: Vec<String>,
+            }
+            let Ack { message_ids } = fields(data)?;
+            Body::Ack(AckMessagesRequest {
+                user_id: user,
+                message_ids,
+            })
+        }
+        "refresh_token" => {
+            #[derive(Deserialize)]
+            struct Refresh {
+                token: String,
+            }
+            let Refresh { token } = fields(data)?;
+            Body::RefreshToken { token }
+        }
+        "ping" => Body::Ping,
+        unknown => {
+            // Not all of what a client wrote is told back.
+            let excerpt = &unknown[..unknown.floor_char_boundary(64)];
+            return Err(Invalid {
+                code: ErrorCode::UnknownMessageType,
+                message: format!("Unknown message type: {excerpt}"),
+            });
+        }
+    })
+}
+
+fn recipient(data: Option<&RawValue>) -> Result<String, Invalid> {
+    #[derive(Deserialize)]
+    struct To {
+        to_user_id: String,
+    }
+    let To { to_user_id } = fields(data)?;
+    check("to_user_id", UserId::new(&to_user_id)).map(|()| to_user_id)
+}
+
+fn peer(data: Option<&RawValue>) -> Result<String, Invalid> {
+    #[derive(Deserialize)]
+    struct With {
+        user_id: String,
+    }
+    let With { user_id } = fields(data)?;
+    check("user_id", UserId::new(&user_id)).map(|()| user_id)
+}
+
+fn group(data: Option<&RawValue>) -> Result<String, Invalid> {
+    #[derive(Deserialize)]
+    struct Of {
+        group_id: String,
+    }
+    let Of { group_id } = fields(data)?;
+    check("group_id", GroupId::new(&group_id)).map(|()| group_id)
+}
+
+fn check<T>(field: &str, id: Result<T, InvalidId>) -> Result<(), Invalid> {
+    id.map(drop)
+        .map_err(|error| invalid(format!("data.{field}: {error}")))
+}
+
 /// A message to be sent.
-#[derive(Debug, Deserialize)]
-pub(super) struct Draft {
-    pub content: String,
+#[derive(Deserialize)]
+struct Draft {
+    content: String,
     #[serde(default = "text", deserialize_with = "or_text")]
-    pub message_type: String,
+    message_type: String,
     #[serde(default, deserialize_with = "or_empty")]
-    pub client_message_id: String,
+    client_message_id: String,
 }
 
 /// A page of a history.
-#[derive(Debug, Deserialize)]
-pub(super) struct Page {
+#[derive(Deserialize)]
+struct Page {
     #[serde(default, deserialize_with = "or_empty")]
-    pub before_id: String,
+    before_id: String,
     #[serde(default = "default_limit", deserialize_with = "or_default_limit")]
-    pub limit: i32,
+    limit: i32,
 }
 
 fn text() -> String {
@@ -104,193 +266,57 @@ fn or_default_limit<'de, D: Deserializer<'de>>(json: D) -> Result<i32, D::Error>
     Ok(Option::deserialize(json)?.unwrap_or(DEFAULT_LIMIT))
 }
 
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(rename = "type", default)]
-    kind: Value,
-    #[serde(default)]
-    request_id: Value,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-}
-
-impl Request {
-    pub fn parse(text: &str) -> Self {
-        match envelope(text) {
-            Ok((id, kind, data)) => Self {
-                id,
-                body: body(&kind, data),
-            },
-            Err(invalid) => Self {
-                id: None,
-                body: Err(invalid),
-            },
-        }
-    }
-}
-
-/// A request's id, type and data.
-fn envelope(text: &str) -> Result<(Option<String>, Value, Option<&RawValue>), Invalid> {
-    let invalid = |why: &str| Invalid::message(format!("Invalid message format: {why}"));
-    let envelope: Envelope<'_> =
-        serde_json::from_str(text).map_err(|error| invalid(&error.to_string()))?;
-    if !is_object(text) {
-        return Err(invalid("not an object"));
-    }
-    Ok((
-        request_id(envelope.request_id)?,
-        envelope.kind,
-        envelope.data,
-    ))
-}
-
-/// Whether `json` is an object. serde would fill a struct from an array as well, field by field.
-fn is_object(json: &str) -> bool {
-    json.trim_ascii_start().starts_with('{')
-}
-
-fn request_id(value: Value) -> Result<Option<String>, Invalid> {
-    match value {
-        Value::Null => Ok(None),
-        Value::String(id) if id.len() <= MAX_REQUEST_ID => Ok(Some(id)),
-        _ => Err(Invalid::message(format!(
-            "request_id: must be a string of at most {MAX_REQUEST_ID} bytes"
-        ))),
-    }
-}
-
-fn body(kind: &Value, data: Option<&RawValue>) -> Result<Body, Invalid> {
-    let Value::String(kind) = kind else {
-        return Err(Invalid::message("type: must be a string"));
-    };
-    if data.is_some_and(|data| !is_object(data.get())) {
-        return Err(Invalid::message("data: must be an object"));
-    }
-    Ok(match kind.as_str() {
-        "send_message" => {
-            #[derive(Deserialize)]
-            struct To {
-                to_user_id: String,
-            }
-            let To { to_user_id } = fields(data)?;
-            Body::SendMessage {
-                to: user("to_user_id", &to_user_id)?,
-                message: fields(data)?,
-            }
-        }
-        "send_group_message" => Body::SendGroupMessage {
-            to: group(data)?,
-            message: fields(data)?,
-        },
-        "get_history" => {
-            #[derive(Deserialize)]
-            struct With {
-                user_id: String,
-            }
-            let With { user_id } = fields(data)?;
-            Body::GetHistory {
-                with: user("user_id", &user_id)?,
-                page: page(data)?,
-            }
-        }
-        "get_group_history" => Body::GetGroupHistory {
-            of: group(data)?,
-            page: page(data)?,
-        },
-        "ack" => {
-            #[derive(Deserialize)]
-            struct Ack {
-                message_ids: Vec<String>,
-            }
-            let Ack { message_ids } = fields(data)?;
-            Body::Ack { message_ids }
-        }
-        "refresh_token" => {
-            #[derive(Deserialize)]
-            struct Refresh {
-                token: String,
-            }
-            let Refresh { token } = fields(data)?;
-            Body::RefreshToken { token }
-        }
-        "ping" => Body::Ping,
-        _ => {
-            return Err(Invalid {
-                code: ErrorCode::UnknownMessageType,
-                message: format!("Unknown message type: {}", excerpt(kind)),
-            });
-        }
-    })
-}
-
-fn user(field: &str, text: &str) -> Result<UserId, Invalid> {
-    UserId::new(text).map_err(|error| Invalid::message(format!("data.{field}: {error}")))
-}
-
-fn group(data: Option<&RawValue>) -> Result<GroupId, Invalid> {
-    #[derive(Deserialize)]
-    struct Of {
-        group_id: String,
-    }
-    let Of { group_id } = fields(data)?;
-    GroupId::new(&group_id).map_err(|error| Invalid::message(format!("data.group_id: {error}")))
-}
-
 fn page(data: Option<&RawValue>) -> Result<Page, Invalid> {
     let page: Page = fields(data)?;
     if (1..=MAX_LIMIT).contains(&page.limit) {
         Ok(page)
     } else {
-        Err(Invalid::message(format!(
-            "data.limit: must be 1 to {MAX_LIMIT}"
-        )))
+        Err(invalid(format!("data.limit: must be 1 to {MAX_LIMIT}")))
     }
 }
 
 /// Reads the fields that `T` names from `data`.
 fn fields<'a, T: Deserialize<'a>>(data: Option<&'a RawValue>) -> Result<T, Invalid> {
-    let data = data.ok_or_else(|| Invalid::message("data: missing"))?;
+    let data = data.ok_or_else(|| invalid("data: missing"))?;
     let mut json = serde_json::Deserializer::from_str(data.get());
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        let field = if path == "." {
-            "data".into()
-        } else {
-            format!("data.{path}")
+        let field = match error.path().to_string().as_str() {
+            "." => "data".into(),
+            path => format!("data.{path}"),
         };
-        Invalid::message(format!("{field}: {}", error.inner()))
+        invalid(format!("{field}: {}", error.inner()))
     })
-}
-
-/// The start of what a client wrote, for telling it back.
-fn excerpt(text: &str) -> &str {
-    &text[..text.floor_char_boundary(64)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Request {
+        Request::parse(text, &UserId::new("alice").unwrap())
+    }
+
     fn error(text: &str) -> (Option<String>, ErrorCode, String) {
-        let request = Request::parse(text);
+        let request = parse(text);
         let invalid = request.body.expect_err("the request is wrong");
         (request.id, invalid.code, invalid.message)
     }
 
     #[test]
     fn defaults_are_text_and_50() {
-        let request = Request::parse(
+        let request = parse(
             r#"{"type":"send_message","extra":1,"data":{"to_user_id":"bob","content":"hi","x":[]}}"#,
         );
-        let Ok(Body::SendMessage { to, message }) = request.body else {
+        let Ok(Body::SendMessage(message)) = request.body else {
             panic!("not understood")
         };
+        assert_eq!(message.from_user_id, "alice");
         assert_eq!(
-            (to.as_str(), message.message_type.as_str()),
+            (&*message.to_user_id, &*message.message_type),
             ("bob", "text")
         );
-        let request = Request::parse(r#"{"type":"get_history","data":{"user_id":"bob"}}"#);
-        let Ok(Body::GetHistory { page, .. }) = request.body else {
+        let request = parse(r#"{"type":"get_history","data":{"user_id":"bob"}}"#);
+        let Ok(Body::GetHistory(page)) = request.body else {
             panic!("not understood")
         };
         assert_eq!((page.before_id.as_str(), page.limit), ("", 50));
@@ -335,11 +361,11 @@ mod tests {
 
     #[test]
     fn null_is_the_same_as_no_field() {
-        let request = Request::parse(
+        let request = parse(
             r#"{"type":"send_group_message","request_id":null,"data":{"group_id":"g","content":"hi",
                 "message_type":null,"client_message_id":null}}"#,
         );
-        let Ok(Body::SendGroupMessage { message, .. }) = request.body else {
+        let Ok(Body::SendGroupMessage(message)) = request.body else {
             panic!("not understood")
         };
         assert_eq!(request.id, None);
@@ -352,14 +378,14 @@ mod tests {
             r#""get_group_history","data":{"group_id""#,
         ] {
             let text = format!(r#"{{"type":{kind}:"x","before_id":null,"limit":null}}}}"#);
-            let (Ok(Body::GetHistory { page, .. }) | Ok(Body::GetGroupHistory { page, .. })) =
-                Request::parse(&text).body
-            else {
-                panic!("not understood: {text}")
+            let (before_id, limit) = match parse(&text).body {
+                Ok(Body::GetHistory(page)) => (page.before_id, page.limit),
+                Ok(Body::GetGroupHistory(page)) => (page.before_id, page.limit),
+                _ => panic!("not understood: {text}"),
             };
-            assert_eq!((&*page.before_id, page.limit), ("", 50));
+            assert_eq!((&*before_id, limit), ("", 50));
         }
-        let ping = Request::parse("\n{\"type\":\"ping\",\"data\":null}\t");
+        let ping = parse("\n{\"type\":\"ping\",\"data\":null}\t");
         assert!(matches!(ping.body, Ok(Body::Ping)));
     }
 

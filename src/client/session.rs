@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 
 use super::address::client_address;
-use super::admission::Admission;
+use super::admission::{Admission, no_room};
 use super::answer::Answer;
 use super::close::CloseReason;
 use super::connection::Connection;
-use super::dispatch::{Dispatch, error};
 use super::frame::Frame;
 use super::handshake::{Accepted, judge, page};
 use super::head::{HeadError, MAX_HEAD, read_head};
@@ -24,9 +23,9 @@ use super::rate::{RateLimit, Verdict};
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
 use super::stack::{self, STACK};
-use super::{Context, Route, failpoint};
+use super::{Context, Route, dispatch, failpoint};
+use crate::error::ErrorCode;
 use crate::ids::ConnectionId;
-use crate::services::ErrorCode;
 
 /// How long the first catch-up waits for the user's route.
 const ROUTE_PATIENCE: Duration = Duration::from_secs(2);
@@ -131,18 +130,11 @@ impl Session {
             id,
             accepted,
             admission.peer(),
-            Outbox::new(Arc::clone(socket), opening, frames, bytes),
+            Outbox::new(Arc::clone(socket) as _, opening, frames, bytes),
             Hold::new(frames, bytes),
         ));
-        let limits = &config.limits;
-        context
-            .registry
-            .admit(
-                &connection,
-                limits.max_connections_per_user,
-                limits.over_limit,
-            )
-            .map_err(|_| Answer::too_many("The user has too many connections"))?;
+        let route = context.observer.connected(&connection);
+        let route = route.map_err(|_| Answer::too_many("The user has too many connections"))?;
         let mut session = Self {
             connection,
             context: Arc::clone(context),
@@ -152,12 +144,11 @@ impl Session {
         context.let_in().inspect_err(|_| {
             session.connection.close(CloseReason::ShuttingDown);
         })?;
-        session.start_writer()?;
+        session.start_writer(route)?;
         Ok(session)
     }
 
-    fn start_writer(&mut self) -> Result<(), Answer> {
-        let route = self.context.users.arrived(self.connection.user());
+    fn start_writer(&mut self, route: Route) -> Result<(), Answer> {
         let now = Instant::now();
         let catch_up_at = match route {
             Route::Bound => {
@@ -168,25 +159,15 @@ impl Session {
             Route::Away => now,
         };
         let (connection, context) = (Arc::clone(&self.connection), Arc::clone(&self.context));
-        let writer = thread::Builder::new()
-            .name(format!("w-{}", connection.id().short()))
-            .stack_size(STACK)
-            .spawn(move || super::writer::run(&connection, &context, catch_up_at));
-        match writer {
-            Ok(writer) => {
-                self.writer = Some(writer);
-                Ok(())
-            }
-            Err(error) => {
-                warn!(
-                    "No writer thread: user={}, error={error}",
-                    self.connection.user()
-                );
-                Err(Answer::unavailable(
-                    "The gateway has no room for another connection",
-                ))
-            }
-        }
+        let name = format!("w-{}", connection.id().short());
+        let writer = thread::Builder::new().name(name).stack_size(STACK);
+        let writer = writer.spawn(move || super::writer::run(&connection, &context, catch_up_at));
+        self.writer = Some(writer.map_err(|error| {
+            let user = self.connection.user();
+            warn!("No writer thread: user={user}, error={error}");
+            no_room()
+        })?);
+        Ok(())
     }
 
     /// Upgrades, then reads until the connection ends.
@@ -247,19 +228,12 @@ impl Session {
     #[inline(never)]
     fn answer(&self, text: &str, rate: &mut RateLimit) -> Option<Frame> {
         failpoint::reached("reader", self.connection.user());
-        let request = Request::parse(text);
+        let request = Request::parse(text, self.connection.user());
         match rate.judge(Instant::now()) {
-            Verdict::Pass => {
-                let dispatch = Dispatch {
-                    context: &self.context,
-                    connection: &self.connection,
-                };
-                Some(dispatch.answer(request))
-            }
+            Verdict::Pass => Some(dispatch::answer(&self.context, &self.connection, request)),
             Verdict::Refuse => {
-                let message = "Too many requests";
-                let code = ErrorCode::RateLimited;
-                Some(error(request.id.as_deref(), code, message))
+                let (id, message) = (request.id.as_deref(), "Too many requests");
+                Some(dispatch::error(id, ErrorCode::RateLimited, message))
             }
             Verdict::Close => None,
         }
@@ -275,8 +249,7 @@ impl Drop for Session {
             // The writer catches its panics itself.
             let _ = writer.join();
         }
-        self.context.registry.remove(connection);
-        self.context.users.left(connection.user());
+        self.context.observer.disconnected(connection);
         if let Some(reason) = connection.outbox.closing() {
             let (user, conn_id) = (connection.user(), connection.id());
             let code = reason.frame().map_or(1006, |(code, _)| code);

@@ -5,14 +5,13 @@
 //! error is final: tungstenite sends no Close frame for one and would stay usable.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::sync::Arc;
 
 use tungstenite::error::{CapacityError, Error, ProtocolError};
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Message, Utf8Bytes, WebSocket};
 
 use super::close::CloseReason;
+use super::transport::{Socket, Transport};
 
 /// Ample for a chat message; a longer one takes several reads. It is each connection's own, and
 /// tungstenite's default is 128 KiB.
@@ -33,7 +32,7 @@ pub(super) struct FrameReader {
 
 /// The socket for reading only.
 struct ReadSide {
-    socket: Arc<TcpStream>,
+    socket: Socket,
     /// Bytes read since the last message. tungstenite gathers fragments without a limit on their
     /// number, so that empty ones would keep it in `read()` for ever.
     since_message: usize,
@@ -41,7 +40,7 @@ struct ReadSide {
 }
 
 impl FrameReader {
-    pub fn new(socket: Arc<TcpStream>, max_message_size: usize) -> Self {
+    pub fn new(socket: Socket, max_message_size: usize) -> Self {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .max_message_size(Some(max_message_size))
@@ -87,9 +86,9 @@ impl FrameReader {
             }
         }
         // What follows a broken frame is no frame.
-        let mut socket = &*self.websocket.get_ref().socket;
+        let socket = &*self.websocket.get_ref().socket;
         let mut bytes = [0; 1024];
-        while matches!(socket.read(&mut bytes), Ok(1..)) {}
+        while matches!(read(socket, &mut bytes), Ok(1..)) {}
     }
 }
 
@@ -107,12 +106,22 @@ fn reason(error: Error) -> CloseReason {
     }
 }
 
+/// Reads until there are bytes for us: those of the transport's own are none.
+fn read(socket: &dyn Transport, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.read(into) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 impl Read for ReadSide {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.since_message > self.limit {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        let read = (&*self.socket).read(buffer)?;
+        let read = read(&*self.socket, buffer)?;
         self.since_message += read;
         Ok(read)
     }

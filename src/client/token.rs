@@ -12,6 +12,7 @@ use super::close::CloseReason;
 use super::connection::Connection;
 use super::permits::Permits;
 use super::protocol::timestamp;
+use crate::backoff::Backoff;
 use crate::ids::UserId;
 use crate::services::proto::ValidateTokenRequest;
 use crate::services::{ErrorCode, ServiceError, Services};
@@ -106,7 +107,7 @@ pub(super) struct TokenCheck {
     services: Arc<dyn Services>,
     /// How many connections of this gateway ask at a time.
     pacing: Arc<Permits>,
-    backoff: Duration,
+    backoff: Backoff,
     /// Not before this time.
     due: Option<Instant>,
 }
@@ -116,7 +117,7 @@ impl TokenCheck {
         Self {
             services,
             pacing,
-            backoff: MIN_BACKOFF,
+            backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             due: None,
         }
     }
@@ -150,7 +151,7 @@ impl TokenCheck {
         drop(permit);
         match validated {
             Ok(identity) if identity.user == *connection.user() => {
-                self.backoff = MIN_BACKOFF;
+                self.backoff.reset();
                 None
             }
             Err(TokenError::Unavailable(error)) => {
@@ -160,8 +161,7 @@ impl TokenCheck {
                     connection.id()
                 );
                 token.doubt();
-                self.due = Some(now + self.backoff);
-                self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+                self.due = Some(now + self.backoff.next());
                 self.due
             }
             // The client has sent another one meanwhile: that counts.

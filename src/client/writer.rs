@@ -32,7 +32,7 @@ pub(super) fn run(connection: &Connection, context: &Context, catch_up_at: Insta
         while !connection.is_closing() {
             let next = writer.work();
             // What its calls to the services took of the stack is given back before the long wait.
-            if !trimmed && writer.catch_up.is_idle() {
+            if !trimmed && writer.catch_up.is_over() {
                 stack::trim();
                 trimmed = true;
             }

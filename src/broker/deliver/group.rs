@@ -9,6 +9,7 @@ use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, recipient};
 use crate::client::connection::Connection;
+use crate::client::failpoint;
 use crate::client::frame::Frame;
 use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
@@ -179,9 +180,10 @@ impl Hand {
         }
         let train = batch.train();
         for connection in self.recipients.drain(..) {
-            if recipient::push_train(&connection, &train, batch.pushes_to(&connection)) {
-                self.touched.push(connection);
-            }
+            recipient::contain("push", &connection, |connection| {
+                connection.push_train(&train, batch.pushes_to(connection));
+            });
+            self.touched.push(connection);
         }
     }
 }
@@ -197,8 +199,10 @@ impl Deliver {
             registry.recipients(&batch.members[chunk], &mut recipients);
             for connection in recipients {
                 let train = train.get_or_init(|| batch.train());
-                let pushes = batch.pushes_to(&connection);
-                recipient::push_train_and_flush(&connection, train, pushes);
+                recipient::contain("push", &connection, |connection| {
+                    failpoint::reached("flush", connection.user());
+                    connection.push_train_and_flush(train, batch.pushes_to(connection));
+                });
             }
         });
     }
