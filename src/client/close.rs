@@ -38,25 +38,38 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// The reason in one word, for logs; and the code and the words of the Close frame, where somebody
+    /// is there to read one.
+    fn describe(&self) -> (&'static str, Option<(u16, &'static str)>) {
+        match self {
+            Self::ByClient(code) => ("client_closed", Some((code.unwrap_or(1000), ""))),
+            Self::Vanished => ("vanished", None),
+            Self::Protocol(_) => ("protocol_error", Some((1002, "protocol error"))),
+            Self::Binary => (
+                "binary_frame",
+                Some((1003, "binary frames are not supported")),
+            ),
+            Self::NotUtf8 => ("not_utf8", Some((1007, "not UTF-8"))),
+            Self::TooLarge => ("too_large", Some((1009, "message too large"))),
+            Self::Internal => ("internal_error", Some((1011, "internal error"))),
+            Self::ShuttingDown => ("shutdown", Some((1012, "the gateway is shutting down"))),
+            Self::SlowConsumer => ("slow_consumer", Some((4001, "slow consumer"))),
+            Self::Idle => ("idle", Some((4002, "idle"))),
+            Self::WriteTimeout => ("write_timeout", None),
+            Self::TokenExpired => ("token_expired", Some((4003, "token expired"))),
+            Self::Replaced => ("replaced", Some((4004, "replaced by a newer connection"))),
+            Self::SessionRevoked => ("session_revoked", Some((4005, "session revoked"))),
+            Self::RateExceeded => ("rate_exceeded", Some((4006, "request rate exceeded"))),
+        }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.describe().0
+    }
+
     /// The code and the words of the Close frame; `None` when no one is there to read one.
     pub fn frame(&self) -> Option<(u16, &'static str)> {
-        Some(match self {
-            Self::ByClient(Some(code)) => (*code, ""),
-            Self::ByClient(None) => (1000, ""),
-            Self::Vanished | Self::WriteTimeout => return None,
-            Self::Protocol(_) => (1002, "protocol error"),
-            Self::Binary => (1003, "binary frames are not supported"),
-            Self::NotUtf8 => (1007, "not UTF-8"),
-            Self::TooLarge => (1009, "message too large"),
-            Self::Internal => (1011, "internal error"),
-            Self::ShuttingDown => (1012, "the gateway is shutting down"),
-            Self::SlowConsumer => (4001, "slow consumer"),
-            Self::Idle => (4002, "idle"),
-            Self::TokenExpired => (4003, "token expired"),
-            Self::Replaced => (4004, "replaced by a newer connection"),
-            Self::SessionRevoked => (4005, "session revoked"),
-            Self::RateExceeded => (4006, "request rate exceeded"),
-        })
+        self.describe().1
     }
 
     /// Whether to wait, after the Close frame, for the client's own: cutting at once would reset
@@ -67,27 +80,6 @@ impl CloseReason {
             self,
             Self::ByClient(_) | Self::Vanished | Self::WriteTimeout | Self::Idle
         )
-    }
-
-    /// The reason in one word, for logs.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::ByClient(_) => "client_closed",
-            Self::Vanished => "vanished",
-            Self::Protocol(_) => "protocol_error",
-            Self::Binary => "binary_frame",
-            Self::NotUtf8 => "not_utf8",
-            Self::TooLarge => "too_large",
-            Self::Internal => "internal_error",
-            Self::ShuttingDown => "shutdown",
-            Self::SlowConsumer => "slow_consumer",
-            Self::Idle => "idle",
-            Self::WriteTimeout => "write_timeout",
-            Self::TokenExpired => "token_expired",
-            Self::Replaced => "replaced",
-            Self::SessionRevoked => "session_revoked",
-            Self::RateExceeded => "rate_exceeded",
-        }
     }
 }
 

@@ -37,6 +37,7 @@ mod session;
 mod socket;
 mod stack;
 mod token;
+mod token_check;
 pub mod transport;
 mod writer;
 

@@ -17,7 +17,8 @@ use super::failpoint;
 use super::frame::Frame;
 use super::liveness::{Liveness, Seen};
 use super::stack;
-use super::token::{TokenCheck, seconds_left};
+use super::token::seconds_left;
+use super::token_check::TokenCheck;
 
 /// The longest sleep, so that a change of the wall clock is noticed.
 const NAP: Duration = Duration::from_secs(60);
