@@ -17,6 +17,20 @@
 //! gets it from its queue ([`broker`]: `consume`), and [`broker::deliver`] encodes it once and puts
 //! it into the outboxes of the connections that the [`registry`] names.
 //!
+//! # Reading it, in three sittings
+//!
+//! 1. **A message's way**, an afternoon. In `client/`: `accept`, `session`, `socket`, `connection`,
+//!    `outbox`, `frame`, `request`, `dispatch`, `protocol`; then [`registry`]; in `broker/`: `deliver`,
+//!    `consume`; and [`services`]. These hang together without the rest.
+//! 2. **Nothing is lost.** In `client/`: `hold`, `catch_up`, `writer`, `liveness`, `token_check`; in
+//!    `broker/`: `routes`, `groups`, `waiting`, `asking`, `supervisor`, `session`, `topology`; and
+//!    [`presence`].
+//! 3. **Nothing goes to waste, and nobody gets in the way.** In `client/`: `admission`, `handshakes`,
+//!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; in `broker/`: `fan_out`,
+//!    `amqp/`; in `services/`: `grpc`, `upstream`, `answer`, `failure`, `probe`; [`config`].
+//!
+//! `tests/it/architecture.rs` counts the lines of the core and of the first sitting.
+//!
 //! # Where to change what
 //!
 //! | to change | look at |
@@ -24,7 +38,7 @@
 //! | a request or a push of the client protocol | `client/request.rs`, `client/protocol.rs`, `client/dispatch.rs` |
 //! | who is let in | `client/accept.rs`, `client/handshakes.rs`, `client/head.rs`, `client/address.rs`, `client/handshake.rs` |
 //! | an HTTP answer | `client/answer.rs` |
-//! | what a token is worth, and when it is asked about again | `client/token.rs` |
+//! | what a token is worth, and when it is asked about again | `client/token.rs`, `client/token_check.rs` |
 //! | a close code | `client/close.rs` |
 //! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/hold.rs` |
 //! | who is idle, stuck or slow | `client/liveness.rs` |
