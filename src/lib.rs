@@ -30,6 +30,7 @@
 //! | who is idle, stuck or slow | `client/liveness.rs` |
 //! | how bytes leave | `client/outbox.rs`; to many at once: `broker/fan_out.rs` |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
+//! | where deliveries come from | `broker/source.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
 //! | what of a delivery reaches amiquip | `broker/amqp/sanitize.rs` |
 //! | whom a group's message is for | `broker/groups.rs`, `broker/asking.rs`, `broker/waiting.rs`, `broker/deliver/group.rs` |

@@ -20,6 +20,7 @@ mod rabbit_tests;
 mod recipient;
 pub mod routes;
 mod session;
+pub mod source;
 pub mod supervisor;
 #[cfg(test)]
 mod support;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Reference, ReferenceError};
+use crate::broker::source::{DeliverySource, ReloadError};
 use crate::broker::{Deliver, LocalBus};
 use crate::config::{Addresses, Config};
-use crate::gateway::Feed;
 use crate::threads::Fatal;
 
 /// The services and the bus.
@@ -49,15 +49,14 @@ impl Embedded {
     }
 }
 
-impl Feed for Embedded {
+impl DeliverySource for Embedded {
     fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
         Box::new(|| Ok(()))
     }
 
-    fn reload(&self, config: &Config) -> Result<(), String> {
-        self.reference
-            .reload(&config.embedded)
-            .map_err(|error| error.to_string())
+    fn reload(&self, config: &Config) -> Result<(), ReloadError> {
+        let reloaded = self.reference.reload(&config.embedded);
+        reloaded.map_err(|error| ReloadError::Services(Box::new(error)))
     }
 
     fn stop(self: Box<Self>, deadline: Instant) {

@@ -14,7 +14,7 @@
 mod arguments;
 mod backoff;
 mod directory;
-mod embedded;
+pub mod embedded;
 mod error;
 mod lanes;
 mod leases;
@@ -56,7 +56,6 @@ use crate::broker::Publisher;
 use crate::config;
 use crate::threads::Fatal;
 
-pub use self::embedded::Embedded;
 pub use self::error::ReferenceError;
 
 /// How long a [`Reference`] that is dropped without [`Reference::stop`] takes to end, at most.
