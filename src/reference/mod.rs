@@ -12,7 +12,6 @@
 //! `ref-store`, which owns the database; `ref-publisher`, which owns the [`Publisher`].
 
 mod arguments;
-mod backoff;
 mod directory;
 pub mod embedded;
 mod error;
@@ -24,7 +23,6 @@ mod outgoing;
 mod presence;
 mod server;
 mod store;
-mod thread;
 mod user;
 mod watchers;
 
@@ -40,7 +38,6 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use self::backoff::Backoff;
 use self::directory::{Directories, Directory};
 use self::leases::Leases;
 use self::message::Messages;
@@ -49,15 +46,19 @@ use self::outgoing::Outgoing;
 use self::presence::Presence;
 use self::server::Services;
 use self::store::{Opened, Store};
-use self::thread::Worker;
 use self::user::Users;
 use self::watchers::Announcer;
+use crate::backoff::Backoff;
 use crate::broker::Publisher;
 use crate::config;
-use crate::threads::Fatal;
+use crate::threads::{Fatal, Worker};
 
 pub use self::error::ReferenceError;
 
+/// The waits before publishing again are jittered: half of these, up to all. A broker that returns
+/// is found within the longest: what is committed meanwhile waits for that.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_LONGEST: Duration = Duration::from_secs(2);
 /// How long a [`Reference`] that is dropped without [`Reference::stop`] takes to end, at most.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -94,7 +95,8 @@ impl Reference {
         publisher: Box<dyn Publisher>,
         fatal: &Fatal,
     ) -> Result<Self, ReferenceError> {
-        Self::start_with(listen, embedded, publisher, Backoff::DEFAULT, fatal)
+        let backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        Self::start_with(listen, embedded, publisher, backoff, fatal)
     }
 
     fn start_with(
@@ -237,10 +239,10 @@ impl Reference {
             log::warn!("Calls cut: reason=deadline");
         }
         outgoing.stop_by(Instant::now() + half(deadline));
-        publisher_thread.join_by(Instant::now() + half(deadline));
+        publisher_thread.stop(Instant::now() + half(deadline));
         // Without room in its queue until then, the thread is stuck on the disk, and is left.
         drop(runtime.block_on(async { timeout(half(deadline), self.store.stop()).await }));
-        store_thread.join_by(deadline);
+        store_thread.stop(deadline);
         runtime.shutdown_timeout(left(deadline));
         log::info!("Services stopped");
     }
