@@ -174,8 +174,7 @@ fn run_services(
 ) -> Result<(), Failure> {
     use std::time::{Duration, Instant};
     use ws_gateway::broker::Endpoint;
-    use ws_gateway::broker::publisher::AmqpPublisher;
-    use ws_gateway::reference::Reference;
+    use ws_gateway::reference::{AmqpPublisher, Reference};
 
     /// How long a publication waits for its confirm.
     const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::lane::{Entry, Key, Lane, bytes, key_of};
+use super::publisher::{Outcome, Publication};
 use crate::backoff::Backoff;
-use crate::broker::{Outcome, Publication};
 
 /// Publications that the broker has not answered yet: one for each lane.
 const MAX_IN_FLIGHT: usize = 256;

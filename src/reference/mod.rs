@@ -12,6 +12,7 @@
 //! `ref-store`, which owns the database; `ref-publisher`, which owns the [`Publisher`].
 
 mod arguments;
+mod bus;
 mod directory;
 pub mod embedded;
 mod error;
@@ -21,6 +22,8 @@ mod message;
 mod outbox;
 mod outgoing;
 mod presence;
+pub mod publisher;
+mod rabbit;
 mod server;
 mod store;
 mod user;
@@ -44,16 +47,17 @@ use self::message::Messages;
 use self::outbox::PublisherThread;
 use self::outgoing::Outgoing;
 use self::presence::Presence;
+use self::publisher::Publisher;
 use self::server::Services;
 use self::store::{Opened, Store};
 use self::user::Users;
 use self::watchers::Announcer;
 use crate::backoff::Backoff;
-use crate::broker::Publisher;
 use crate::config;
 use crate::threads::{Fatal, Worker};
 
 pub use self::error::ReferenceError;
+pub use self::rabbit::AmqpPublisher;
 
 /// The waits before publishing again are jittered: half of these, up to all. A broker that returns
 /// is found within the longest: what is committed meanwhile waits for that.

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use super::lanes::{Lanes, ROWS_PER_LANE};
 use super::outgoing::Outgoing;
+use super::publisher::{Outcome, Publication, PublishError, Publisher};
 use super::store::Store;
 use super::store::outbox::OutboxQuery;
 use super::watchers::Announcer;
 use crate::backoff::Backoff;
-use crate::broker::{Outcome, Publication, PublishError, Publisher};
 use crate::threads::{Fatal, StopSignal, Worker};
 
 /// The most new outbox rows that are read at once.

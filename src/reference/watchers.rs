@@ -10,8 +10,8 @@ use prost::Message;
 
 use super::directory::{Directories, Directory};
 use super::leases::{Change, Leases, PresenceChange};
+use super::publisher::Publication;
 use super::store::{Store, messages};
-use crate::broker::Publication;
 use crate::broker::TOPIC_EXCHANGE;
 use crate::services::proto::{PresenceEvent, PresenceStatus};
 

@@ -55,6 +55,8 @@ const RULES: [Rule; 10] = [
             "gateway.rs",
             "lib.rs",
             "reference/",
+            // They publish as the reference services do.
+            "broker/rabbit_tests.rs",
             "admin/",
             "discovery.rs",
             "tls.rs",

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::backoff::Backoff;
-use crate::broker::Publication;
+use crate::reference::publisher::Publication;
 
 /// What a publication takes beside its body. Generous.
 const OVERHEAD: usize = 512;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::outbox::OutboxRow;
 use super::thread::BATCH;
 use super::*;
-use crate::broker::Publication;
+use crate::reference::publisher::Publication;
 
 struct Rig {
     store: Store,

@@ -19,9 +19,9 @@ use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
+use super::publisher::{Outcome, Publication, PublishError, Publisher};
 use super::{Reference, ReferenceError};
 use crate::backoff::Backoff;
-use crate::broker::{Outcome, Publication, PublishError, Publisher};
 use crate::config::{Embedded, Token};
 use crate::services::proto::message_service_client::MessageServiceClient;
 use crate::services::proto::presence_service_client::PresenceServiceClient;
