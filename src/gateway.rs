@@ -13,6 +13,7 @@ use log::{info, warn};
 use crate::broker::Endpoint;
 use crate::broker::deliver::Deliver;
 use crate::broker::routes::{self, Routes};
+use crate::broker::source::{DeliverySource, ReloadError};
 use crate::broker::supervisor::{BrokerEvent, LOOK_EVERY, RETRY_FIRST, Settings, Supervisor};
 use crate::capacity;
 use crate::client::accept::Listener;
@@ -24,7 +25,7 @@ use crate::config::{self, Config, Mode, OverLimit};
 use crate::presence::Presence;
 use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
-use crate::reference::{Embedded, ReferenceError};
+use crate::reference::{ReferenceError, embedded::Embedded};
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::grpc::Grpc;
@@ -48,31 +49,7 @@ pub struct Gateway {
     listener: Listener,
     presence: Arc<Presence>,
     probe: Probe,
-    feed: Box<dyn Feed>,
-}
-
-/// Where deliveries come from: the broker, or the services in this process.
-pub trait Feed: Send {
-    /// Answers, whenever it is asked, why nothing comes, for `/readyz`.
-    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync>;
-    /// Puts the tokens and groups of `config` in force.
-    fn reload(&self, config: &Config) -> Result<(), String>;
-    /// Ends by `deadline`, deliveries in hand included.
-    fn stop(self: Box<Self>, deadline: Instant);
-}
-
-impl Feed for Supervisor {
-    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
-        Box::new(Supervisor::check(self))
-    }
-
-    fn reload(&self, _: &Config) -> Result<(), String> {
-        Err("only the embedded services have something to read again".into())
-    }
-
-    fn stop(self: Box<Self>, deadline: Instant) {
-        Supervisor::stop(*self, deadline);
-    }
+    feed: Box<dyn DeliverySource>,
 }
 
 /// Why a gateway does not start.
@@ -208,7 +185,7 @@ impl Gateway {
         backend: Backend,
         routes: Arc<Routes>,
         fatal: &Fatal,
-        feed: impl FnOnce(Arc<Presence>) -> Result<Box<dyn Feed>, StartError>,
+        feed: impl FnOnce(Arc<Presence>) -> Result<Box<dyn DeliverySource>, StartError>,
     ) -> Result<Self, StartError> {
         lower_to_capacity(&mut config);
         let Backend {
@@ -297,7 +274,7 @@ impl Gateway {
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.
-    pub fn reload(&self, config: &Config) -> Result<(), String> {
+    pub fn reload(&self, config: &Config) -> Result<(), ReloadError> {
         self.feed.reload(config)
     }
 

@@ -44,10 +44,11 @@
 //! | who is idle, stuck or slow | `client/liveness.rs` |
 //! | how bytes leave | `client/outbox.rs`; to many at once: `broker/fan_out.rs` |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
+//! | where deliveries come from | `broker/source.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
 //! | what of a delivery reaches amiquip | `broker/amqp/sanitize.rs` |
 //! | whom a group's message is for | `broker/groups.rs`, `broker/asking.rs`, `broker/waiting.rs`, `broker/deliver/group.rs` |
-//! | what is published again, and when | `reference/lanes.rs`, `broker/publisher.rs`, `broker/amqp/confirms.rs` |
+//! | what is published again, and when | `reference/lanes.rs`, `reference/rabbit.rs`, `broker/amqp/publish.rs` |
 //! | a call to a service | `services/mod.rs`, `services/grpc.rs`; what counts as an answer, and what a failure means: `services/answer.rs`, `services/failure.rs`, `services/upstream.rs` |
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
 //! | what starts and stops, in which order | [`gateway`] |
@@ -63,7 +64,7 @@
 //! | `consume-single`, `-group`, `-presence` | one for each queue: deliver, acknowledge |
 //! | `fan-out-<n>` | write to a large group's members beside the consumer; one for each further core, at most 3 |
 //! | `broker`, `routes` | keeps the broker connection; binds and unbinds users |
-//! | `amqp-resolve`, `amqp-open`, `amqp-close` | one at a time, for what may hang: look the broker up, connect, take leave |
+//! | `amqp-open`, `amqp-close` | one at a time, for what may hang: look the broker up and connect, take leave |
 //! | `presence` | tells the Presence Service who is here, renews the lease |
 //! | `probe` | asks the services whether they are in reach, for `/readyz` |
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |

@@ -3,6 +3,7 @@
 #![no_main]
 
 use std::ffi::c_int;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -173,8 +174,7 @@ fn run_services(
 ) -> Result<(), Failure> {
     use std::time::{Duration, Instant};
     use ws_gateway::broker::Endpoint;
-    use ws_gateway::broker::publisher::AmqpPublisher;
-    use ws_gateway::reference::Reference;
+    use ws_gateway::reference::{AmqpPublisher, Reference};
 
     /// How long a publication waits for its confirm.
     const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -207,11 +207,7 @@ fn run_services(
     announce(&format!("listening grpc http://{}", reference.addr()));
     let addr = reference.addr();
     let outcome = signals.until_told(&died, || {
-        reload(file, addr, |config| {
-            reference
-                .reload(&config.embedded)
-                .map_err(|error| error.to_string())
-        });
+        reload(file, addr, |config| reference.reload(&config.embedded));
     });
     reference.stop(Instant::now() + config.shutdown.drain);
     outcome
@@ -300,7 +296,11 @@ impl Drop for SignalThread {
 }
 
 /// Reads tokens and groups again, which let users in at `addr`.
-fn reload(file: Option<&Path>, addr: SocketAddr, apply: impl Fn(&Config) -> Result<(), String>) {
+fn reload<E: Display>(
+    file: Option<&Path>,
+    addr: SocketAddr,
+    apply: impl Fn(&Config) -> Result<(), E>,
+) {
     match config::reload(file, addr) {
         Ok(config) => match apply(&config) {
             Ok(()) => info!("Configuration read again: tokens and groups are in force"),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::amqp::{AmqpError, Channel, Consumer, Inbound, Received};
+use super::amqp::{AmqpError, Channel, Consumer, Inbound};
 use super::deliver::{Hand, Taken};
 use crate::threads::StopSignal;
 
@@ -124,11 +124,10 @@ impl Run<'_> {
         loop {
             let wait = self.unacked.due_in().min(self.hand.due_in());
             let woken = self.hand.woken();
-            match self.consumer.receive(self.quit, woken, wait) {
-                Received::Delivery(first) => self.batch(first)?,
-                Received::Nothing => self.hand.flush(),
-                Received::Quit | Received::End => return Err(self.finish()?),
-                Received::Lost(error) => return Err(Ended::Lost(error)),
+            match self.consumer.receive(self.quit, woken, wait)? {
+                Some(first) => self.batch(first)?,
+                None if self.quit.is_given() => return Err(self.finish()?),
+                None => self.hand.flush(),
             }
             if self.unacked.count >= self.ack_at || self.unacked.due_in().is_zero() {
                 self.unacked.ack()?;
@@ -140,11 +139,9 @@ impl Run<'_> {
     fn batch(&mut self, first: Inbound) -> Step<()> {
         self.settle(first)?;
         for _ in 1..BATCH {
-            match self.consumer.receive_now() {
-                Received::Delivery(next) => self.settle(next)?,
-                Received::Nothing => break,
-                Received::Lost(error) => return Err(Ended::Lost(error)),
-                Received::Quit | Received::End => break,
+            match self.consumer.receive_now()? {
+                Some(next) => self.settle(next)?,
+                None => break,
             }
         }
         self.hand.flush();
@@ -170,12 +167,8 @@ impl Run<'_> {
     /// Takes no more, and delivers and acknowledges what has been received already.
     fn finish(&mut self) -> Step<Ended> {
         self.consumer.cancel()?;
-        loop {
-            match self.consumer.receive_rest() {
-                Received::Delivery(inbound) => self.settle(inbound)?,
-                Received::Lost(error) => return Err(Ended::Lost(error)),
-                Received::End | Received::Nothing | Received::Quit => break,
-            }
+        while let Some(inbound) = self.consumer.receive_rest()? {
+            self.settle(inbound)?;
         }
         self.hand.flush();
         self.unacked.ack()?;

@@ -20,6 +20,8 @@ use super::topology::{DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, Topology};
 use super::*;
 use crate::client::fixture::Client;
 use crate::ids::UserId;
+use crate::reference::AmqpPublisher;
+use crate::reference::publisher::{Outcome, Publication, PublishError, Publisher as _};
 use crate::registry::Registry;
 use crate::services::ErrorCode;
 use crate::services::proto::Message;

@@ -75,7 +75,7 @@ fn an_exchange_that_is_deleted_is_noticed_even_when_it_is_back_at_once() {
             let channel = link.channel().unwrap();
             channel.delete_exchange(exchange).unwrap();
             if comes_back {
-                channel.declare_exchange(exchange, kind).unwrap();
+                channel.declare_exchange(exchange, kind.clone()).unwrap();
             }
             bob.is_caught_up();
             side.comes_up();

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Receiver;
 use log::{info, warn};
 
-use super::amqp::{Alarm, AmqpError, Channel, Confirms, Link, Opener};
-use super::{Endpoint, Outcome, Publication, PublishError, Publisher, topology};
+use super::publisher::{Outcome, Publication, PublishError, Publisher};
+use crate::broker::amqp::{Alarm, AmqpError, Channel, Confirms, Link, Opener};
+use crate::broker::{Endpoint, topology};
 use crate::threads::StopSignal;
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
@@ -102,7 +103,13 @@ impl Line {
         if self.confirms.is_empty() {
             self.heard = Instant::now();
         }
-        self.channel.publish(publication)?;
+        let Publication {
+            exchange,
+            routing_key,
+            kind,
+            body,
+        } = publication;
+        self.channel.publish(exchange, routing_key, kind, body)?;
         self.confirms.expect(ticket);
         Ok(())
     }
