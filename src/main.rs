@@ -115,7 +115,7 @@ impl From<ConfigError> for Failure {
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let file = config_file(arguments.config);
-    let config = config::load(file.as_deref())?;
+    let config = config::load(file.as_deref(), None)?;
     match arguments.command {
         None => {
             start_log(&config)?;
@@ -179,12 +179,8 @@ fn run_services(
     /// How long a publication waits for its confirm.
     const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
-    if !config::may_listen(&config, arguments.listen) {
-        return Err(Failure::usage(
-            "--listen: only a loopback address while embedded.tokens holds sample tokens, \
-             which everybody knows",
-        ));
-    }
+    config::may_listen(&config, arguments.listen)
+        .map_err(|reason| Failure::usage(format!("--listen: {reason}")))?;
     if arguments
         .database
         .as_ref()
@@ -301,7 +297,7 @@ impl Drop for SignalThread {
 
 /// Reads tokens and groups again, which let users in at `addr`.
 fn reload(file: Option<&Path>, addr: SocketAddr, apply: impl Fn(&Config) -> Result<(), String>) {
-    match config::reload(file, addr) {
+    match config::load(file, Some(addr)) {
         Ok(config) => match apply(&config) {
             Ok(()) => info!("Configuration read again: tokens and groups are in force"),
             Err(error) => error!("Configuration read again, and nothing changed: {error}"),

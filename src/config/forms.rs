@@ -1,4 +1,4 @@
-//! How addresses, origins and paths are written.
+//! How addresses, origins, paths and keys are written.
 
 use std::net::Ipv6Addr;
 
@@ -48,4 +48,10 @@ pub(super) fn is_host(text: &str) -> bool {
             !text.is_empty() && text.bytes().all(plain)
         }
     }
+}
+
+/// Whether the key `inner` is one of the table `outer`, or an element of it.
+pub(super) fn is_within(outer: &str, inner: &str) -> bool {
+    let rest = inner.strip_prefix(outer);
+    rest.is_some_and(|rest| rest.starts_with(['.', '[']))
 }
