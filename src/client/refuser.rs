@@ -243,9 +243,9 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::{Attendance, Route};
     use crate::ids::UserId;
+    use crate::services::fake::FakeServices;
 
     struct Nobody;
 
@@ -261,7 +261,7 @@ mod tests {
         let context = Context {
             config: crate::config::load::parse("test", "", [], None).unwrap(),
             registry: Arc::default(),
-            services: Arc::new(FakeUsers::default()),
+            services: Arc::new(FakeServices::default()),
             users: Arc::new(Nobody),
             readiness: Arc::default(),
             draining: Arc::new(AtomicBool::new(false)),

@@ -189,10 +189,10 @@ impl TokenCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::registry::Registry;
     use crate::services::Result;
+    use crate::services::fake::FakeServices;
     use crate::services::proto::ValidateTokenResponse;
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
 
     struct Scene {
         bob: Client,
-        services: Arc<FakeUsers>,
+        services: Arc<FakeServices>,
         check: TokenCheck,
         now: Instant,
     }
@@ -227,7 +227,7 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
-            let services = Arc::new(FakeUsers::default());
+            let services = Arc::new(FakeServices::default());
             let check = TokenCheck::new(Arc::clone(&services) as _, Permits::new(1));
             Self {
                 bob: Client::connect(&Registry::default(), "bob"),

@@ -4,6 +4,8 @@
 
 mod answer;
 mod failure;
+#[cfg(test)]
+pub mod fake;
 pub mod grpc;
 pub mod probe;
 mod upstream;

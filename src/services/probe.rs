@@ -116,12 +116,12 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::broker::fake::FakeUsers;
+    use crate::services::fake::FakeServices;
 
     /// What it said last might not be true any more, and nobody would know.
     #[test]
     fn a_probe_that_panics_is_fatal() {
-        let (services, readiness) = (Arc::new(FakeUsers::default()), Readiness::default());
+        let (services, readiness) = (Arc::new(FakeServices::default()), Readiness::default());
         services.panics.store(true, Ordering::SeqCst);
         let (fatal, died) = crossbeam::channel::unbounded();
         let probe = Probe::start(services, &readiness, &fatal).unwrap();
