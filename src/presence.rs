@@ -378,21 +378,21 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
+    use crate::services::fake::FakeServices;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
     struct Scene {
         registry: Arc<Registry>,
-        services: Arc<FakeUsers>,
+        services: Arc<FakeServices>,
         presence: Arc<Presence>,
     }
 
     impl Scene {
         fn new() -> Self {
-            let (registry, services) = (Arc::<Registry>::default(), Arc::<FakeUsers>::default());
+            let (registry, services) = (Arc::<Registry>::default(), Arc::<FakeServices>::default());
             let config = config::Presence {
                 lease: Duration::from_secs(3_600),
                 offline_grace: Duration::from_millis(1),

@@ -265,19 +265,19 @@ mod tests {
 
     use super::*;
     use crate::broker::KIND_GROUP_MEMBERS_CHANGED;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
+    use crate::services::fake::FakeServices;
     use crate::services::proto::GroupMembersChanged;
 
     pub(super) struct Scene {
         pub registry: Arc<Registry>,
-        pub users: Arc<FakeUsers>,
+        pub users: Arc<FakeServices>,
         pub deliver: Arc<Deliver>,
     }
 
     pub(super) fn scene() -> Scene {
         let (users, registry) = (
-            Arc::new(FakeUsers::default()),
+            Arc::new(FakeServices::default()),
             Arc::new(Registry::default()),
         );
         users.set("team", &["alice", "bob"]);

@@ -205,11 +205,11 @@ mod tests {
     use crossbeam::channel::bounded;
 
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
+    use crate::services::fake::FakeServices;
 
     struct Scene {
-        users: Arc<FakeUsers>,
+        users: Arc<FakeServices>,
         registry: Arc<Registry>,
         groups: Groups,
         team: GroupId,
@@ -217,7 +217,7 @@ mod tests {
 
     fn scene(ttl: Duration) -> Scene {
         let (users, registry) = (
-            Arc::new(FakeUsers::default()),
+            Arc::new(FakeServices::default()),
             Arc::new(Registry::default()),
         );
         users.set("team", &["alice", "bob"]);

@@ -9,8 +9,6 @@ pub mod amqp;
 mod asking;
 mod consume;
 pub mod deliver;
-#[cfg(test)]
-pub(crate) mod fake;
 mod fan_out;
 mod groups;
 // They publish as the reference services do.

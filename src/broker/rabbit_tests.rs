@@ -10,7 +10,6 @@ use crossbeam::channel::{Receiver, unbounded};
 use prost::Message as _;
 
 use super::amqp::{AmqpError, Argument, Link, Opener};
-use super::fake::FakeUsers;
 use super::supervisor::LOOK_EVERY;
 use super::support::amqp::Amqp;
 use super::support::broker::Broker;
@@ -24,6 +23,7 @@ use crate::reference::AmqpPublisher;
 use crate::reference::publisher::{Outcome, Publication, PublishError, Publisher as _};
 use crate::registry::Registry;
 use crate::services::ErrorCode;
+use crate::services::fake::FakeServices;
 use crate::services::proto::Message;
 use crate::threads::StopSignal;
 
@@ -37,7 +37,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(20);
 /// A gateway's broker side.
 struct Side {
     registry: Arc<Registry>,
-    users: Arc<FakeUsers>,
+    users: Arc<FakeServices>,
     routes: Arc<Routes>,
     events: Receiver<BrokerEvent>,
     supervisor: Supervisor,
@@ -60,7 +60,7 @@ fn side(url: &str) -> Side {
 
 fn side_with(settings: Settings) -> Side {
     let (users, registry) = (
-        Arc::new(FakeUsers::default()),
+        Arc::new(FakeServices::default()),
         Arc::new(Registry::default()),
     );
     let ttl = Duration::from_secs(3_600);

@@ -346,10 +346,10 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::client::protocol::Push;
     use crate::registry::Registry;
+    use crate::services::fake::FakeServices;
     use crate::services::{Result, ServiceError};
 
     const PAGE_BYTES: usize = 1_000;
@@ -377,7 +377,7 @@ mod tests {
     /// A client's catch-up, and a clock that is put forward by hand.
     struct Scene {
         bob: Client,
-        services: Arc<FakeUsers>,
+        services: Arc<FakeServices>,
         catch_up: CatchUp,
         now: Instant,
     }
@@ -386,7 +386,7 @@ mod tests {
         /// The route is bound, and catch-up requested.
         fn new() -> Self {
             let bob = Client::connect(&Registry::default(), "bob");
-            let (services, now) = (Arc::new(FakeUsers::default()), Instant::now());
+            let (services, now) = (Arc::new(FakeServices::default()), Instant::now());
             let catch_up = CatchUp::new(
                 Arc::clone(&services) as _,
                 Permits::new(1),
@@ -453,7 +453,7 @@ mod tests {
     #[test]
     fn whoever_waits_for_a_permit_still_looks_after_the_connection() {
         let bob = Client::join(&Registry::default(), "bob");
-        let (services, nobody_ends) = (Arc::new(FakeUsers::default()), Permits::new(0));
+        let (services, nobody_ends) = (Arc::new(FakeServices::default()), Permits::new(0));
         let mut catch_up = CatchUp::new(services, nobody_ends, PAGE_BYTES, Instant::now());
         let (told, returned) = crossbeam::channel::bounded(1);
         std::thread::spawn(move || {

@@ -243,9 +243,9 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::connection::Connection;
     use crate::client::{ConnectionObserver, OverUserLimit, Route};
+    use crate::services::fake::FakeServices;
 
     struct Nobody;
 
@@ -260,7 +260,7 @@ mod tests {
     fn refuser(page: usize) -> Refuser {
         let context = Context {
             config: crate::config::load::parse("test", "", [], None).unwrap(),
-            services: Arc::new(FakeUsers::default()),
+            services: Arc::new(FakeServices::default()),
             observer: Arc::new(Nobody),
             readiness: Arc::default(),
             draining: Arc::new(AtomicBool::new(false)),

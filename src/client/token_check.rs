@@ -102,17 +102,17 @@ impl TokenCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::error::ErrorCode;
     use crate::registry::Registry;
+    use crate::services::fake::FakeServices;
     use crate::services::proto::{ValidateTokenRequest, ValidateTokenResponse};
     use crate::services::{Result, ServiceError};
     use parking_lot::Mutex;
 
     struct Scene {
         bob: Client,
-        services: Arc<FakeUsers>,
+        services: Arc<FakeServices>,
         check: TokenCheck,
         now: Instant,
     }
@@ -131,7 +131,7 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
-            let services = Arc::new(FakeUsers::default());
+            let services = Arc::new(FakeServices::default());
             let check = TokenCheck::new(Arc::clone(&services) as _, Permits::new(1));
             Self {
                 bob: Client::connect(&Registry::default(), "bob"),

@@ -187,10 +187,10 @@ mod tests {
 
     use super::*;
     use crate::broker::KIND_GROUP_MEMBERS_CHANGED;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::registry::Registry;
     use crate::services::ErrorCode;
+    use crate::services::fake::FakeServices;
     use crate::services::proto::Message;
 
     fn publication(id: &str, exchange: &str, key: &str) -> Publication {
@@ -210,9 +210,9 @@ mod tests {
         }
     }
 
-    fn bus() -> (LocalBus, Arc<Registry>, Arc<FakeUsers>) {
+    fn bus() -> (LocalBus, Arc<Registry>, Arc<FakeServices>) {
         let (users, registry) = (
-            Arc::new(FakeUsers::default()),
+            Arc::new(FakeServices::default()),
             Arc::new(Registry::default()),
         );
         users.set("team", &["bob"]);

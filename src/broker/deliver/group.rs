@@ -233,12 +233,13 @@ mod tests {
 
     use super::super::tests::{Scene, group_message, scene};
     use super::*;
+    use crate::broker::Queue;
     use crate::broker::asking::{MAX_ASKED, MAX_ASKED_AGAIN};
     use crate::broker::deliver::Taken;
     use crate::broker::waiting::{MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
-    use crate::broker::{Queue, fake::FakeUsers};
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
+    use crate::services::fake::FakeServices;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -319,14 +320,14 @@ mod tests {
         codes.into_iter().map(Some).chain([None]).collect()
     }
 
-    fn breaks(users: &FakeUsers, group: &str, fault: Option<ErrorCode>) {
+    fn breaks(users: &FakeServices, group: &str, fault: Option<ErrorCode>) {
         match fault {
             Some(code) => users.fail_group(group, code),
             None => users.slow_group(group),
         }
     }
 
-    fn heals(users: &FakeUsers, group: &str) {
+    fn heals(users: &FakeServices, group: &str) {
         users.fail_group(group, None);
         while users.unanswered() > 0 {
             users.answer();
