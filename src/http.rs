@@ -141,15 +141,14 @@ fn parse(bytes: &[u8]) -> Result<Option<Head<'_>>> {
     let (authority, path, query) = parse_target(method, request.path.unwrap_or_default())
         .ok_or_else(|| not_http("the target is none"))?;
     let fields = request.headers.iter();
+    let headers = fields.map(|field| (field.name, field.value.trim_ascii()));
     let mut head = Head {
         method,
         path,
         query,
         is_http_1_0: request.version == Some(0),
         is_followed: bytes.len() > length,
-        headers: fields
-            .map(|field| (field.name, field.value.trim_ascii()))
-            .collect(),
+        headers: headers.collect(),
     };
     head.check()?;
     if let Some(authority) = authority {
@@ -192,9 +191,7 @@ fn is_authority(text: &str) -> bool {
         Some((host, port)) if !port.ends_with(']') => (host, port),
         _ => (text, ""),
     };
-    let bracketed = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
+    let bracketed = host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']'));
     let is_host = match bracketed {
         Some(address) => address.parse::<Ipv6Addr>().is_ok(),
         None => {
@@ -263,6 +260,10 @@ impl HttpResponse {
 
     pub fn unavailable(message: &str) -> Self {
         Self::error(503, ErrorCode::ServiceUnavailable, message)
+    }
+
+    pub fn timed_out(message: &str) -> Self {
+        Self::error(408, ErrorCode::DeadlineExceeded, message)
     }
 
     pub fn too_many(message: &str) -> Self {

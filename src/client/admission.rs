@@ -18,7 +18,6 @@ use parking_lot::Mutex;
 use super::address::counted_address;
 use super::transport::Socket;
 use crate::config::{self, Config};
-use crate::error::ErrorCode;
 use crate::http::{self, HttpResponse};
 use crate::ids::ConnectionId;
 
@@ -32,7 +31,7 @@ const GRACE: Duration = Duration::from_millis(200);
 /// The gateway's limits, and what is occupied of them. One thread gives it away; connection threads
 /// give it back.
 pub(super) struct Limits {
-    limits: config::Limits,
+    config: config::Limits,
     listen: config::Listen,
     table: Mutex<Table>,
 }
@@ -99,7 +98,7 @@ pub(super) fn no_room() -> HttpResponse {
 impl Limits {
     pub fn new(config: &Config) -> Arc<Self> {
         Arc::new(Self {
-            limits: config.limits.clone(),
+            config: config.limits.clone(),
             listen: config.listen.clone(),
             table: Mutex::default(),
         })
@@ -107,17 +106,17 @@ impl Limits {
 
     /// Whether another connection would be within `limits.max_connections`.
     pub fn have_room(&self) -> bool {
-        self.table.lock().connections < self.limits.max_connections
+        self.table.lock().connections < self.config.max_connections
     }
 
     /// Has a connection wait for its turn, or says how it is to be refused.
     pub fn admit(self: &Arc<Self>, socket: &Socket, peer: IpAddr) -> http::Result<()> {
         let mut table = self.table.lock();
-        if table.connections >= self.limits.max_connections {
+        if table.connections >= self.config.max_connections {
             return Err(no_room());
         }
         let is_client = !self.listen.trusted_proxies.contains(peer);
-        let counted = is_client.then(|| table.count(peer, &self.limits));
+        let counted = is_client.then(|| table.count(peer, &self.config));
         let admission = Admission {
             limits: Arc::clone(self),
             id: ConnectionId::random(),
@@ -144,7 +143,7 @@ impl Limits {
             let (number, socket) = {
                 let mut table = self.table.lock();
                 let (own, _, address) = *table.lines.first()?;
-                let places = self.limits.max_handshakes;
+                let places = self.config.max_handshakes;
                 if table.handshakes.len() < places {
                     return table.begin(address, now).map(Turn::Begin);
                 }
@@ -183,11 +182,9 @@ impl Limits {
 
     /// Ends the handshakes whose head is awaited.
     pub fn cut_silent(&self) {
-        let sockets = |table: &Table| -> Vec<Socket> {
-            let silent = table.silent();
-            silent.map(|(_, _, it)| Arc::clone(&it.socket)).collect()
-        };
-        let silent = sockets(&self.table.lock());
+        let table = self.table.lock();
+        let silent: Vec<_> = table.silent().map(|it| Arc::clone(&it.2.socket)).collect();
+        drop(table);
         silent.iter().for_each(|socket| socket.abort());
     }
 }
@@ -287,7 +284,7 @@ impl Admission {
         self.peer = client;
         if self.counted.is_none() {
             let mut table = self.limits.table.lock();
-            self.counted = Some(table.count(client, &self.limits.limits)?);
+            self.counted = Some(table.count(client, &self.limits.config)?);
         }
         Ok(())
     }
@@ -297,13 +294,11 @@ impl Admission {
         let mut table = self.limits.table.lock();
         let handshakes = &mut table.handshakes;
         let own = self.handshake.and_then(|it| handshakes.get_mut(&it));
-        if let Some(handshake) = own {
-            handshake.silent_since = None;
-            return Ok(());
-        }
-        let message = "Others wait, and the request head did not come at once";
-        let code = ErrorCode::DeadlineExceeded;
-        Err(HttpResponse::error(408, code, message))
+        let own = own.map(|handshake| handshake.silent_since = None);
+        own.ok_or_else(|| {
+            let message = "Others wait, and the request head did not come at once";
+            HttpResponse::timed_out(message)
+        })
     }
 
     /// The head is read and the token validated: the next one may begin.

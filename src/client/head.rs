@@ -10,7 +10,6 @@ use bytes::{Buf, Bytes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::transport::Socket;
-use crate::error::ErrorCode;
 use crate::http::{self, Head, HttpResponse, parse_head};
 
 /// How long a client may take to receive a response.
@@ -36,8 +35,7 @@ pub(super) fn read_head<'b>(
             Ok(_) | Err(ErrorKind::Interrupted) => {}
             // No time is left: none is no timeout that can be set, or it has passed.
             Err(ErrorKind::InvalidInput | ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                let message = "The request head did not come in time";
-                let response = HttpResponse::error(408, ErrorCode::DeadlineExceeded, message);
+                let response = HttpResponse::timed_out("The request head did not come in time");
                 return Some(Err(response.fit(bytes)));
             }
             Err(_) => return None,
@@ -50,7 +48,12 @@ pub(super) fn read_head<'b>(
 /// One read, into `bytes` behind what they hold. Answers how much came; 0 is the end.
 pub(super) fn read_some(socket: &Socket, bytes: &mut Vec<u8>) -> io::Result<usize> {
     let mut chunk = [0; 1024];
-    let read = socket.read(&mut chunk)?;
+    let read = socket.read(&mut chunk);
+    if socket.has_output() {
+        // Nobody else sends yet. What fails here, the next read finds.
+        let _ = socket.send(&[], false);
+    }
+    let read = read?;
     bytes.extend(&chunk[..read]);
     Ok(read)
 }
@@ -132,10 +135,13 @@ pub(super) fn is_open(outcome: io::Result<usize>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-    use std::net::{TcpListener, TcpStream};
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use std::thread;
 
+    use super::super::transport::Transport;
     use super::*;
 
     fn pair() -> (TcpStream, Socket) {
@@ -176,7 +182,7 @@ mod tests {
     /// Also one that takes a little now and then.
     #[test]
     fn a_client_that_dawdles_is_cut_off_in_time() {
-        let (mut client, socket) = pair();
+        let (client, socket) = pair();
         let reader = thread::spawn(move || {
             let mut bytes = [0; 64 << 10];
             while let Ok(1..) = client.read(&mut bytes) {
@@ -193,5 +199,82 @@ mod tests {
         );
         drop(socket);
         reader.join().unwrap();
+    }
+
+    /// Greets whoever has sent it a byte, as TLS would, and only then hands on what is sent.
+    struct Greeter {
+        socket: TcpStream,
+        met: AtomicBool,
+        owes: AtomicBool,
+    }
+
+    impl AsFd for Greeter {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
+        }
+    }
+
+    impl Transport for Greeter {
+        fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+            if self.met.swap(true, SeqCst) {
+                return Transport::read(&self.socket, into);
+            }
+            Transport::read(&self.socket, &mut [0])?;
+            self.owes.store(true, SeqCst);
+            Err(ErrorKind::Interrupted.into())
+        }
+        fn send(&self, bytes: &[u8], may_block: bool) -> io::Result<usize> {
+            if self.owes.swap(false, SeqCst) {
+                self.socket.send(b"hello", true)?;
+            }
+            self.socket.send(bytes, may_block)
+        }
+        fn has_output(&self) -> bool {
+            self.owes.load(SeqCst)
+        }
+        fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+            self.socket.set_read_timeout(timeout)
+        }
+        fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+            self.socket.set_write_timeout(timeout)
+        }
+        fn set_nonblocking(&self) -> io::Result<()> {
+            Transport::set_nonblocking(&self.socket)
+        }
+        fn shutdown_write(&self) {
+            self.socket.shutdown_write();
+        }
+        fn shutdown_read(&self) {
+            self.socket.shutdown_read();
+        }
+        fn abort(&self) {
+            self.socket.abort();
+        }
+        fn peer_addr(&self) -> io::Result<SocketAddr> {
+            Transport::peer_addr(&self.socket)
+        }
+    }
+
+    #[test]
+    fn what_a_transport_has_to_say_itself_is_said_before_the_head() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("it")).expect("a client");
+        let socket: Socket = Arc::new(Greeter {
+            socket: listener.accept().expect("it").0,
+            met: AtomicBool::new(false),
+            owes: AtomicBool::new(false),
+        });
+        let client = thread::spawn(move || {
+            client.write_all(b"?").unwrap();
+            client.read_exact(&mut [0; 5]).unwrap();
+            client
+                .write_all(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+                .unwrap();
+        });
+        let mut bytes = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let head = read_head(&socket, deadline, &mut bytes).expect("it is there");
+        assert_eq!(head.expect("a head").path, "/a");
+        client.join().unwrap();
     }
 }
