@@ -22,6 +22,7 @@ use crate::client::connection::Connection;
 use crate::client::permits::Permits;
 use crate::client::{ConnectionObserver, Context, OverUserLimit, Route};
 use crate::config::{self, Config, Mode, OverLimit};
+use crate::http::{HttpResponse, Page};
 use crate::presence::Presence;
 use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
@@ -217,11 +218,10 @@ impl Gateway {
                 max_per_user: config.limits.max_connections_per_user,
                 over_limit: config.limits.over_limit,
             }),
-            readiness: Arc::clone(&readiness),
             draining: Arc::clone(&draining),
             pacing: Permits::new(CATCH_UPS),
             validating: Permits::new(VALIDATIONS),
-            page,
+            pages: pages(Arc::clone(&readiness), page),
             config,
         });
         let feed = feed(Arc::clone(&presence))?;
@@ -357,6 +357,22 @@ impl ConnectionObserver for Users {
         self.registry.remove(connection);
         self.presence.left(connection.user());
     }
+}
+
+/// What the client listener shows: `listen.path` is none of these paths (`config/validate.rs`).
+fn pages(readiness: Arc<Readiness>, page: Option<String>) -> Vec<Page> {
+    let mut pages = vec![
+        Page::new("/healthz", || HttpResponse::page(200, "text/plain", "ok\n")),
+        Page::new("/readyz", move || {
+            let report = readiness.check();
+            let status = if report.is_ready() { 200 } else { 503 };
+            HttpResponse::page(status, "application/json", report.to_json())
+        }),
+    ];
+    let html = "text/html; charset=utf-8";
+    let chat = |page: String| Page::new("/", move || HttpResponse::page(200, html, page.as_str()));
+    pages.extend(page.map(chat));
+    pages
 }
 
 fn lower_to_capacity(config: &mut Config) {

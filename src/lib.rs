@@ -25,7 +25,7 @@
 //! 2. **Nothing is lost.** In `client/`: `hold`, `catch_up`, `writer`, `liveness`, `token_check`; in
 //!    `broker/`: `routes`, `groups`, `waiting`, `asking`, `supervisor`, `session`, `topology`; and
 //!    [`presence`].
-//! 3. **Nothing goes to waste, and nobody gets in the way.** In `client/`: `admission`, `handshakes`,
+//! 3. **Nothing goes to waste, and nobody gets in the way.** [`http`]; in `client/`: `admission`,
 //!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; in `broker/`: `fan_out`,
 //!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`, `probe`; [`config`].
 //!
@@ -36,8 +36,8 @@
 //! | to change | look at |
 //! | --- | --- |
 //! | a request or a push of the client protocol | `client/request.rs`, `client/protocol.rs`, `client/dispatch.rs` |
-//! | who is let in | `client/accept.rs`, `client/handshakes.rs`, `client/head.rs`, `client/address.rs`, `client/handshake.rs` |
-//! | an HTTP answer | `client/answer.rs` |
+//! | who is let in | `client/accept.rs`, `client/admission.rs`, `client/head.rs`, `client/address.rs`, `client/handshake.rs` |
+//! | an HTTP answer | `http.rs`; the pages: [`gateway`] |
 //! | what a token is worth, and when it is asked about again | `client/token.rs`, `client/token_check.rs` |
 //! | a close code | `client/close.rs` |
 //! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/hold.rs` |
@@ -101,6 +101,7 @@ pub mod client;
 pub mod config;
 pub mod error;
 pub mod gateway;
+pub mod http;
 pub mod ids;
 pub mod logging;
 pub mod presence;

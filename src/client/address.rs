@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use log::info;
 
-use super::head::Head;
 use crate::config::Networks;
+use crate::http::Head;
 
 /// The bits of an IPv6 address that one customer of a provider has to themselves (RFC 6177): any
 /// number of addresses, and so no measure of anything.
@@ -44,30 +44,21 @@ pub(super) fn counted_address(address: IpAddr) -> IpAddr {
 /// An address as proxies write it: `1.2.3.4`, `1.2.3.4:5678`, `2001:db8::1`, `[2001:db8::1]`,
 /// `[2001:db8::1]:5678`, and with the zone of a link-local one, `fe80::1%eth0`.
 fn parse_hop(text: &str) -> Option<IpAddr> {
-    let Some((address, zone)) = text.split_once('%') else {
-        return parse_address(text);
-    };
+    let (address, zone) = text.split_once('%').unwrap_or((text, ""));
     let behind = zone.find(']').map_or("", |end| &zone[end..]);
-    parse_address(&format!("{address}{behind}")).filter(IpAddr::is_ipv6)
-}
-
-fn parse_address(text: &str) -> Option<IpAddr> {
-    let bracketed = || {
-        text.strip_prefix('[')?
-            .strip_suffix(']')?
-            .parse::<Ipv6Addr>()
-            .ok()
-    };
-    let address = (text.parse().ok())
-        .or_else(|| text.parse().ok().map(|socket: SocketAddr| socket.ip()))
-        .or_else(|| bracketed().map(IpAddr::V6));
-    address.as_ref().map(IpAddr::to_canonical)
+    // std knows the brackets with a port alone.
+    let port = if text.ends_with(']') { ":0" } else { "" };
+    let plain = format!("{address}{behind}{port}");
+    let with_port = || plain.parse().ok().map(|socket: SocketAddr| socket.ip());
+    let parsed: IpAddr = plain.parse().ok().or_else(with_port)?;
+    let address = parsed.to_canonical();
+    (address.is_ipv6() || !text.contains('%')).then_some(address)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::head::parse_head;
     use super::*;
+    use crate::http::parse_head;
 
     fn address(text: &str) -> IpAddr {
         text.parse().unwrap()

@@ -1,8 +1,14 @@
-//! The limits that a connection meets before anyone knows whose it is: connections in all and per
-//! address; and then handshakes at a time. What it occupies is given back when it ends, also by a
-//! panic.
+//! Who is admitted, before anyone knows whose connection it is: so many in all, and from an address;
+//! and of these so many at a time to their handshakes, the others wait. What a connection occupies
+//! is given back when it ends, also by a panic.
+//!
+//! Its handshake lasts while its head is awaited and its token validated. Silence holds no place that
+//! somebody waits for: when none is free, the head that has been awaited longest, of the address that
+//! holds most, gives way. Whoever comes from an address that holds few goes before whoever comes from
+//! one that holds many, so that a crowd waits for itself alone.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,155 +16,524 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::address::counted_address;
-use super::answer::Answer;
-use super::handshakes::Place;
-use super::permits::{Permit, Permits};
-use crate::config::{Config, Networks};
-use crate::services::ErrorCode;
+use super::transport::Socket;
+use crate::config::{self, Config};
+use crate::http::{self, HttpResponse};
+use crate::ids::ConnectionId;
 
-/// The gateway's limits, and what is occupied of them.
+/// How long a head is awaited at most once somebody waits for its place; and how long newcomers wait
+/// while nobody at all gets a place.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The same while silence holds more than half of the places, for newcomers of an address that holds
+/// fewer. A client sends its head right behind the packet that opens the connection.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// The gateway's limits, and what is occupied of them. One thread gives it away; connection threads
+/// give it back.
 pub(super) struct Limits {
-    connections: Arc<Permits>,
-    addresses: Arc<Addresses>,
-    trusted_proxies: Networks,
+    config: config::Limits,
+    listen: config::Listen,
+    table: Mutex<Table>,
 }
 
-impl Limits {
-    pub fn new(config: &Config) -> Self {
-        Self {
-            connections: Permits::new(config.limits.max_connections),
-            addresses: Arc::new(Addresses {
-                counts: Mutex::default(),
-                limit: config.limits.max_connections_per_ip,
-            }),
-            trusted_proxies: config.listen.trusted_proxies.clone(),
-        }
-    }
+#[derive(Default)]
+struct Table {
+    connections: usize,
+    /// By [`counted_address`]; none that has nothing.
+    addresses: HashMap<IpAddr, Address>,
+    /// Where somebody waits: who is next comes first.
+    lines: BTreeSet<Line>,
+    /// Those under way, by number, and so in the order in which they began.
+    handshakes: BTreeMap<u64, Handshake>,
+    next: u64,
+    /// When the last one began.
+    begun: Option<Instant>,
+}
 
-    /// Free places under `limits.max_connections`.
-    pub fn connections(&self) -> Arc<Permits> {
-        Arc::clone(&self.connections)
-    }
+#[derive(Default)]
+struct Address {
+    connections: usize,
+    handshakes: usize,
+    /// For their handshake, without a thread: the one who has waited longest comes first.
+    waiting: VecDeque<Admission>,
+}
 
-    /// Admits a connection, or says how it is to be refused.
-    pub fn admit(&self, peer: IpAddr) -> Result<Admission, Answer> {
-        let connection = self
-            .connections
-            .acquire_within(Duration::ZERO)
-            .ok_or_else(no_room)?;
-        let proxied = self.trusted_proxies.contains(peer);
-        let address = if proxied {
-            None
-        } else {
-            Some(self.addresses.count(peer)?)
-        };
-        Ok(Admission {
-            peer,
-            address,
-            addresses: Arc::clone(&self.addresses),
-            since: Instant::now(),
-            place: None,
-            _connection: connection,
-        })
-    }
+/// How many handshakes an address has under way, since when its first one waits, and the address.
+type Line = (usize, Instant, IpAddr);
+
+struct Handshake {
+    address: IpAddr,
+    socket: Socket,
+    /// `None` once its head is not awaited any longer.
+    silent_since: Option<Instant>,
+}
+
+/// A connection that is admitted, and what it occupies.
+pub(super) struct Admission {
+    limits: Arc<Limits>,
+    pub id: ConnectionId,
+    pub socket: Socket,
+    /// The client's address, as far as it is known.
+    pub peer: IpAddr,
+    /// When the connection was accepted.
+    pub since: Instant,
+    /// Where it is counted. `None` behind a trusted proxy, until the head says who the client is.
+    counted: Option<IpAddr>,
+    handshake: Option<u64>,
+}
+
+/// What is to be done with one who waited.
+pub(super) enum Turn {
+    /// Its handshake begins.
+    Begin(Admission),
+    /// It has waited for too long.
+    Refuse(Admission),
 }
 
 /// The answer when the gateway is full.
-pub(super) fn no_room() -> Answer {
-    Answer::unavailable("The gateway has no room for another connection")
+pub(super) fn no_room() -> HttpResponse {
+    HttpResponse::unavailable("The gateway has no room for another connection")
 }
 
-/// What one connection occupies.
-pub(super) struct Admission {
-    peer: IpAddr,
-    /// `None` behind a trusted proxy, until the head says who the client is.
-    address: Option<AddressPermit>,
-    addresses: Arc<Addresses>,
-    since: Instant,
-    place: Option<Place>,
-    _connection: Permit,
+impl Limits {
+    pub fn new(config: &Config) -> Arc<Self> {
+        Arc::new(Self {
+            config: config.limits.clone(),
+            listen: config.listen.clone(),
+            table: Mutex::default(),
+        })
+    }
+
+    /// Whether another connection would be within `limits.max_connections`.
+    pub fn have_room(&self) -> bool {
+        self.table.lock().connections < self.config.max_connections
+    }
+
+    /// Has a connection wait for its turn, or says how it is to be refused.
+    pub fn admit(self: &Arc<Self>, socket: &Socket, peer: IpAddr) -> http::Result<()> {
+        let mut table = self.table.lock();
+        if table.connections >= self.config.max_connections {
+            return Err(no_room());
+        }
+        let is_client = !self.listen.trusted_proxies.contains(peer);
+        let counted = is_client.then(|| table.count(peer, &self.config));
+        let admission = Admission {
+            limits: Arc::clone(self),
+            id: ConnectionId::random(),
+            socket: Arc::clone(socket),
+            peer,
+            since: Instant::now(),
+            counted: counted.transpose()?,
+            handshake: None,
+        };
+        table.connections += 1;
+        // Behind a trusted proxy, all wait in the proxy's line.
+        table.change(counted_address(peer), |at| at.waiting.push_back(admission));
+        Ok(())
+    }
+
+    /// Whether [`Self::next`] is to be asked again, although nobody has come.
+    pub fn has_waiting(&self) -> bool {
+        !self.table.lock().lines.is_empty()
+    }
+
+    /// Whose turn it is now; nobody's, if all who wait are to wait on. One thread asks.
+    pub fn next(&self, now: Instant) -> Option<Turn> {
+        loop {
+            let (number, socket) = {
+                let mut table = self.table.lock();
+                let (own, _, address) = *table.lines.first()?;
+                let places = self.config.max_handshakes;
+                if table.handshakes.len() < places {
+                    return table.begin(address, now).map(Turn::Begin);
+                }
+                let Some(found) = table.most_silent(places, own, now) else {
+                    let timeout = self.listen.handshake_timeout;
+                    return table.take_overdue(now, timeout).map(Turn::Refuse);
+                };
+                found
+            };
+            // What waits in the socket only waits for its thread: that is no silence.
+            let is_heard = socket.has_bytes();
+            let mut table = self.table.lock();
+            let handshake = table.handshakes.get_mut(&number);
+            match handshake.and_then(|it| it.silent_since.as_mut()) {
+                Some(since) if is_heard => *since = now,
+                Some(_) => {
+                    table.end_handshake(number);
+                    drop(table);
+                    // Its thread wakes up and answers.
+                    socket.shutdown_read();
+                }
+                // Its head has come meanwhile.
+                None => {}
+            }
+        }
+    }
+
+    /// All who wait: their turn will not come any more.
+    pub fn take_waiting(&self) -> Vec<Admission> {
+        let mut table = self.table.lock();
+        let lines = std::mem::take(&mut table.lines);
+        let waiting = |at: &mut Address| std::mem::take(&mut at.waiting);
+        let lines = lines.into_iter().map(|line| table.change(line.2, waiting));
+        lines.flatten().collect()
+    }
+
+    /// Ends the handshakes whose head is awaited.
+    pub fn cut_silent(&self) {
+        let table = self.table.lock();
+        let silent: Vec<_> = table.silent().map(|it| Arc::clone(&it.2.socket)).collect();
+        drop(table);
+        silent.iter().for_each(|socket| socket.abort());
+    }
+}
+
+impl Table {
+    /// Changes what an address has, and so its line; forgets it once it has nothing.
+    fn change<T>(&mut self, address: IpAddr, change: impl FnOnce(&mut Address) -> T) -> T {
+        let at = self.addresses.entry(address).or_default();
+        let line = |at: &Address| Some((at.handshakes, at.waiting.front()?.since, address));
+        if let Some(before) = line(at) {
+            self.lines.remove(&before);
+        }
+        let changed = change(at);
+        self.lines.extend(line(at));
+        if at.connections + at.handshakes + at.waiting.len() == 0 {
+            self.addresses.remove(&address);
+        }
+        changed
+    }
+
+    /// Counts a connection of `client`. Answers where.
+    fn count(&mut self, client: IpAddr, limits: &config::Limits) -> http::Result<IpAddr> {
+        let address = counted_address(client);
+        self.change(address, |at| {
+            if at.connections >= limits.max_connections_per_ip {
+                let message = "Too many connections from this address";
+                return Err(HttpResponse::too_many(message));
+            }
+            at.connections += 1;
+            Ok(address)
+        })
+    }
+
+    /// The first one in the line of `address`.
+    fn begin(&mut self, address: IpAddr, now: Instant) -> Option<Admission> {
+        let first = self.change(address, |at| {
+            at.handshakes += 1;
+            at.waiting.pop_front()
+        });
+        let mut admission = first?;
+        let handshake = Handshake {
+            address,
+            socket: Arc::clone(&admission.socket),
+            silent_since: Some(now),
+        };
+        self.handshakes.insert(self.next, handshake);
+        admission.handshake = Some(self.next);
+        self.next += 1;
+        self.begun = Some(now);
+        Some(admission)
+    }
+
+    /// Nothing, if it had to give way.
+    fn end_handshake(&mut self, number: u64) {
+        if let Some(ended) = self.handshakes.remove(&number) {
+            self.change(ended.address, |at| at.handshakes -= 1);
+        }
+    }
+
+    /// Whoever has waited longest, if that was for too long.
+    fn take_overdue(&mut self, now: Instant, timeout: Duration) -> Option<Admission> {
+        let lines = self.lines.iter().map(|line| (line.1, line.2));
+        let (since, address) = lines.min()?;
+        let nobody_begins = self.begun.is_some_and(|begun| now >= begun + PATIENCE);
+        let overdue = nobody_begins || now >= since + timeout;
+        overdue.then(|| self.change(address, |at| at.waiting.pop_front()))?
+    }
+
+    /// The handshakes whose head is awaited, each with its number and since when it is silent.
+    fn silent(&self) -> impl Iterator<Item = (u64, Instant, &Handshake)> {
+        let all = self.handshakes.iter();
+        all.filter_map(|(number, handshake)| Some((*number, handshake.silent_since?, handshake)))
+    }
+
+    /// Who gives way to one whose address has `own` of the `places`: of those that have been silent
+    /// for long enough, the first of the address that has most of them.
+    fn most_silent(&self, places: usize, own: usize, now: Instant) -> Option<(u64, Socket)> {
+        let mut silent_at: HashMap<IpAddr, usize> = HashMap::new();
+        for (_, _, handshake) in self.silent() {
+            *silent_at.entry(handshake.address).or_default() += 1;
+        }
+        let for_long = self.silent().filter(|(_, since, _)| now >= *since + GRACE);
+        let crowd = for_long.count() * 2 > places;
+        let long_enough = self.silent().filter(|(_, since, handshake)| {
+            let hurry = crowd && silent_at[&handshake.address] > own;
+            now >= *since + if hurry { GRACE } else { PATIENCE }
+        });
+        let (number, _, handshake) =
+            long_enough.max_by_key(|(number, _, it)| (silent_at[&it.address], Reverse(*number)))?;
+        Some((number, Arc::clone(&handshake.socket)))
+    }
 }
 
 impl Admission {
-    /// The client's address, as far as it is known.
-    pub fn peer(&self) -> IpAddr {
-        self.peer
-    }
-
     /// The head has said who the client behind a trusted proxy is.
-    pub fn count_for(&mut self, client: IpAddr) -> Result<(), Answer> {
+    pub fn count_for(&mut self, client: IpAddr) -> http::Result<()> {
         self.peer = client;
-        if self.address.is_none() {
-            self.address = Some(self.addresses.count(client)?);
+        if self.counted.is_none() {
+            let mut table = self.limits.table.lock();
+            self.counted = Some(table.count(client, &self.limits.config)?);
         }
         Ok(())
     }
 
-    /// What the connection counts as until its head is read: behind a trusted proxy, as the proxy.
-    pub fn counted_as(&self) -> IpAddr {
-        let permit = self.address.as_ref();
-        permit.map_or_else(|| counted_address(self.peer), |permit| permit.address)
-    }
-
-    /// When the connection was accepted.
-    pub fn since(&self) -> Instant {
-        self.since
-    }
-
-    pub fn begin_handshake(&mut self, place: Place) {
-        self.place = Some(place);
-    }
-
     /// The head has come, or will not. An error is for a client that had to give way meanwhile.
-    pub fn head_is_over(&mut self) -> Result<(), Answer> {
-        if self.place.as_mut().is_none_or(Place::end_silence) {
-            return Ok(());
-        }
-        let message = "Others wait, and the request head did not come at once";
-        Err(Answer::error(408, ErrorCode::DeadlineExceeded, message))
+    pub fn head_is_over(&self) -> http::Result<()> {
+        let mut table = self.limits.table.lock();
+        let handshakes = &mut table.handshakes;
+        let own = self.handshake.and_then(|it| handshakes.get_mut(&it));
+        let own = own.map(|handshake| handshake.silent_since = None);
+        own.ok_or_else(|| {
+            let message = "Others wait, and the request head did not come at once";
+            HttpResponse::timed_out(message)
+        })
     }
 
     /// The head is read and the token validated: the next one may begin.
     pub fn handshake_is_over(&mut self) {
-        self.place = None;
-    }
-}
-
-/// Connections by [`counted_address`].
-struct Addresses {
-    counts: Mutex<HashMap<IpAddr, usize>>,
-    limit: usize,
-}
-
-struct AddressPermit {
-    addresses: Arc<Addresses>,
-    address: IpAddr,
-}
-
-impl Addresses {
-    fn count(self: &Arc<Self>, address: IpAddr) -> Result<AddressPermit, Answer> {
-        let address = counted_address(address);
-        let mut counts = self.counts.lock();
-        let count = counts.entry(address).or_default();
-        if *count >= self.limit {
-            return Err(Answer::too_many("Too many connections from this address"));
+        if let Some(number) = self.handshake.take() {
+            self.limits.table.lock().end_handshake(number);
         }
-        *count += 1;
-        Ok(AddressPermit {
-            addresses: Arc::clone(self),
-            address,
-        })
     }
 }
 
-impl Drop for AddressPermit {
+impl Drop for Admission {
     fn drop(&mut self) {
-        let mut counts = self.addresses.counts.lock();
-        if let Some(count) = counts.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.address);
+        self.handshake_is_over();
+        let mut table = self.limits.table.lock();
+        table.connections -= 1;
+        if let Some(address) = self.counted {
+            table.change(address, |at| at.connections -= 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use super::*;
+    use crate::config::load;
+
+    struct Scene {
+        limits: Arc<Limits>,
+        start: Instant,
+        clients: Vec<TcpStream>,
+    }
+
+    impl Scene {
+        fn new(places: usize) -> Self {
+            let text = format!("[limits]\nmax_handshakes = {places}");
+            Self {
+                limits: Limits::new(&load::parse("test", &text, [], None).unwrap()),
+                start: Instant::now(),
+                clients: Vec::new(),
             }
         }
+
+        fn at(&self, milliseconds: u64) -> Instant {
+            self.start + Duration::from_millis(milliseconds)
+        }
+
+        /// A newcomer from this address; answers its id.
+        fn comes(&mut self, from: u8) -> ConnectionId {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            self.clients.push(client);
+            let socket: Socket = Arc::new(listener.accept().unwrap().0);
+            let address = [10, 0, 0, from].into();
+            self.limits.admit(&socket, address).unwrap();
+            let table = self.limits.table.lock();
+            table.addresses[&address].waiting.back().unwrap().id
+        }
+
+        /// All whose turn it is then, and who of them has a place.
+        fn turns(&self, milliseconds: u64) -> Vec<(Admission, bool)> {
+            let next = || self.limits.next(self.at(milliseconds));
+            let turns = std::iter::from_fn(next).map(|turn| match turn {
+                Turn::Begin(newcomer) => (newcomer, true),
+                Turn::Refuse(newcomer) => (newcomer, false),
+            });
+            turns.collect()
+        }
+
+        /// The one who gets a place then.
+        fn begins(&self, milliseconds: u64) -> Admission {
+            let mut turns = self.turns(milliseconds);
+            assert_eq!(turns.len(), 1);
+            let (newcomer, begins) = turns.remove(0);
+            assert!(begins);
+            newcomer
+        }
+
+        fn nobody(&self, milliseconds: u64) {
+            assert!(self.turns(milliseconds).is_empty());
+        }
+    }
+
+    #[test]
+    fn whoever_holds_less_goes_first_and_takes_what_silence_holds() {
+        let mut scene = Scene::new(2);
+        scene.comes(1);
+        scene.comes(1);
+        let crowd = scene.turns(0);
+        let crowd_again = scene.comes(1);
+        let other = scene.comes(2);
+        scene.nobody(199);
+        let begun = scene.begins(200);
+        assert_eq!(begun.id, other);
+        // The first of the crowd has given way, and the second has not.
+        let [first, second] = crowd.try_into().ok().unwrap();
+        assert!(first.0.head_is_over().is_err());
+        assert!(second.0.head_is_over().is_ok());
+        assert!(begun.head_is_over().is_ok());
+        // Nobody is silent any more; the crowd waits for a place that is given back.
+        drop(first);
+        scene.nobody(300);
+        drop(begun);
+        assert_eq!(scene.begins(301).id, crowd_again);
+        assert!(!scene.limits.has_waiting());
+    }
+
+    #[test]
+    fn an_address_gives_way_to_itself_after_a_second() {
+        let mut scene = Scene::new(1);
+        scene.comes(1);
+        let first = scene.begins(0);
+        let second = scene.comes(1);
+        scene.nobody(999);
+        let begun = scene.begins(1_000);
+        assert_eq!(begun.id, second);
+        drop(first);
+        assert_eq!(
+            scene.limits.table.lock().handshakes.len(),
+            1,
+            "it was given away"
+        );
+    }
+
+    #[test]
+    fn of_many_addresses_the_one_that_has_been_silent_longest_gives_way() {
+        let mut scene = Scene::new(3);
+        let held: Vec<_> = (1..=3)
+            .map(|from| {
+                scene.comes(from);
+                scene.begins(u64::from(from))
+            })
+            .collect();
+        let mut others = Vec::new();
+        for (first, from) in held.into_iter().zip(4..) {
+            let other = scene.comes(from);
+            others.push(scene.begins(1_000 + u64::from(from)));
+            assert_eq!(others.last().map(|begun| begun.id), Some(other));
+            assert!(first.head_is_over().is_err());
+        }
+    }
+
+    #[test]
+    fn a_few_silent_ones_are_not_hurried() {
+        let mut scene = Scene::new(4);
+        let held: Vec<_> = (1..=4)
+            .map(|from| {
+                scene.comes(from);
+                scene.begins(0)
+            })
+            .collect();
+        for busy in &held[2..] {
+            busy.head_is_over().unwrap();
+        }
+        let other = scene.comes(5);
+        scene.nobody(999);
+        assert_eq!(scene.begins(1_000).id, other);
+    }
+
+    #[test]
+    fn who_has_sent_something_that_nobody_has_read_is_not_silent() {
+        let mut scene = Scene::new(1);
+        scene.comes(1);
+        let _first = scene.begins(0);
+        scene.clients[0].write_all(b"GET").unwrap();
+        let second = scene.comes(2);
+        scene.nobody(700);
+        // That is over once it has been read, and nothing more comes.
+        let mut bytes = [0; 8];
+        _first.socket.read(&mut bytes).unwrap();
+        assert_eq!(scene.begins(900).id, second);
+    }
+
+    #[test]
+    fn nobody_waits_once_nobody_has_got_a_place_for_a_second() {
+        let mut scene = Scene::new(1);
+        scene.comes(1);
+        let first = scene.begins(0);
+        first.head_is_over().unwrap();
+        let second = scene.comes(2);
+        scene.nobody(999);
+        let refused = scene.turns(1_000);
+        assert!(refused.len() == 1 && refused[0].0.id == second && !refused[0].1);
+        scene.comes(3);
+        assert_eq!(scene.turns(1_001).len(), 1, "refused at once");
+        drop(first);
+        let fourth = scene.comes(4);
+        assert_eq!(scene.begins(1_002).id, fourth);
+    }
+
+    #[test]
+    fn nobody_waits_for_longer_than_a_handshake_may_take() {
+        let mut scene = Scene::new(1);
+        let waits = scene.comes(9);
+        let mut held = scene.begins(0);
+        assert_eq!(held.id, waits);
+        held.head_is_over().unwrap();
+        scene.comes(9);
+        for number in 0_u8..12 {
+            // Somebody always gets a place before the one whose address holds one.
+            scene.comes(number);
+            drop(held);
+            let mut turns = scene.turns(u64::from(number) * 900 + 900);
+            if turns.len() > 1 {
+                assert!(u64::from(number) * 900 + 900 >= 10_000, "not before");
+                assert!(turns.iter().any(|turn| !turn.1));
+                return;
+            }
+            held = turns.remove(0).0;
+            held.head_is_over().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_ends_leaves_nothing() {
+        let mut scene = Scene::new(8);
+        for from in 0..30 {
+            scene.comes(from % 3);
+        }
+        let mut begun = scene.turns(0);
+        begun.extend(scene.turns(150));
+        begun.extend(scene.turns(1_200));
+        for (number, (newcomer, _)) in begun.iter().enumerate() {
+            if number % 2 == 0 {
+                let _ = newcomer.head_is_over();
+            }
+        }
+        drop(begun);
+        drop(scene.limits.take_waiting());
+        let table = scene.limits.table.lock();
+        assert_eq!(table.connections, 0);
+        assert!(
+            table.handshakes.is_empty() && table.addresses.is_empty() && table.lines.is_empty()
+        );
     }
 }

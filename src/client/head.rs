@@ -1,520 +1,280 @@
-//! The HTTP request head: read with limits and one deadline for the whole of it, however slowly
-//! bytes drip in. What two servers could understand in two ways is refused: request smuggling
-//! begins there (RFC 9112, section 11.2).
+//! A request's head and the response to it, on a client's socket: the one read before a deadline,
+//! however slowly bytes drip in; the other sent whole to whoever takes it in time.
 
-use std::net::{Ipv6Addr, TcpStream};
-use std::time::Instant;
-use std::{io, str};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use super::answer::{Answer, read_before};
-use crate::services::ErrorCode;
+use bytes::{Buf, Bytes};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// The longest head, in bytes.
-pub(super) const MAX_HEAD: usize = 8 << 10;
-/// The most header fields.
-pub(super) const MAX_HEADERS: usize = 64;
+use super::transport::Socket;
+use crate::http::{self, Head, HttpResponse, parse_head};
 
-/// A request head (RFC 9112, section 3), as it stands in the bytes that it was read from.
-#[derive(Debug)]
-pub(super) struct Head<'b> {
-    pub method: &'b str,
-    /// Of the target, without scheme and host where it has them; `*` for the whole server.
-    pub path: &'b str,
-    /// What follows the `?`, empty when nothing does.
-    pub query: &'b str,
-    /// HTTP/1.0, which knows no upgrade.
-    pub is_http_1_0: bool,
-    /// The client has already sent more than the head.
-    pub is_followed: bool,
-    headers: Vec<(&'b str, &'b [u8])>,
-}
+/// How long a client may take to receive a response.
+pub(super) const RECEIVE_WITHIN: Duration = Duration::from_secs(10);
+/// How long it may go on sending then: cutting it off at once would reset the connection, and the
+/// response might be lost.
+const LINGER: Duration = Duration::from_secs(1);
 
-impl<'b> Head<'b> {
-    /// The values of all header fields of this name, in order. They may hold any bytes (RFC 9110,
-    /// section 5.5).
-    pub fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &'b [u8]> {
-        self.headers
-            .iter()
-            .filter(move |(other, _)| other.eq_ignore_ascii_case(name))
-            .map(|(_, value)| *value)
-    }
-
-    /// The value of a header field that there is one of at most.
-    pub fn header(&self, name: &str) -> Result<Option<&'b str>, Answer> {
-        let mut values = self.values(name);
-        let Some(value) = values.next() else {
-            return Ok(None);
-        };
-        if values.next().is_some() {
-            return Err(Answer::bad_request(&format!("{name}: more than one")));
-        }
-        text(name, value).map(Some)
-    }
-
-    /// Whether a header field, a list separated by commas, names `token`, in any case.
-    pub fn lists(&self, name: &str, token: &str) -> Result<bool, Answer> {
-        let mut found = false;
-        for value in self.values(name) {
-            let mut items = text(name, value)?.split(',');
-            found |= items.any(|item| item.trim().eq_ignore_ascii_case(token));
-        }
-        Ok(found)
-    }
-
-    /// Host: one, and a host; HTTP/1.0 may do without (RFC 9112, section 3.2). No body: nothing
-    /// here takes one.
-    fn check(&self) -> Result<(), Answer> {
-        let host = self.header("Host")?;
-        if !host.map_or(self.is_http_1_0, is_authority) {
-            return Err(Answer::bad_request("Host: missing, or not a host"));
-        }
-        let length = self.header("Content-Length")?.unwrap_or("0");
-        let is_empty = !length.is_empty() && length.bytes().all(|digit| digit == b'0');
-        if !is_empty || self.values("Transfer-Encoding").next().is_some() {
-            return Err(Answer::bad_request("A request has no body here"));
-        }
-        Ok(())
-    }
-}
-
-fn text<'b>(name: &str, value: &'b [u8]) -> Result<&'b str, Answer> {
-    str::from_utf8(value).map_err(|_| Answer::bad_request(&format!("{name}: not UTF-8")))
-}
-
-/// Why there is no head.
-#[derive(Debug)]
-pub(super) enum HeadError {
-    /// The client is gone: nobody is to be answered.
-    Gone,
-    /// Answer this.
-    Answer(Answer),
-}
-
-/// Reads a head from `socket` into `bytes`, to be complete before `deadline`.
+/// Reads a head from `socket` into `bytes`, to be complete before `deadline`. `None`: the client is
+/// gone, and nobody is to be answered.
 pub(super) fn read_head<'b>(
-    socket: &TcpStream,
+    socket: &Socket,
     deadline: Instant,
     bytes: &'b mut Vec<u8>,
-) -> Result<Head<'b>, HeadError> {
-    while parse_head(bytes).map_err(HeadError::Answer)?.is_none() {
-        let mut chunk = [0; 1024];
-        match read_before(socket, &mut chunk, deadline) {
-            Ok(0) => return Err(HeadError::Gone),
-            Ok(read) => bytes.extend(&chunk[..read]),
-            Err(error) if is_timeout(&error) => {
-                let message = "The request head did not come in time";
-                let answer = Answer::error(408, ErrorCode::DeadlineExceeded, message);
-                return Err(HeadError::Answer(fit(answer, bytes)));
+) -> Option<http::Result<Head<'b>>> {
+    while let Ok(None) = parse_head(bytes) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waits = socket.set_read_timeout(Some(left));
+        let read = waits.and_then(|()| read_some(socket, bytes));
+        match read.map_err(|error| error.kind()) {
+            Ok(0) => return None,
+            // A wait with a timeout ends so when the process is stopped and goes on (signal(7)).
+            Ok(_) | Err(ErrorKind::Interrupted) => {}
+            // No time is left: none is no timeout that can be set, or it has passed.
+            Err(ErrorKind::InvalidInput | ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                let response = HttpResponse::timed_out("The request head did not come in time");
+                return Some(Err(response.fit(bytes)));
             }
-            Err(_) => return Err(HeadError::Gone),
+            Err(_) => return None,
         }
     }
     // Once more, now that the bytes stay as they are: it takes about a microsecond.
-    let head = parse_head(bytes).map_err(HeadError::Answer)?;
-    head.ok_or(HeadError::Gone)
+    parse_head(bytes).transpose()
 }
 
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
-}
-
-/// The head in `bytes`, or `None` while it is not complete.
-pub(super) fn parse_head(bytes: &[u8]) -> Result<Option<Head<'_>>, Answer> {
-    parse(bytes).map_err(|answer| fit(answer, bytes))
-}
-
-/// `answer`, without a body if what there is of a head begins with HEAD.
-fn fit(answer: Answer, bytes: &[u8]) -> Answer {
-    if bytes.trim_ascii_start().starts_with(b"HEAD ") {
-        answer.without_body()
-    } else {
-        answer
+/// One read, into `bytes` behind what they hold. Answers how much came; 0 is the end.
+pub(super) fn read_some(socket: &Socket, bytes: &mut Vec<u8>) -> io::Result<usize> {
+    let mut chunk = [0; 1024];
+    let read = socket.read(&mut chunk);
+    if socket.has_output() {
+        // Nobody else sends yet. What fails here, the next read finds.
+        let _ = socket.send(&[], false);
     }
+    let read = read?;
+    bytes.extend(&chunk[..read]);
+    Ok(read)
 }
 
-fn parse(bytes: &[u8]) -> Result<Option<Head<'_>>, Answer> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut request = httparse::Request::new(&mut fields);
-    let length = match request.parse(bytes) {
-        Ok(httparse::Status::Complete(length)) if length > MAX_HEAD => {
-            return Err(Answer::too_large());
-        }
-        Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) if bytes.len() > MAX_HEAD => return Err(Answer::too_large()),
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(httparse::Error::TooManyHeaders) => return Err(Answer::too_large()),
-        Err(error) => return Err(not_http(&error.to_string())),
+/// Sends `response`, reads what the client still sends for a moment, and ends the connection. A
+/// client that does not take it by `deadline` is cut off.
+pub(super) fn send(socket: &Socket, response: &HttpResponse, deadline: Instant) {
+    let Ok(mut responder) = Responder::new(socket, deadline) else {
+        return;
     };
-    // httparse takes a bare LF for a line's end; a proxy may have taken it for a part of a value.
-    if bytes[..length]
-        .split(|&byte| byte == b'\n')
-        .rev()
-        .skip(1)
-        .any(|line| !line.ends_with(b"\r"))
-    {
-        return Err(not_http("a line without CR"));
+    responder.unsent = response.bytes().into();
+    while responder.goes_on(Instant::now()) {
+        let left = responder.deadline.saturating_duration_since(Instant::now());
+        wait_for(&mut [responder.awaited()], Some(left));
     }
-    let method = request.method.unwrap_or_default();
-    let target = Target::parse(method, request.path.unwrap_or_default())
-        .ok_or_else(|| not_http("the target is none"))?;
-    let mut head = Head {
-        method,
-        path: target.path,
-        query: target.query,
-        is_http_1_0: request.version == Some(0),
-        is_followed: bytes.len() > length,
-        headers: Vec::with_capacity(MAX_HEADERS),
-    };
-    let fields = request.headers.iter();
-    let fields = fields.map(|field| (field.name, field.value.trim_ascii()));
-    head.headers.extend(fields);
-    head.check()?;
-    if let Some(authority) = target.authority {
-        let host = |(name, _): &(&str, &[u8])| name.eq_ignore_ascii_case("Host");
-        head.headers.retain(|field| !host(field));
-        head.headers.push(("Host", authority.as_bytes()));
-    }
-    Ok(Some(head))
 }
 
-fn not_http(why: &str) -> Answer {
-    Answer::bad_request(&format!("Not an HTTP request: {why}"))
+/// Waits until one of `sockets` is ready, and answers whether one is, or may be: a failed poll is news
+/// that the next call explains. `None`: for ever.
+pub(super) fn wait_for(sockets: &mut [PollFd<'_>], patience: Option<Duration>) -> bool {
+    let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    poll(sockets, patience.as_ref()) != Ok(0)
 }
 
-/// A request target in one of its forms (RFC 9112, section 3.2).
-struct Target<'b> {
-    /// In absolute form: the host, in place of the header field.
-    authority: Option<&'b str>,
-    path: &'b str,
-    query: &'b str,
+/// Sends a response on a socket that does not block, and then reads for [`LINGER`] what the client
+/// still sends, or until it closes its end.
+pub(super) struct Responder {
+    pub socket: Socket,
+    /// When it is over, however far it is.
+    pub deadline: Instant,
+    /// Empty as long as there is no response.
+    pub unsent: Bytes,
 }
 
-impl<'b> Target<'b> {
-    fn parse(method: &str, target: &'b str) -> Option<Self> {
-        let (authority, rest) = match method {
-            _ if target.starts_with('/') => (None, target),
-            "OPTIONS" if target == "*" => (None, target),
-            // Its target is a host; the method is refused by itself.
-            "CONNECT" => (None, target),
-            _ => {
-                let (scheme, rest) = target.split_once("://")?;
-                let schemes = ["http", "https", "ws", "wss"];
-                if !schemes
-                    .iter()
-                    .any(|known| scheme.eq_ignore_ascii_case(known))
-                {
-                    return None;
-                }
-                let end = rest.find(['/', '?']).unwrap_or(rest.len());
-                let (authority, rest) = rest.split_at(end);
-                if !is_authority(authority) {
-                    return None;
-                }
-                (Some(authority), rest)
-            }
-        };
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let path = if path.is_empty() { "/" } else { path };
-        Some(Self {
-            authority,
-            path,
-            query,
+impl Responder {
+    /// The socket blocks nobody from now on.
+    pub fn new(socket: &Socket, deadline: Instant) -> io::Result<Self> {
+        socket.set_nonblocking()?;
+        Ok(Self {
+            socket: Arc::clone(socket),
+            deadline,
+            unsent: Bytes::new(),
         })
     }
+
+    /// What [`Self::goes_on`] waits for; as long as there is no response, for the request.
+    pub fn awaited(&self) -> PollFd<'_> {
+        let sent = self.unsent.is_empty();
+        let flags = if sent { PollFlags::IN } else { PollFlags::OUT };
+        PollFd::from_borrowed_fd(self.socket.as_fd(), flags)
+    }
+
+    /// Goes on as far as the socket lets it. False when it is over.
+    pub fn goes_on(&mut self, now: Instant) -> bool {
+        let moved = self.advance(now);
+        is_open(moved) && now < self.deadline
+    }
+
+    fn advance(&mut self, now: Instant) -> io::Result<usize> {
+        while !self.unsent.is_empty() {
+            let sent = self.socket.send(&self.unsent, false)?;
+            self.unsent.advance(sent);
+            if self.unsent.is_empty() {
+                self.socket.shutdown_write();
+                self.deadline = now + LINGER;
+            }
+        }
+        self.socket.read(&mut [0; 1024])
+    }
 }
 
-/// Whether `text` is a host, and a port if it likes (RFC 9110, section 7.2): neither empty nor with
-/// a user.
-fn is_authority(text: &str) -> bool {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port),
-        _ => (text, ""),
-    };
-    let is_host = match host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
-        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => {
-            let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
-            !host.is_empty() && host.bytes().all(named)
-        }
-    };
-    is_host && port.bytes().all(|byte| byte.is_ascii_digit())
+/// Whether more is to come of a socket that does not block, after this read or send.
+pub(super) fn is_open(outcome: io::Result<usize>) -> bool {
+    match outcome {
+        Ok(bytes) => bytes > 0,
+        Err(error) => [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::thread;
+
+    use super::super::transport::Transport;
     use super::*;
 
-    fn status(head: impl AsRef<[u8]>) -> u16 {
-        parse_head(head.as_ref()).expect_err("refused").status()
+    fn pair() -> (TcpStream, Socket) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let client = TcpStream::connect(listener.local_addr().expect("an address"));
+        let socket = listener.accept().expect("it").0;
+        (client.expect("a client"), Arc::new(socket))
     }
 
-    fn parsed(head: &str) -> Head<'_> {
-        let head = parse_head(head.as_bytes());
-        head.expect("no error").expect("complete")
-    }
-
-    #[test]
-    fn a_head_is_parsed_once_it_is_complete() {
-        let text = "GET /ws?token=a HTTP/1.1\r\nHost: x\r\nconnection: keep-alive\r\nConnection: Upgrade\r\n\r\nmore";
-        for end in 0..text.len() - 4 {
-            assert!(
-                parse_head(&text.as_bytes()[..end])
-                    .expect("no error")
-                    .is_none(),
-                "{end}"
-            );
-        }
-        let head = parsed(text);
-        assert_eq!((head.path, head.query), ("/ws", "token=a"));
-        assert!(head.lists("Connection", "upgrade").expect("text"));
-        assert!(head.is_followed);
-        assert!(!parsed(&text[..text.len() - 4]).is_followed);
+    /// More than the system's buffers hold.
+    fn large() -> HttpResponse {
+        HttpResponse::page(200, "text/plain", vec![b'x'; 64 << 20])
     }
 
     #[test]
-    fn limits_are_8_kib_and_64_header_fields() {
-        let with = |count: usize| {
-            let fields = "a: b\r\n".repeat(count - 1);
-            format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n")
-        };
-        assert_eq!(status(with(65)), 431);
-        assert!(parse_head(with(64).as_bytes()).is_ok());
-        assert_eq!(
-            status(format!("GET / HTTP/1.1\r\na: {}", "x".repeat(MAX_HEAD))),
-            431
-        );
+    fn a_client_that_reads_gets_a_page_of_any_size_whole() {
+        let (mut client, socket) = pair();
+        let reader = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            client.read_to_end(&mut bytes).map(|_| bytes)
+        });
+        send(&socket, &large(), Instant::now() + RECEIVE_WITHIN);
+        drop(socket);
+        let bytes = reader.join().unwrap().expect("no reset");
+        assert_eq!(bytes, large().bytes());
     }
 
     #[test]
-    fn what_is_no_http_1_is_a_bad_request() {
-        for head in [
-            "GET / HTTP/0.9\r\n\r\n",
-            "GET / HTTP/1.2\r\nHost: x\r\n\r\n",
-            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            "GET /\r\n\r\n",
-            "\u{16}\u{3}\u{1}",
-            "GET  /\r\n\r\n",
-            "GET / HTTP/1.1 \r\nHost: x\r\n\r\n",
-            "G\u{0}T / HTTP/1.1\r\n",
-            "GET / HTTP/1.1\r\nHost : x\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost\t: x\r\n\r\n",
-            "GET / HTTP/1.1\r\n Host: x\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n\tc\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\n: b\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\nA: b\rC: d\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\nA: b\0\r\n\r\n",
-            "GET / HTTP/1.1\nHost: x\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\n\r\n",
-            "GET / HTTP/1.1\r\nHost: x\r\n\n",
-            "GET / HTTP/1.1\r\nHost: x\r\nA: b\nX-Forwarded-For: 1.2.3.4\r\n\r\n",
-            "\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
-        ] {
-            assert_eq!(status(head), 400, "{head:?}");
-        }
-        // An empty line may come before (RFC 9112, section 2.2).
-        assert_eq!(parsed("\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\n").path, "/a");
+    fn a_client_that_does_not_read_is_cut_off_in_time() {
+        let (_client, socket) = pair();
+        let start = Instant::now();
+        let patience = Duration::from_millis(200);
+        send(&socket, &large(), start + patience);
+        let took = start.elapsed();
+        assert!(took >= patience && took < patience * 10, "{took:?}");
     }
 
+    /// Also one that takes a little now and then.
     #[test]
-    fn there_is_one_host() {
-        let with = |version: &str, fields: &str| format!("GET / HTTP/{version}\r\n{fields}\r\n");
-        for host in [
-            "x",
-            "gateway_1.example.com:8080",
-            "x:",
-            "10.0.0.1:80",
-            "[::1]",
-            "[2001:db8::1]:8080",
-            "xn--caf-dma.example",
-            "a%20b",
-        ] {
-            let with = with("1.1", &format!("hOsT:\t{host}  \r\n"));
-            assert_eq!(parsed(&with).header("host").unwrap(), Some(host));
-        }
-        for fields in [
-            "",
-            "Host:\r\n",
-            "Host: \r\n",
-            "Host: a b\r\n",
-            "Host: a, b\r\n",
-            "Host: a@b\r\n",
-            "Host: http://a\r\n",
-            "Host: a/ws\r\n",
-            "Host: a?b\r\n",
-            "Host: a#b\r\n",
-            "Host: a:b\r\n",
-            "Host: a:1:2\r\n",
-            "Host: ::1\r\n",
-            "Host: [::1\r\n",
-            "Host: [::1]x\r\n",
-            "Host: [a]\r\n",
-            "Host: :80\r\n",
-            "Host: caf\u{e9}\r\n",
-            "Host: a\r\nHost: a\r\n",
-            "Host: a\r\nA: b\r\nhost: b\r\n",
-            "Host: a\r\nHost:\r\n",
-        ] {
-            assert_eq!(status(with("1.1", fields)), 400, "{fields:?}");
-            let may_lack = fields.is_empty();
-            assert_eq!(
-                parse_head(with("1.0", fields).as_bytes()).is_ok(),
-                may_lack,
-                "{fields:?}"
-            );
-        }
-        assert_eq!(status(b"GET / HTTP/1.1\r\nHost: caf\xe9\r\n\r\n"), 400);
-    }
-
-    #[test]
-    fn there_is_no_body() {
-        let with = |fields: &str| format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
-        for fields in [
-            "Content-Length: 1\r\n",
-            "content-length: 01\r\n",
-            "Content-Length: 99999999999999999999999\r\n",
-            "Content-Length: +0\r\n",
-            "Content-Length: -0\r\n",
-            "Content-Length: 0x0\r\n",
-            "Content-Length: 0.0\r\n",
-            "Content-Length: 0, 0\r\n",
-            "Content-Length: 0 0\r\n",
-            "Content-Length: \r\n",
-            "Content-Length: none\r\n",
-            "Content-Length: \u{661}\r\n",
-            "Content-Length: 0\r\nContent-Length: 0\r\n",
-            "Content-Length: 0\r\ncontent-length: 5\r\n",
-            "Transfer-Encoding: chunked\r\n",
-            "transfer-encoding: identity\r\n",
-            "Transfer-Encoding:\r\n",
-            "Transfer-Encoding: \u{b}chunked\r\n",
-            "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n",
-        ] {
-            assert_eq!(status(with(fields)), 400, "{fields:?}");
-            assert_eq!(
-                status(with(fields).replace("1.1", "1.0")),
-                400,
-                "{fields:?}"
-            );
-        }
-        for fields in ["", "Content-Length: 0\r\n", "Content-Length: 00\r\n"] {
-            assert_eq!(parsed(&with(fields)).method, "POST");
-        }
-    }
-
-    #[test]
-    fn every_form_of_a_target_is_understood() {
-        for (method, target, path, query, host) in [
-            ("GET", "/ws?a?b", "/ws", "a?b", "x"),
-            ("GET", "//ws", "//ws", "", "x"),
-            ("GET", "/http://h/ws", "/http://h/ws", "", "x"),
-            ("GET", "http://h/ws?token=a", "/ws", "token=a", "h"),
-            ("GET", "HTTPS://h:443/ws", "/ws", "", "h:443"),
-            ("GET", "ws://[::1]:80/ws", "/ws", "", "[::1]:80"),
-            ("GET", "wSs://h/ws?a=/b", "/ws", "a=/b", "h"),
-            ("GET", "http://h", "/", "", "h"),
-            ("GET", "http://h?a=b", "/", "a=b", "h"),
-            ("GET", "http://h/", "/", "", "h"),
-            ("OPTIONS", "*", "*", "", "x"),
-            ("OPTIONS", "http://h", "/", "", "h"),
-            ("CONNECT", "h:443", "h:443", "", "x"),
-        ] {
-            let text = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n");
-            let head = parsed(&text);
-            assert_eq!((head.path, head.query), (path, query), "{target}");
-            assert_eq!(head.header("Host").unwrap(), Some(host), "{target}");
-        }
-        for target in [
-            "*",
-            "ws",
-            "h:80",
-            "?token=a",
-            "ftp://h/ws",
-            "://h/ws",
-            "http:/ws",
-            "http:h/ws",
-            "http://",
-            "http:///ws",
-            "http://?a",
-            "http://user@h/ws",
-            "http://user:pass@h/ws",
-            "http://h:port/ws",
-            "http://h#a",
-            "http://a,b/ws",
-            "http://[h]/ws",
-        ] {
-            let text = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
-            assert_eq!(status(&text), 400, "{target}");
-        }
-        // The field has to be there and be one all the same.
-        assert_eq!(status("GET http://h/ws HTTP/1.1\r\n\r\n"), 400);
-        assert_eq!(
-            status("GET http://h/ws HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n"),
-            400
-        );
-    }
-
-    #[test]
-    fn only_in_a_field_that_is_read_does_its_text_matter() {
-        let mut text = b"GET / HTTP/1.1\r\nHost: x\r\nCookie: name=Jos\xe9\r\n".to_vec();
-        text.extend(
-            b"Origin: \xff\xfe\r\nUpgrade: caf\xe9\r\nUpgrade: websocket\r\nB: 1\r\nB: 1\r\n\r\n",
-        );
-        let head = parse_head(&text).expect("no error").expect("complete");
-        assert_eq!(head.header("Origin").expect_err("refused").status(), 400);
-        assert_eq!(head.header("B").expect_err("two").status(), 400);
-        let listed = head.lists("Upgrade", "websocket");
-        assert_eq!(listed.expect_err("refused").status(), 400);
-        assert_eq!(head.values("cookie").next(), Some(&b"name=Jos\xe9"[..]));
-    }
-
-    #[test]
-    fn an_error_has_no_body_where_head_is_asked() {
-        for text in [
-            "HEAD / HTTP/1.1\r\n\r\n",
-            "\r\nHEAD x HTTP/1.1\r\nHost: x\r\n\r\n",
-        ] {
-            let answer = parse_head(text.as_bytes()).expect_err("refused").bytes();
-            assert!(answer.ends_with(b"\r\n\r\n"), "{text:?}");
-        }
-    }
-
-    /// Heads that are broken in one place or two, by a small generator: answered or not, in time
-    /// and without a panic.
-    #[test]
-    fn no_head_is_too_strange() {
-        let head = b"GET http://h:1/ws?token=a HTTP/1.1\r\nHost: x:1\r\nContent-Length: 0\r\nCookie: \xe9\r\n\r\nx";
-        let mut seed = 1u64;
-        let mut random = move |below: usize| {
-            seed = seed
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (seed >> 33) as usize % below
-        };
-        for _ in 0..10_000 {
-            let mut bytes = head.to_vec();
-            for _ in 0..=random(2) {
-                let place = random(bytes.len());
-                match random(3) {
-                    0 => bytes[place] = random(256) as u8,
-                    1 => _ = bytes.remove(place),
-                    _ => bytes.insert(place, b" \t\r\n:/?*@[]\0\xff"[random(13)]),
-                }
+    fn a_client_that_dawdles_is_cut_off_in_time() {
+        let (client, socket) = pair();
+        let reader = thread::spawn(move || {
+            let mut bytes = [0; 64 << 10];
+            while let Ok(1..) = client.read(&mut bytes) {
+                // The pace of a slow reader, not a wait for anything.
+                thread::sleep(Duration::from_millis(5));
             }
-            if let Ok(Some(head)) = parse_head(&bytes) {
-                let host = head.header("Host").expect("one");
-                assert!(host.is_none_or(is_authority), "{bytes:?}");
-                assert!(
-                    head.path.starts_with('/') || head.method != "GET",
-                    "{bytes:?}"
-                );
-            }
+        });
+        let start = Instant::now();
+        send(&socket, &large(), start + Duration::from_millis(300));
+        assert!(
+            start.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            start.elapsed()
+        );
+        drop(socket);
+        reader.join().unwrap();
+    }
+
+    /// Greets whoever has sent it a byte, as TLS would, and only then hands on what is sent.
+    struct Greeter {
+        socket: TcpStream,
+        met: AtomicBool,
+        owes: AtomicBool,
+    }
+
+    impl AsFd for Greeter {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
         }
+    }
+
+    impl Transport for Greeter {
+        fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+            if self.met.swap(true, SeqCst) {
+                return Transport::read(&self.socket, into);
+            }
+            Transport::read(&self.socket, &mut [0])?;
+            self.owes.store(true, SeqCst);
+            Err(ErrorKind::Interrupted.into())
+        }
+        fn send(&self, bytes: &[u8], may_block: bool) -> io::Result<usize> {
+            if self.owes.swap(false, SeqCst) {
+                self.socket.send(b"hello", true)?;
+            }
+            self.socket.send(bytes, may_block)
+        }
+        fn has_output(&self) -> bool {
+            self.owes.load(SeqCst)
+        }
+        fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+            self.socket.set_read_timeout(timeout)
+        }
+        fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+            self.socket.set_write_timeout(timeout)
+        }
+        fn set_nonblocking(&self) -> io::Result<()> {
+            Transport::set_nonblocking(&self.socket)
+        }
+        fn shutdown_write(&self) {
+            self.socket.shutdown_write();
+        }
+        fn shutdown_read(&self) {
+            self.socket.shutdown_read();
+        }
+        fn abort(&self) {
+            self.socket.abort();
+        }
+        fn peer_addr(&self) -> io::Result<SocketAddr> {
+            Transport::peer_addr(&self.socket)
+        }
+    }
+
+    #[test]
+    fn what_a_transport_has_to_say_itself_is_said_before_the_head() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("it")).expect("a client");
+        let socket: Socket = Arc::new(Greeter {
+            socket: listener.accept().expect("it").0,
+            met: AtomicBool::new(false),
+            owes: AtomicBool::new(false),
+        });
+        let client = thread::spawn(move || {
+            client.write_all(b"?").unwrap();
+            client.read_exact(&mut [0; 5]).unwrap();
+            client
+                .write_all(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+                .unwrap();
+        });
+        let mut bytes = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let head = read_head(&socket, deadline, &mut bytes).expect("it is there");
+        assert_eq!(head.expect("a head").path, "/a");
+        client.join().unwrap();
     }
 }

@@ -1,9 +1,8 @@
-//! One client connection, in reading order: it is accepted ([`accept`]) if the
-//! limits admit it ([`admission`]), or refused ([`refuser`]); it waits for its turn ([`handshakes`]);
-//! its request head is read ([`head`]) and judged ([`handshake`]), by the [`address`] it comes from
-//! as well, and [answered](answer); or its session runs ([`session`]),
-//! reading frames from the socket ([`socket`]), parsing them ([`request`]), calling the services
-//! ([`dispatch`]), and answering ([`protocol`]) through the outbox ([`outbox`]), whose writer
+//! One client connection, in reading order: it is accepted ([`accept`]), and waits for its turn if the
+//! limits admit it ([`admission`]), or is refused ([`refuser`]); its request head is read ([`head`]) and
+//! judged ([`handshake`]), by the [`address`] it comes from as well, and answered; or its session runs
+//! ([`session`]), reading frames from the socket ([`socket`]), parsing them ([`request`]), calling the
+//! services ([`dispatch`]), and answering ([`protocol`]) through the outbox ([`outbox`]), whose writer
 //! thread ([`writer`]) also keeps time and catches up on unread messages ([`catch_up`]). What both
 //! threads cost in memory is the business of [`stack`].
 
@@ -17,17 +16,14 @@ pub mod accept;
 
 mod address;
 mod admission;
-mod answer;
 mod catch_up;
 mod dispatch;
 pub(crate) mod failpoint;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod handshake;
-mod handshakes;
 mod head;
 mod hold;
-mod kernel;
 mod liveness;
 pub mod permits;
 mod rate;
@@ -45,9 +41,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
-use crate::readiness::Readiness;
+use crate::http::{self, HttpResponse, Page};
 use crate::services::Services;
-use answer::Answer;
 use connection::Connection;
 use permits::Permits;
 
@@ -56,22 +51,22 @@ pub struct Context {
     pub config: Config,
     pub services: Arc<dyn Services>,
     pub observer: Arc<dyn ConnectionObserver>,
-    pub readiness: Arc<Readiness>,
     /// Nobody is let in any more.
     pub draining: Arc<AtomicBool>,
     /// How many connections fetch a page of unread messages at a time.
     pub pacing: Arc<Permits>,
     /// How many connections have their token validated again at a time.
     pub validating: Arc<Permits>,
-    /// The page at `/`, if there is one.
-    pub page: Option<String>,
+    /// What there is besides the WebSocket. None is at `listen.path`, which a configuration may not
+    /// have there.
+    pub pages: Vec<Page>,
 }
 
 impl Context {
     /// Refuses newcomers while the gateway shuts down.
-    fn let_in(&self) -> Result<(), Answer> {
+    fn let_in(&self) -> http::Result<()> {
         if self.draining.load(Ordering::SeqCst) {
-            return Err(Answer::unavailable("The gateway is shutting down"));
+            return Err(HttpResponse::unavailable("The gateway is shutting down"));
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::frame::Frame;
 use crate::ids::{ConnectionId, UserId, is_id};
-use crate::services::{ErrorCode, proto};
+use crate::services::proto;
 
 /// Unix time in seconds, as it stands in every frame.
 pub fn timestamp() -> i64 {
@@ -237,19 +237,6 @@ impl Outgoing<'_> {
     }
 }
 
-/// An `error` object: the payload of an error frame, and the body of an HTTP error.
-pub(super) fn error_json(request_id: Option<&str>, code: ErrorCode, message: &str) -> Vec<u8> {
-    let mut json = Vec::new();
-    let error = Outgoing::Error {
-        request_id,
-        code: code.as_str(),
-        message,
-        timestamp: timestamp(),
-    };
-    write_json(&error, &mut json);
-    json
-}
-
 fn frame(value: &impl Serialize) -> Frame {
     Frame::text(|bytes| write_json(value, bytes))
 }
@@ -266,6 +253,7 @@ fn display<S: Serializer>(id: &ConnectionId, serializer: S) -> Result<S::Ok, S::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorCode;
 
     fn text(frame: &Frame) -> &str {
         std::str::from_utf8(&frame.bytes()[2..]).unwrap_or_default()

@@ -1,19 +1,19 @@
 //! The rate limit of one connection: a token bucket, and an end to those who ignore it.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// So many refusals within [`REFUSAL_WINDOW`] close the connection (4006).
 const MAX_REFUSALS: usize = 100;
 const REFUSAL_WINDOW: Duration = Duration::from_secs(10);
 
-/// Requests per second on average, and how many may come at once.
+/// Requests per second on average, and how many may come at once: each puts off by its share of a
+/// second when all are paid for, and no more than `burst` shares may be owed.
 pub(super) struct RateLimit {
-    rate: f64,
-    burst: f64,
-    tokens: f64,
-    filled: Instant,
-    refusals: VecDeque<Instant>,
+    share: Duration,
+    burst: Duration,
+    paid_at: Instant,
+    /// Those within the window.
+    refusals: Vec<Instant>,
 }
 
 /// What becomes of a request.
@@ -27,37 +27,28 @@ pub(super) enum Verdict {
 
 impl RateLimit {
     pub fn new(rate: u32, burst: u32, now: Instant) -> Self {
-        let (rate, burst) = (f64::from(rate), f64::from(burst));
+        let share = Duration::from_secs(1) / rate;
         Self {
-            rate,
-            burst,
-            tokens: burst,
-            filled: now,
-            refusals: VecDeque::new(),
+            share,
+            burst: share * burst,
+            paid_at: now,
+            refusals: Vec::new(),
         }
     }
 
     /// Judges a request that comes at `now`.
     pub fn judge(&mut self, now: Instant) -> Verdict {
-        let elapsed = now.saturating_duration_since(self.filled).as_secs_f64();
-        self.tokens = (self.tokens + elapsed * self.rate).min(self.burst);
-        self.filled = now;
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
+        let paid_at = self.paid_at.max(now) + self.share;
+        if paid_at <= now + self.burst {
+            self.paid_at = paid_at;
             return Verdict::Pass;
         }
-        self.refusals.push_back(now);
+        self.refusals.retain(|at| now - *at <= REFUSAL_WINDOW);
+        self.refusals.push(now);
         if self.refusals.len() < MAX_REFUSALS {
-            return Verdict::Refuse;
-        }
-        let within = self
-            .refusals
-            .pop_front()
-            .is_some_and(|first| now - first <= REFUSAL_WINDOW);
-        if within {
-            Verdict::Close
-        } else {
             Verdict::Refuse
+        } else {
+            Verdict::Close
         }
     }
 }

@@ -1,6 +1,5 @@
 //! A connection's whole life on its reader thread, from the first byte to the last.
 
-use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -10,12 +9,11 @@ use log::{info, warn};
 
 use super::address::client_address;
 use super::admission::{Admission, no_room};
-use super::answer::Answer;
 use super::close::CloseReason;
 use super::connection::Connection;
 use super::frame::Frame;
 use super::handshake::{Accepted, judge, page};
-use super::head::{HeadError, MAX_HEAD, read_head};
+use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::hold::Hold;
 use super::outbox::Outbox;
 use super::protocol::{Outgoing, timestamp};
@@ -23,22 +21,18 @@ use super::rate::{RateLimit, Verdict};
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
 use super::stack::{self, STACK};
+use super::transport::Socket;
 use super::{Context, Route, dispatch, failpoint};
 use crate::error::ErrorCode;
-use crate::ids::ConnectionId;
+use crate::http::{self, HttpResponse, MAX_HEAD};
 
 /// How long the first catch-up waits for the user's route.
 const ROUTE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Serves one accepted socket until its end. `admission` is what it occupies of the limits.
-pub(super) fn run(
-    id: ConnectionId,
-    socket: Arc<TcpStream>,
-    mut admission: Box<Admission>,
-    context: &Arc<Context>,
-) {
-    if let Some(session) = shake_hands(id, &socket, &mut admission, context) {
-        session.serve(socket);
+/// Serves one accepted socket until its end.
+pub(super) fn run(mut admission: Box<Admission>, context: &Arc<Context>) {
+    if let Some(session) = shake_hands(&mut admission, context) {
+        session.serve(Arc::clone(&admission.socket));
     }
 }
 
@@ -46,56 +40,43 @@ pub(super) fn run(
 ///
 /// Not inlined: its frame is large, and would stay on the stack of a connection that waits.
 #[inline(never)]
-fn shake_hands(
-    id: ConnectionId,
-    socket: &Arc<TcpStream>,
-    admission: &mut Admission,
-    context: &Arc<Context>,
-) -> Option<Session> {
-    let deadline = admission.since() + context.config.listen.handshake_timeout;
+fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> Option<Session> {
+    let deadline = admission.since + context.config.listen.handshake_timeout;
     let mut bytes = Vec::with_capacity(MAX_HEAD);
-    let read = read_head(socket, deadline, &mut bytes);
-    let in_time = admission.head_is_over().map_err(HeadError::Answer);
-    let head = match in_time.and(read) {
-        Ok(head) => head,
-        Err(HeadError::Gone) => return None,
-        Err(HeadError::Answer(answer)) => return refuse(socket, &answer, admission),
+    let read = read_head(&admission.socket, deadline, &mut bytes);
+    let head = match admission.head_is_over().map(|()| read) {
+        Ok(Some(Ok(head))) => head,
+        Ok(Some(Err(answer))) | Err(answer) => return refuse(admission, &answer),
+        Ok(None) => return None,
     };
-    let client = client_address(
-        &head,
-        admission.peer(),
-        &context.config.listen.trusted_proxies,
-    );
+    let trusted_proxies = &context.config.listen.trusted_proxies;
+    let client = client_address(&head, admission.peer, trusted_proxies);
     let counted = admission.count_for(client);
     let accepted = match page(&head, context) {
         Some(answer) => Err(answer),
-        None => counted.and_then(|()| judge(&head, socket, context)),
+        None => counted.and_then(|()| judge(&head, &admission.socket, context)),
     };
-    let accepted = match accepted {
-        Ok(accepted) => accepted,
-        Err(answer) => {
-            admission.handshake_is_over();
-            return refuse(socket, &answer, admission);
-        }
-    };
-    failpoint::reached("handshake", &accepted.user);
-    let opened = Session::open(id, socket, &accepted, admission, context);
+    let opened = accepted.and_then(|accepted| {
+        failpoint::reached("handshake", &accepted.user);
+        Session::open(admission, &accepted, context)
+    });
     admission.handshake_is_over();
     match opened {
         Ok(session) => Some(session),
-        Err(answer) => refuse(socket, &answer, admission),
+        Err(answer) => refuse(admission, &answer),
     }
 }
 
-fn refuse<T>(socket: &TcpStream, answer: &Answer, admission: &Admission) -> Option<T> {
-    if answer.is_refusal() {
+fn refuse<T>(admission: &Admission, answer: &HttpResponse) -> Option<T> {
+    if answer.is_error() {
         info!(
             "Connection refused: peer={}, status={}",
-            admission.peer(),
+            admission.peer,
             answer.status()
         );
     }
-    answer.send(socket);
+    let deadline = Instant::now() + RECEIVE_WITHIN;
+    send(&admission.socket, answer, deadline);
     None
 }
 
@@ -109,15 +90,13 @@ struct Session {
 impl Session {
     /// Registers the connection, asks for the user's route and starts the writer thread.
     fn open(
-        id: ConnectionId,
-        socket: &Arc<TcpStream>,
-        accepted: &Accepted,
         admission: &Admission,
+        accepted: &Accepted,
         context: &Arc<Context>,
-    ) -> Result<Self, Answer> {
+    ) -> http::Result<Self> {
         let config = &context.config;
         let connected = Outgoing::Connected {
-            connection_id: id,
+            connection_id: admission.id,
             user_id: accepted.user.as_str(),
             gateway_id: &config.gateway.id,
             ping_interval: config.session.ping_interval.as_secs(),
@@ -127,14 +106,15 @@ impl Session {
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
         let opening = connected.frame_behind(&accepted.switching);
         let connection = Arc::new(Connection::new(
-            id,
+            admission.id,
             accepted,
-            admission.peer(),
-            Outbox::new(Arc::clone(socket) as _, opening, frames, bytes),
+            admission.peer,
+            Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes),
             Hold::new(frames, bytes),
         ));
         let route = context.observer.connected(&connection);
-        let route = route.map_err(|_| Answer::too_many("The user has too many connections"))?;
+        let route =
+            route.map_err(|_| HttpResponse::too_many("The user has too many connections"))?;
         let mut session = Self {
             connection,
             context: Arc::clone(context),
@@ -148,7 +128,7 @@ impl Session {
         Ok(session)
     }
 
-    fn start_writer(&mut self, route: Route) -> Result<(), Answer> {
+    fn start_writer(&mut self, route: Route) -> http::Result<()> {
         let now = Instant::now();
         let catch_up_at = match route {
             Route::Bound => {
@@ -171,7 +151,7 @@ impl Session {
     }
 
     /// Upgrades, then reads until the connection ends.
-    fn serve(self, socket: Arc<TcpStream>) {
+    fn serve(self, socket: Socket) {
         let connection = &*self.connection;
         let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer());
         info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");

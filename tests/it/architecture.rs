@@ -77,7 +77,6 @@ const RULES: [Rule; 10] = [
         never_names: &[
             "crate::client::accept",
             "crate::client::address",
-            "crate::client::answer",
             "crate::client::dispatch",
             "crate::client::handshake",
             "crate::client::head",
@@ -132,6 +131,7 @@ const RULES: [Rule; 10] = [
             "config/",
             "ids.rs",
             "error.rs",
+            "http.rs",
             "metrics.rs",
             "threads.rs",
         ],
