@@ -19,7 +19,6 @@ use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
-use crate::client::permits::Permits;
 use crate::client::{ConnectionObserver, Context, OverUserLimit, Route};
 use crate::config::{self, Config, Mode, OverLimit};
 use crate::http::{HttpResponse, Page};
@@ -32,6 +31,7 @@ use crate::services::Services;
 use crate::services::grpc::{self, Grpc};
 use crate::services::probe::Probe;
 use crate::threads::Fatal;
+use crate::threads::semaphore::Semaphore;
 
 /// Connections that fetch a page of unread messages at the same time: the most calls that catch-up
 /// has under way at the Message Service.
@@ -219,8 +219,8 @@ impl Gateway {
                 over_limit: config.limits.over_limit,
             }),
             draining: Arc::clone(&draining),
-            pacing: Permits::new(CATCH_UPS),
-            validating: Permits::new(VALIDATIONS),
+            pacing: Semaphore::new(CATCH_UPS),
+            validating: Semaphore::new(VALIDATIONS),
             pages: pages(Arc::clone(&readiness), page),
             config,
         });

@@ -26,7 +26,7 @@
 //!    `broker/`: `routes`, `groups`, `waiting`, `asking`, `supervisor`, `session`, `topology`; and
 //!    [`presence`].
 //! 3. **Nothing goes to waste, and nobody gets in the way.** [`http`]; in `client/`: `admission`,
-//!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; in `broker/`: `fan_out`,
+//!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; `threads/`; in `broker/`:
 //!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`, `probe`; [`config`].
 //!
 //! `tests/it/architecture.rs` counts the lines of the core and of the first sitting.
@@ -42,7 +42,7 @@
 //! | a close code | `client/close.rs` |
 //! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/hold.rs` |
 //! | who is idle, stuck or slow | `client/liveness.rs` |
-//! | how bytes leave | `client/outbox.rs`; to many at once: `broker/fan_out.rs` |
+//! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs` |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
 //! | where deliveries come from | `broker/source.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
@@ -88,7 +88,7 @@
 //! - Every thread has a name and is joined; apart from one closer of a stalled broker connection, and
 //!   from one look-up of its name to which the system still owes the answer when the process ends.
 //! - A panic ends one connection, and no more; in a thread that serves everybody it has the thread
-//!   run again, or the process end with an error (`threads.rs`).
+//!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic

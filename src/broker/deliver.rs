@@ -13,7 +13,6 @@ use std::{iter, mem};
 use crossbeam::channel::Receiver;
 use log::{error, info, warn};
 
-use super::fan_out::FanOut;
 use super::groups::Groups;
 use super::waiting::Waiting;
 use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue, recipient};
@@ -25,6 +24,7 @@ use crate::ids::UserId;
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
+use crate::threads::fan_out::FanOut;
 use group::GroupBatch;
 
 /// What became of a delivery.

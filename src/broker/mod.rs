@@ -9,7 +9,6 @@ pub mod amqp;
 mod asking;
 mod consume;
 pub mod deliver;
-mod fan_out;
 mod groups;
 // They publish as the reference services do.
 #[cfg(all(test, feature = "reference"))]

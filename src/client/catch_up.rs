@@ -16,11 +16,11 @@ use log::{debug, warn};
 
 use super::connection::Connection;
 use super::hold::Finish;
-use super::permits::Permits;
 use super::protocol::{ChatMessage, Outgoing, timestamp};
 use crate::backoff::Backoff;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
 use crate::services::{ErrorCode, Services};
+use crate::threads::semaphore::Semaphore;
 
 /// Messages asked for at once, at most.
 const PAGE: i32 = 50;
@@ -47,7 +47,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 pub(super) struct CatchUp {
     services: Arc<dyn Services>,
     /// How many connections of this gateway fetch a page at a time.
-    pacing: Arc<Permits>,
+    pacing: Arc<Semaphore>,
     /// What a page should not be larger than, in bytes: it waits in memory for its client.
     page_bytes: usize,
     stage: Stage,
@@ -82,7 +82,7 @@ impl CatchUp {
     /// requested it, the user's route is not there yet: then another one is due, and pushes wait.
     pub fn new(
         services: Arc<dyn Services>,
-        pacing: Arc<Permits>,
+        pacing: Arc<Semaphore>,
         page_bytes: usize,
         start: Instant,
     ) -> Self {
@@ -389,7 +389,7 @@ mod tests {
             let (services, now) = (Arc::new(FakeServices::default()), Instant::now());
             let catch_up = CatchUp::new(
                 Arc::clone(&services) as _,
-                Permits::new(1),
+                Semaphore::new(1),
                 PAGE_BYTES,
                 now + SETTLING,
             );
@@ -453,7 +453,7 @@ mod tests {
     #[test]
     fn whoever_waits_for_a_permit_still_looks_after_the_connection() {
         let bob = Client::join(&Registry::default(), "bob");
-        let (services, nobody_ends) = (Arc::new(FakeServices::default()), Permits::new(0));
+        let (services, nobody_ends) = (Arc::new(FakeServices::default()), Semaphore::new(0));
         let mut catch_up = CatchUp::new(services, nobody_ends, PAGE_BYTES, Instant::now());
         let (told, returned) = crossbeam::channel::bounded(1);
         std::thread::spawn(move || {

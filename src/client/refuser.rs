@@ -12,10 +12,10 @@ use parking_lot::Mutex;
 
 use super::handshake::page;
 use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_for};
-use super::permits::{Permit, Permits};
 use super::transport::Socket;
 use super::{Context, failpoint};
 use crate::http::{HttpResponse, parse_head};
+use crate::threads::semaphore::{Permit, Semaphore};
 use crate::threads::{Fatal, StopSignal, Worker, contain};
 
 /// How many wait for their answer at a time, each with a descriptor. Those beyond are cut off without
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const ROUND: Duration = Duration::from_millis(10);
 
 pub(super) struct Refuser {
-    places: Arc<Permits>,
+    places: Arc<Semaphore>,
     newcomers: Sender<Refused>,
     /// When somebody was last cut off.
     cut: Mutex<Option<Instant>>,
@@ -54,7 +54,7 @@ impl Refuser {
             run(&news, &mut waiting, &context, stop);
         })?;
         let refuser = Self {
-            places: Permits::new(CAPACITY),
+            places: Semaphore::new(CAPACITY),
             newcomers,
             cut: Mutex::default(),
         };
@@ -174,8 +174,8 @@ mod tests {
             services: Arc::new(FakeServices::default()),
             observer: Arc::new(Nobody),
             draining: Arc::new(AtomicBool::new(false)),
-            pacing: Permits::new(1),
-            validating: Permits::new(1),
+            pacing: Semaphore::new(1),
+            validating: Semaphore::new(1),
             pages: vec![Page::new("/", page)],
         };
         Refuser::start(Arc::new(context), &crossbeam::channel::unbounded().0).unwrap()

@@ -80,7 +80,6 @@ const RULES: [Rule; 10] = [
             "crate::client::dispatch",
             "crate::client::handshake",
             "crate::client::head",
-            "crate::client::permits",
             "crate::client::rate",
             "crate::client::refuser",
             "crate::client::request",
@@ -133,7 +132,7 @@ const RULES: [Rule; 10] = [
             "error.rs",
             "http.rs",
             "metrics.rs",
-            "threads.rs",
+            "threads/",
         ],
         except: &[],
         never_names: &[
