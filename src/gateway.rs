@@ -27,7 +27,7 @@ use crate::readiness::Readiness;
 use crate::reference::{Embedded, ReferenceError};
 use crate::registry::Registry;
 use crate::services::Services;
-use crate::services::grpc::Grpc;
+use crate::services::grpc::{self, Grpc};
 use crate::services::probe::Probe;
 use crate::threads::Fatal;
 
@@ -81,8 +81,8 @@ pub enum StartError {
     Listen { addr: SocketAddr, error: io::Error },
     /// A value that reading the configuration lets nobody have: mend it.
     Configuration(String),
-    /// The gRPC runtime does not start.
-    Services(String),
+    /// The services cannot be called at all.
+    Services(grpc::StartError),
     /// The system has no room for a thread.
     Thread(io::Error),
     #[cfg(feature = "reference")]
@@ -95,7 +95,7 @@ impl fmt::Display for StartError {
             Self::Listen { addr, error } => {
                 write!(f, "listen.addr: cannot listen on {addr}: {error}")
             }
-            Self::Services(reason) => write!(f, "services: {reason}"),
+            Self::Services(error) => write!(f, "services: {error}"),
             Self::Configuration(reason) => f.write_str(reason),
             Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
             #[cfg(feature = "reference")]
