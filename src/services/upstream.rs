@@ -189,3 +189,19 @@ async fn until_it_answers(resting: Weak<Address>, ping: Request) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_given_up_is_asked_no_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let asked = until_it_answers(Weak::new(), Request::new("/", &()));
+        let ended = runtime.block_on(async { timeout(20 * REST, asked).await });
+        assert!(ended.is_ok());
+    }
+}
