@@ -27,12 +27,18 @@ pub use secrets::display;
 pub use validate::may_listen;
 pub use values::{Addresses, Token};
 
-/// The users that the shipped configuration lets in, alice with `alice-token`: everybody knows it.
+/// The users that the shipped configuration lets in, alice with `alice-token` and so on: everybody
+/// knows these tokens.
 const SAMPLE_USERS: [&str; 3] = ["alice", "bob", "carol"];
 
-/// Declares the tables of the configuration and their keys: `key: type = default => rule`. The type
-/// may be followed by `as` and the module that reads and writes it. A rule of [`validate`] says what
-/// the value must be, beyond its type.
+/// Declares the tables of the configuration and their keys, each as
+///
+/// ```text
+/// key: type as "module that reads and writes it" = default => rule(arguments),
+/// ```
+///
+/// where `as` is for types that serde cannot read as they are written, and the rule is a function of
+/// [`validate`] that says what the value must be beyond its type. Neither is needed.
 macro_rules! tables {
     ($($(#[$doc:meta])* $table:ident: $name:ident {
         $(
