@@ -129,20 +129,20 @@ impl CatchUp {
             }
             _ => {}
         }
-        let open_at = self.stuck_since.map(|since| since + HOLD_LONGEST);
-        if open_at.is_some_and(|open_at| now >= open_at) {
+        if self.open_at().is_some_and(|open_at| now >= open_at) {
             self.open(connection, now);
         }
         match self.stage {
-            Stage::Running(due) => open_at
-                .into_iter()
-                .filter(|at| *at > now)
-                .chain([due])
-                .min(),
+            Stage::Running(due) => self.open_at().into_iter().chain([due]).min(),
             Stage::Waiting(next) | Stage::Settling(next) => Some(next),
             Stage::Finishing => Some(now),
             Stage::Idle => None,
         }
+    }
+
+    /// When live pushes have waited for long enough.
+    fn open_at(&self) -> Option<Instant> {
+        self.stuck_since.map(|since| since + HOLD_LONGEST)
     }
 
     fn begin(&mut self, now: Instant) {
@@ -266,22 +266,22 @@ impl CatchUp {
 
     /// Lets live pushes go past a service that does not get on.
     fn open(&mut self, connection: &Connection, now: Instant) {
-        // If it cannot be yet, it is tried again as late.
-        self.stuck_since = Some(now);
         let hold = &connection.hold;
-        if hold.is_open() {
-            return;
-        }
+        let was_open = hold.is_open();
         hold.give_up();
-        while !connection.outbox.is_handed_over()
-            && let Finish::Frames(frames) = hold.finish()
-        {
+        while let Finish::Frames(frames) = hold.finish() {
             connection.outbox.write_behind(frames);
+            if connection.outbox.is_handed_over() {
+                // Once more as soon as the client has taken them.
+                return;
+            }
         }
-        if hold.is_open() {
+        if hold.is_open() && !was_open {
             let (user, conn_id) = (connection.user(), connection.id());
             warn!("Live pushes go past what is unread: user={user}, conn_id={conn_id}");
         }
+        // If it cannot be yet, since there is no route, it is tried again as late.
+        self.stuck_since = Some(now);
     }
 
     fn gets_on(&mut self) {
@@ -425,8 +425,14 @@ mod tests {
             }
             let end = self.now + time;
             while self.now < end {
-                if self.bob.connection.outbox.is_handed_over() {
-                    self.bob.connection.outbox.drain();
+                let outbox = &self.bob.connection.outbox;
+                if outbox.is_handed_over() {
+                    outbox.drain();
+                    continue;
+                }
+                // Its clock is not the client's.
+                if outbox.progress().in_flight > LOW_WATER {
+                    std::thread::yield_now();
                     continue;
                 }
                 let next = self.catch_up.advance(&self.bob.connection, self.now);
