@@ -8,7 +8,10 @@ pub mod fake;
 pub mod grpc;
 pub mod probe;
 #[cfg(test)]
-mod tests;
+mod tests {
+    mod addresses;
+    mod decorators;
+}
 mod unary;
 mod upstream;
 
