@@ -220,11 +220,10 @@ impl Table {
 
     /// The first one in the line of `address`.
     fn begin(&mut self, address: IpAddr, now: Instant) -> Option<Admission> {
-        let first = self.change(address, |at| {
+        let mut admission = self.change(address, |at| {
             at.handshakes += 1;
             at.waiting.pop_front()
-        });
-        let mut admission = first?;
+        })?;
         let handshake = Handshake {
             address,
             socket: Arc::clone(&admission.socket),
@@ -262,12 +261,16 @@ impl Table {
     /// Who gives way to one whose address has `own` of the `places`: of those that have been silent
     /// for long enough, the first of the address that has most of them.
     fn most_silent(&self, places: usize, own: usize, now: Instant) -> Option<(u64, Socket)> {
+        let for_long = self.silent().filter(|(_, since, _)| now >= *since + GRACE);
+        let for_long = for_long.count();
+        if for_long == 0 {
+            return None;
+        }
+        let crowd = for_long * 2 > places;
         let mut silent_at: HashMap<IpAddr, usize> = HashMap::new();
         for (_, _, handshake) in self.silent() {
             *silent_at.entry(handshake.address).or_default() += 1;
         }
-        let for_long = self.silent().filter(|(_, since, _)| now >= *since + GRACE);
-        let crowd = for_long.count() * 2 > places;
         let long_enough = self.silent().filter(|(_, since, handshake)| {
             let hurry = crowd && silent_at[&handshake.address] > own;
             now >= *since + if hurry { GRACE } else { PATIENCE }
@@ -295,10 +298,8 @@ impl Admission {
         let handshakes = &mut table.handshakes;
         let own = self.handshake.and_then(|it| handshakes.get_mut(&it));
         let own = own.map(|handshake| handshake.silent_since = None);
-        own.ok_or_else(|| {
-            let message = "Others wait, and the request head did not come at once";
-            HttpResponse::timed_out(message)
-        })
+        let message = "Others wait, and the request head did not come at once";
+        own.ok_or_else(|| HttpResponse::timed_out(message))
     }
 
     /// The head is read and the token validated: the next one may begin.
