@@ -6,7 +6,6 @@
 //! it is in the outboxes of all local recipients; a *dead letter* is one that does not parse.
 
 pub mod amqp;
-mod asking;
 mod consume;
 pub mod deliver;
 #[cfg(test)]
