@@ -29,7 +29,7 @@ use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::grpc::Grpc;
 use crate::services::probe::Probe;
-use crate::threads::Fatal;
+use crate::threads::{Fatal, Worker};
 
 /// Connections that fetch a page of unread messages at the same time: the most calls that catch-up
 /// has under way at the Message Service.
@@ -45,7 +45,7 @@ const SHUTDOWN_TICK: Duration = Duration::from_millis(20);
 pub struct Gateway {
     context: Arc<Context>,
     listener: Listener,
-    presence: Arc<Presence>,
+    presence: Worker,
     probe: Probe,
     feed: Box<dyn Feed>,
 }
@@ -227,7 +227,7 @@ impl Gateway {
                 move |user| routes.release(user)
             },
         );
-        let presence = Arc::new(presence.map_err(StartError::Thread)?);
+        let (presence, presence_thread) = presence.map_err(StartError::Thread)?;
         let readiness = Arc::new(Readiness::default());
         let draining = Arc::new(AtomicBool::new(false));
         let context = Arc::new(Context {
@@ -271,7 +271,7 @@ impl Gateway {
         Ok(Self {
             context,
             listener,
-            presence,
+            presence: presence_thread,
             probe,
             feed,
         })
@@ -311,8 +311,10 @@ impl Gateway {
         self.close_connections(start, drain);
         // A Presence Service that does not answer leaves the feed half of the time.
         let now = Instant::now();
-        self.presence
-            .stop(now + deadline.saturating_duration_since(now) / 2);
+        let half = now + deadline.saturating_duration_since(now) / 2;
+        if !self.presence.stop(half) {
+            warn!("Presence Service not waited for any longer");
+        }
         self.feed.stop(deadline);
         self.probe.stop(deadline);
         let left = self.listener.stop(deadline);
