@@ -12,8 +12,8 @@ use log::{info, warn};
 
 use crate::broker::Endpoint;
 use crate::broker::deliver::Deliver;
-use crate::broker::routes::{self, Routes};
-use crate::broker::supervisor::{BrokerEvent, LOOK_EVERY, RETRY_FIRST, Settings, Supervisor};
+use crate::broker::routes::Routes;
+use crate::broker::supervisor::{LOOK_EVERY, RETRY_FIRST, Settings, Supervisor};
 use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
@@ -136,7 +136,7 @@ impl Gateway {
         let addr = config.listen.addr;
         let listener = Listener::bind(addr).map_err(|error| StartError::Listen { addr, error })?;
         match config.backend.mode {
-            Mode::Remote => Self::remote(config, listener, fatal),
+            Mode::Remote => Self::remote(config, listener, &fatal),
             #[cfg(feature = "reference")]
             Mode::Embedded => Self::embedded(config, listener, &fatal),
             #[cfg(not(feature = "reference"))]
@@ -146,7 +146,7 @@ impl Gateway {
         }
     }
 
-    fn remote(config: Config, listener: TcpListener, fatal: Fatal) -> Result<Self, StartError> {
+    fn remote(config: Config, listener: TcpListener, fatal: &Fatal) -> Result<Self, StartError> {
         let endpoint = Endpoint::parse(&config.broker.url)
             .map_err(|error| StartError::Configuration(format!("broker.url: {error}")))?;
         let services = Grpc::start(&config.services).map_err(StartError::Services)?;
@@ -161,24 +161,12 @@ impl Gateway {
             retry_first: RETRY_FIRST,
             look_every: LOOK_EVERY,
         };
-        let for_threads = fatal.clone();
-        let routes_too = Arc::clone(&routes);
-        Self::assemble(
-            config,
-            listener,
-            backend,
-            routes_too,
-            &for_threads,
-            |presence| {
-                let supervisor =
-                    Supervisor::start(settings, deliver, routes, move |event| match event {
-                        BrokerEvent::Owned => presence.take_over(),
-                        // Nobody listens any more when the gateway is ending anyway.
-                        BrokerEvent::Fatal(reason) => drop(fatal.send(reason)),
-                    });
-                Ok(Box::new(supervisor.map_err(StartError::Thread)?))
-            },
-        )
+        let routes_too = Some(Arc::clone(&routes));
+        Self::assemble(config, listener, backend, routes_too, fatal, |presence| {
+            let owned = move || presence.take_over();
+            let supervisor = Supervisor::start(settings, deliver, routes, fatal, owned);
+            Ok(Box::new(supervisor.map_err(StartError::Thread)?))
+        })
     }
 
     #[cfg(feature = "reference")]
@@ -191,11 +179,10 @@ impl Gateway {
         let services = Grpc::start(&config.services).map_err(StartError::Services)?;
         let page = Embedded::page(&config);
         let backend = Backend::new(services, &config, page);
-        let routes = Arc::new(Routes::local(Arc::clone(&backend.registry)));
         let embedded = embedded
             .consume(&backend.deliver, fatal)
             .map_err(StartError::Thread)?;
-        Self::assemble(config, listener, backend, routes, fatal, |presence| {
+        Self::assemble(config, listener, backend, None, fatal, |presence| {
             presence.take_over();
             Ok(Box::new(embedded))
         })
@@ -205,7 +192,7 @@ impl Gateway {
         mut config: Config,
         listener: TcpListener,
         backend: Backend,
-        routes: Arc<Routes>,
+        routes: Option<Arc<Routes>>,
         fatal: &Fatal,
         feed: impl FnOnce(Arc<Presence>) -> Result<Box<dyn Feed>, StartError>,
     ) -> Result<Self, StartError> {
@@ -223,8 +210,12 @@ impl Gateway {
             &config.presence,
             fatal,
             {
-                let routes = Arc::clone(&routes);
-                move |user| routes.release(user)
+                let routes = routes.clone();
+                move |user| {
+                    if let Some(routes) = &routes {
+                        routes.release(user);
+                    }
+                }
             },
         );
         let (presence, presence_thread) = presence.map_err(StartError::Thread)?;
@@ -356,17 +347,15 @@ impl Gateway {
 /// Tells presence and routes of arrivals and departures.
 struct Users {
     presence: Arc<Presence>,
-    routes: Arc<Routes>,
+    /// `None`: the in-process bus reaches every user.
+    routes: Option<Arc<Routes>>,
 }
 
 impl Attendance for Users {
     fn arrived(&self, user: &UserId) -> Route {
         self.presence.arrived(user);
-        match self.routes.want(user) {
-            routes::Route::Bound => Route::Bound,
-            routes::Route::Pending => Route::Pending,
-            routes::Route::Away => Route::Away,
-        }
+        let routes = self.routes.as_ref();
+        routes.map_or(Route::Bound, |routes| routes.want(user))
     }
 
     fn left(&self, user: &UserId) {

@@ -33,8 +33,8 @@ use crossbeam::channel::Receiver;
 pub use deliver::Deliver;
 pub use local::LocalBus;
 pub use publisher::AmqpPublisher;
-pub use routes::{Route, Routes};
-pub use supervisor::{BrokerEvent, Settings, Supervisor};
+pub use routes::Routes;
+pub use supervisor::{Settings, Supervisor};
 
 pub use crate::config::Endpoint;
 
