@@ -194,9 +194,7 @@ impl Presence {
         if come.is_empty() && gone.is_empty() {
             return Some(());
         }
-        for (_, user) in &gone {
-            (self.gone)(user);
-        }
+        gone.iter().for_each(|(_, user)| (self.gone)(user));
         let online = come.iter().map(|(_, user)| UserOnlineRequest {
             user_id: user.to_string(),
             gateway_id: self.gateway_id.clone(),
@@ -434,5 +432,30 @@ mod tests {
             assert!(Instant::now() < give_up, "it works, and nobody noticed");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_taken_over_is_tried_again_in_peace_and_before_all_else() {
+        let scene = Scene::new();
+        let _alice = scene.arrives("alice");
+        scene.told("+alice");
+        scene.services.fail(ErrorCode::ServiceUnavailable);
+        scene.presence.take_over();
+        let give_up = Instant::now() + PATIENCE;
+        while scene.presence.state().is_ok() {
+            assert!(Instant::now() < give_up, "no failure");
+            std::thread::yield_now();
+        }
+        let _bob = scene.arrives("bob");
+        scene.services.fail(None);
+        while scene.services.presence.lock().len() < 3 {
+            assert!(Instant::now() < give_up, "not announced");
+            std::thread::yield_now();
+        }
+        let mut told = scene.services.presence.lock().clone();
+        told.sort_unstable();
+        assert_eq!(told, ["+alice", "+alice", "+bob"]);
+        let calls = scene.services.calls();
+        assert!(calls < 10, "{calls} calls");
     }
 }

@@ -86,9 +86,8 @@ impl Groups {
     /// Asks the User Service, and returns at once. `told` is called with what is for
     /// [`Groups::answered`], or dropped.
     pub fn ask(&self, group: &GroupId, told: impl FnOnce(Answer) + Send + 'static) {
-        let request = GetGroupMembersRequest {
-            group_id: group.to_string(),
-        };
+        let group_id = group.to_string();
+        let request = GetGroupMembersRequest { group_id };
         self.services.group_members(request, Box::new(told));
     }
 

@@ -159,9 +159,7 @@ impl Routes {
         drop(table);
         let mut connections = Vec::new();
         self.registry.recipients(users, &mut connections);
-        for connection in connections {
-            connection.routed();
-        }
+        connections.iter().for_each(|one| one.routed());
     }
 
     fn confirm_unbound(&self, user: &UserId) {

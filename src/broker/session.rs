@@ -7,7 +7,7 @@ use crossbeam::channel::{Receiver, RecvError, Sender, bounded, select, tick};
 
 use super::amqp::{AmqpError, Channel, Link, Result};
 use super::consume::{self, Ended};
-use super::deliver::{Deliver, Hand};
+use super::deliver::Deliver;
 use super::routes::{Routes, Work};
 use super::topology::{Topology, user_key};
 use super::{DIRECT_EXCHANGE, Queue};
@@ -20,8 +20,6 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 /// Channels that binds are dealt out to. RabbitMQ 3.10 takes 2,000 binds a second on one, 3,100 to
 /// 4,300 on four, hardly more on sixteen; and half of that when each of them is waited for.
 const LANES: usize = 4;
-/// The three consumers and `routes`.
-const THREADS: usize = Queue::ALL.len() + 1;
 
 /// A connection and its threads.
 pub struct Session {
@@ -47,20 +45,42 @@ impl Session {
             topology,
             threads: Arc::default(),
             stop: StopSignal::pair(),
-            // Room for all that is told while nobody listens: no thread waits at its end.
-            news: bounded(2 * THREADS),
+            // Room for all that the consumers and `routes` tell: none waits where nobody listens.
+            news: bounded(2 * (Queue::ALL.len() + 1)),
         })
     }
 
     /// Starts the consumers, and returns once all queues are ours.
     pub fn start_consumers(&mut self, deliver: &Arc<Deliver>, prefetch: u16) -> Result<()> {
         for queue in Queue::ALL {
-            self.start_consumer(queue, deliver.hand(queue), prefetch)?;
+            let (channel, name) = (self.link.channel()?, self.topology.queue(queue));
+            let (stop, tell) = (self.stop.1.clone(), self.news.0.clone());
+            let hand = deliver.hand(queue);
+            self.spawn(format!("consume-{}", queue.name()), move || {
+                let started = || drop(tell.send(Ok(())));
+                match consume::run(&channel, &name, prefetch, hand, &stop, started) {
+                    Ended::Quit => Ok(()),
+                    Ended::Lost(error) => Err(error),
+                }
+            })?;
         }
         for _ in Queue::ALL {
             self.news.1.recv().map_err(no_thread)??;
         }
         Ok(())
+    }
+
+    /// Starts the `routes` thread.
+    pub fn start_routes(&mut self, routes: Arc<Routes>) -> Result<()> {
+        let lanes = (0..LANES).map(|_| self.link.channel());
+        let lanes = lanes.collect::<Result<Vec<_>>>()?;
+        let queue = self.topology.queue(Queue::Single);
+        self.spawn("routes".into(), move || {
+            routes.serve(|work| match work {
+                Work::Bind(users) => bind(&lanes, &queue, users),
+                Work::Unbind(user) => lanes[0].unbind(&queue, DIRECT_EXCHANGE, &user_key(user)),
+            })
+        })
     }
 
     /// Waits: told to stop is `Ok`, anything lost an error. Looks every so often whether an
@@ -92,30 +112,6 @@ impl Session {
         }
         // A connection that broke knows why; all that its threads saw is its end.
         self.link.close(LEAVE_WITHIN).and(outcome)
-    }
-
-    fn start_consumer(&mut self, queue: Queue, hand: Hand, prefetch: u16) -> Result<()> {
-        let (channel, name) = (self.link.channel()?, self.topology.queue(queue));
-        let (stop, tell) = (self.stop.1.clone(), self.news.0.clone());
-        self.spawn(format!("consume-{}", queue.name()), move || {
-            let started = || drop(tell.send(Ok(())));
-            match consume::run(&channel, &name, prefetch, hand, &stop, started) {
-                Ended::Quit => Ok(()),
-                Ended::Lost(error) => Err(error),
-            }
-        })
-    }
-
-    pub fn start_routes(&mut self, routes: Arc<Routes>) -> Result<()> {
-        let lanes = (0..LANES).map(|_| self.link.channel());
-        let lanes = lanes.collect::<Result<Vec<_>>>()?;
-        let queue = self.topology.queue(Queue::Single);
-        self.spawn("routes".into(), move || {
-            routes.serve(|work| match work {
-                Work::Bind(users) => bind(&lanes, &queue, users),
-                Work::Unbind(user) => lanes[0].unbind(&queue, DIRECT_EXCHANGE, &user_key(user)),
-            })
-        })
     }
 
     /// `work` owns its channel, so that it is closed before the thread's end is told.

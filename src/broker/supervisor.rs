@@ -8,11 +8,9 @@ use std::{io, mem};
 use log::{Level, error, info, log, warn};
 use parking_lot::Mutex;
 
-use super::Endpoint;
 use super::amqp::{AmqpError, Cutter, Link, Opener};
-use super::deliver::Deliver;
-use super::routes::Routes;
 use super::session::Session;
+use super::{Deliver, Endpoint, Routes};
 use crate::backoff::Backoff;
 use crate::client::failpoint;
 use crate::threads::{Fatal, StopSignal, Worker, contain};
@@ -30,7 +28,6 @@ const CUT_WITHIN: Duration = Duration::from_millis(500);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the supervisor needs to know.
-#[derive(Debug, Clone)]
 pub struct Settings {
     pub endpoint: Endpoint,
     pub gateway_id: String,
@@ -193,19 +190,17 @@ impl Watch {
     /// connection can be opened.
     fn reason_to_give_up(&mut self, error: &AmqpError, was_open: bool) -> Option<String> {
         let can_give_up = self.on_owned.is_some() && was_open;
+        let since = self.in_use_since.take();
         match error {
             AmqpError::InUse(text) if can_give_up => {
                 // A predecessor that died a moment ago is found out after two heartbeats.
                 let patience = self.settings.heartbeat * 3 + Duration::from_secs(5);
-                let since = *self.in_use_since.get_or_insert_with(Instant::now);
+                let since = *self.in_use_since.insert(since.unwrap_or_else(Instant::now));
                 let (id, gone) = (&self.settings.gateway_id, since.elapsed() > patience);
                 gone.then(|| format!("another gateway runs with gateway.id {id:?}: {text}"))
             }
             AmqpError::Refused(_) if can_give_up => Some(error.to_string()),
-            _ => {
-                self.in_use_since = None;
-                None
-            }
+            _ => None,
         }
     }
 

@@ -24,7 +24,6 @@ const MAX_DEAD_LETTERS: QueueArgument = ("x-max-length", Argument::Number(10_000
 const CLASSIC: QueueArgument = ("x-queue-type", Argument::Text("classic"));
 /// RabbitMQ dead-letters what expires as well, so presence must have no dead letters.
 const CHAT: &[QueueArgument] = &[TTL, EXPIRES, CLASSIC, DEAD_LETTERS];
-const PRESENCE: &[QueueArgument] = &[PRESENCE_TTL, EXPIRES, CLASSIC];
 const DEAD_LETTERS: QueueArgument = (
     "x-dead-letter-exchange",
     Argument::Text(DEAD_LETTER_EXCHANGE),
@@ -34,7 +33,6 @@ const DEAD_LETTERS: QueueArgument = (
 const WATCHED: [&str; 2] = [DIRECT_EXCHANGE, TOPIC_EXCHANGE];
 
 /// What is one gateway's own.
-#[derive(Debug)]
 pub struct Topology {
     gateway_id: String,
     /// A deleted exchange is noticed by its marker, which went with it. Otherwise this gateway may
@@ -153,7 +151,7 @@ fn declaration(queue: Queue) -> (Option<&'static str>, &'static [QueueArgument])
     match queue {
         Queue::Single => (None, CHAT),
         Queue::Group => (Some("group.#"), CHAT),
-        Queue::Presence => (Some("presence.#"), PRESENCE),
+        Queue::Presence => (Some("presence.#"), &[PRESENCE_TTL, EXPIRES, CLASSIC]),
     }
 }
 

@@ -40,6 +40,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// A message with its sender.
 pub type Sent = (UserId, Push);
+type Answered = (GroupId, Answer);
 
 /// What waits for the members of groups, and the questions for these.
 pub struct Waiting {
@@ -47,16 +48,14 @@ pub struct Waiting {
     groups: HashMap<GroupId, Group>,
     messages: usize,
     bytes: usize,
-    /// To be asked for, and when: first those that have not failed before.
+    /// To be asked for, and when; behind all others those that have failed before.
     to_ask: BTreeSet<(bool, Instant, GroupId)>,
     /// How many are asked for: such that have not failed before, and others.
     asked: [usize; 2],
-    answers: Channel<(GroupId, Answer)>,
-    /// The consumer is woken by it.
-    wake: Channel<()>,
+    answers: (Sender<Answered>, Receiver<Answered>),
+    /// Wakes the consumer when there is an answer.
+    wake: (Sender<()>, Receiver<()>),
 }
-
-type Channel<T> = (Sender<T>, Receiver<T>);
 
 /// What waits for one group's members.
 #[derive(Default)]
@@ -129,10 +128,8 @@ impl Waiting {
     /// Has a message wait for its group's members. Answers which messages are dropped for that, or
     /// instead: their senders' copies are to be pushed.
     pub fn add(&mut self, group: &GroupId, message: Sent) -> Vec<Sent> {
-        let mut dropped = Vec::new();
-        if self.is_full(group, &message.1) {
-            dropped = self.let_go();
-        }
+        let is_full = self.is_full(group, &message.1);
+        let mut dropped = if is_full { self.let_go() } else { Vec::new() };
         let bytes = message.1.frame().len();
         let group = self.enter(group);
         if group.let_go {
@@ -213,7 +210,7 @@ impl Waiting {
     }
 
     /// An answer that has come. [`Waiting::known`] or [`Waiting::failed`] is to follow.
-    pub fn next_answer(&mut self) -> Option<(GroupId, Answer)> {
+    pub fn next_answer(&mut self) -> Option<Answered> {
         let (id, answer) = self.answers.1.try_recv().ok()?;
         let group = self.enter(&id);
         group.asked_at = None;
@@ -256,7 +253,7 @@ impl Waiting {
 struct Question {
     group: GroupId,
     answer: Option<Answer>,
-    answers: Sender<(GroupId, Answer)>,
+    answers: Sender<Answered>,
     wake: Sender<()>,
 }
 
