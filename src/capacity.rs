@@ -7,9 +7,11 @@
 
 use std::fs;
 
+use log::warn;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::client::refuser;
+use crate::config::{self, Config};
 
 /// Descriptors of everything that is no connection, each part at its most. The services have more,
 /// by the number of their addresses.
@@ -46,15 +48,32 @@ const MAPPINGS_PER_CONNECTION: usize = 2 * THREADS_PER_CONNECTION;
 
 /// How many connections fit, and what bounds them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capacity {
-    pub connections: usize,
+struct Capacity {
+    connections: usize,
     /// The setting that allows no more, as the system calls it.
-    pub bound: &'static str,
+    bound: &'static str,
+}
+
+/// Lowers `limits.max_connections` to what the system grants, and says so.
+pub fn lower(config: &mut Config) {
+    let config::Services {
+        user,
+        message,
+        presence,
+        ..
+    } = &config.services;
+    let addresses = [user, message, presence].map(|addresses| addresses.0.len());
+    let Capacity { connections, bound } = measure(addresses.iter().sum());
+    let wanted = config.limits.max_connections;
+    if wanted > connections {
+        config.limits.max_connections = connections;
+        warn!("limits.max_connections lowered: from={wanted}, to={connections}, because={bound}");
+    }
 }
 
 /// Raises the soft limit on descriptors to the hard one, and computes, for services at so many
 /// addresses.
-pub fn measure(service_addresses: usize) -> Capacity {
+fn measure(service_addresses: usize) -> Capacity {
     let spare_descriptors = SPARE_DESCRIPTORS + service_addresses * PER_SERVICE_ADDRESS;
     let descriptors = descriptors().saturating_sub(spare_descriptors);
     let mappings = |most: usize| most.saturating_sub(SPARE_MAPPINGS) / MAPPINGS_PER_CONNECTION;

@@ -23,7 +23,7 @@
 //!    `outbox`, `frame`, `request`, `dispatch`, `protocol`; then [`registry`]; in `broker/`: `deliver`,
 //!    `consume`; and [`services`]. These hang together without the rest.
 //! 2. **Nothing is lost.** In `client/`: `hold`, `catch_up`, `writer`, `liveness`, `token_check`; in
-//!    `broker/`: `routes`, `groups`, `waiting`, `asking`, `supervisor`, `session`, `topology`; and
+//!    `broker/`: `routes`, `groups`, `waiting`, `supervisor`, `session`, `topology`; and
 //!    [`presence`].
 //! 3. **Nothing goes to waste, and nobody gets in the way.** [`http`]; in `client/`: `admission`,
 //!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; `threads/`; in `broker/`:
@@ -47,7 +47,7 @@
 //! | where deliveries come from | `broker/source.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
 //! | what of a delivery reaches amiquip | `broker/amqp/sanitize.rs` |
-//! | whom a group's message is for | `broker/groups.rs`, `broker/asking.rs`, `broker/waiting.rs`, `broker/deliver/group.rs` |
+//! | whom a group's message is for | `broker/groups.rs`, `broker/waiting.rs`, `broker/deliver/group.rs` |
 //! | what is published again, and when | `reference/lanes.rs`, `reference/rabbit.rs`, `broker/amqp/publish.rs` |
 //! | a call to a service | `services/mod.rs`, `services/grpc.rs`; what counts as an answer, and what a failure means: `services/unary.rs`, `services/failure.rs`, `services/upstream.rs` |
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |

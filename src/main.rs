@@ -121,7 +121,7 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let (id, mode) = (&config.gateway.id, config.backend.mode);
     info!("Starting: gateway_id={id}, mode={mode:?}");
-    let gateway = Gateway::start(config, fatal).map_err(|error| match error {
+    let gateway = Gateway::start(config, &fatal).map_err(|error| match error {
         StartError::Configuration(_) => usage(error),
         _ => failure(error),
     })?;

@@ -111,10 +111,10 @@ impl Hand {
     /// is [woken](Hand::woken), or something is [due](Hand::due_in).
     pub fn flush(&mut self) {
         self.guarded(|hand| hand.end_batch(true));
-        while let Some((group, answer)) = self.waiting.asking.next_answer() {
+        while let Some((group, answer)) = self.waiting.next_answer() {
             self.guarded(|hand| hand.answered(group, answer));
         }
-        self.waiting.asking.ask(&self.deliver.groups);
+        self.waiting.ask(&self.deliver.groups);
         self.deliver.flush(mem::take(&mut self.touched));
     }
 
@@ -132,12 +132,12 @@ impl Hand {
 
     /// Something comes through it when there is more to deliver.
     pub fn woken(&self) -> &Receiver<()> {
-        self.waiting.asking.woken()
+        self.waiting.woken()
     }
 
     /// When the User Service is to be asked again.
     pub fn due_in(&self) -> Duration {
-        self.waiting.asking.due_in()
+        self.waiting.due_in()
     }
 
     fn single(&mut self, delivery: &Delivery<'_>) -> Result<(), Garbage> {

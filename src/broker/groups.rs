@@ -42,31 +42,28 @@ pub struct Groups {
     held: Mutex<Held>,
 }
 
+#[derive(Default)]
 struct Held {
     lists: HashMap<GroupId, List>,
-    swept: Instant,
+    swept: Option<Instant>,
 }
 
 struct List {
     /// `None`: never known, so there is nothing to compare with.
     members: Option<Members>,
-    /// `None`: outdated, and held for comparing only.
-    fresh_until: Option<Instant>,
+    /// When it is outdated, and held for comparing only.
+    fresh_until: Instant,
     used: Instant,
     failing_since: Option<Instant>,
 }
 
 impl Groups {
     pub fn new(services: Arc<dyn Services>, registry: Arc<Registry>, ttl: Duration) -> Self {
-        let held = Mutex::new(Held {
-            lists: HashMap::new(),
-            swept: Instant::now(),
-        });
         Self {
             services,
             registry,
             ttl,
-            held,
+            held: Mutex::default(),
         }
     }
 
@@ -76,24 +73,21 @@ impl Groups {
         let mut held = self.held.lock();
         let list = held.lists.get_mut(group)?;
         list.used = now;
-        list.fresh_until
-            .filter(|until| now < *until)
-            .and(list.members.clone())
+        list.members.clone().filter(|_| now < list.fresh_until)
     }
 
     /// Marks the list as outdated; whether there is one.
     pub fn outdate(&self, group: &GroupId) -> bool {
         let mut held = self.held.lock();
         let list = held.lists.get_mut(group);
-        list.map(|list| list.fresh_until = None).is_some()
+        list.map(|list| list.fresh_until = Instant::now()).is_some()
     }
 
     /// Asks the User Service, and returns at once. `told` is called with what is for
     /// [`Groups::answered`], or dropped.
     pub fn ask(&self, group: &GroupId, told: impl FnOnce(Answer) + Send + 'static) {
-        let request = GetGroupMembersRequest {
-            group_id: group.to_string(),
-        };
+        let group_id = group.to_string();
+        let request = GetGroupMembersRequest { group_id };
         self.services.group_members(request, Box::new(told));
     }
 
@@ -123,18 +117,12 @@ impl Groups {
     /// Holds a fetched list and catches its new members up.
     fn hold(&self, group: &GroupId, members: Members) -> Members {
         let now = Instant::now();
-        let list = List {
-            members: Some(Arc::clone(&members)),
-            fresh_until: Some(now + self.ttl),
-            used: now,
-            failing_since: None,
-        };
-        let before = {
-            let mut held = self.held.lock();
-            held.sweep(now);
-            held.lists.insert(group.clone(), list)
-        };
-        if let Some(before) = before.and_then(|list| list.members) {
+        let mut held = self.held.lock();
+        let list = held.list(group, now);
+        (list.fresh_until, list.failing_since) = (now + self.ttl, None);
+        let before = list.members.replace(Arc::clone(&members));
+        drop(held);
+        if let Some(before) = before {
             let new = |member: &&UserId| before.binary_search(member).is_err();
             self.catch_up(members.iter().filter(new));
         }
@@ -147,24 +135,12 @@ impl Groups {
     fn hold_on(&self, group: &GroupId, error: ServiceError) -> Result<Members, ServiceError> {
         let now = Instant::now();
         let mut held = self.held.lock();
-        if error.is_out_of_reach() {
-            // Not forgotten: the next list is compared with it.
-            if let Some(list) = held.lists.get_mut(group) {
-                list.used = now;
-            }
+        // Not forgotten: the next list is compared with it.
+        let list = held.list(group, now);
+        if error.is_out_of_reach() || now - *list.failing_since.get_or_insert(now) < PATIENCE {
             return Err(error);
         }
-        let list = held.lists.entry(group.clone()).or_insert_with(|| List {
-            members: None,
-            fresh_until: None,
-            used: now,
-            failing_since: None,
-        });
-        list.used = now;
-        if now - *list.failing_since.get_or_insert(now) < PATIENCE {
-            return Err(error);
-        }
-        list.fresh_until = Some(now + self.ttl);
+        list.fresh_until = now + self.ttl;
         let members = Arc::clone(list.members.get_or_insert_default());
         drop(held);
         error!("Going on without the group's members: group={group}, error={error}");
@@ -173,11 +149,25 @@ impl Groups {
 }
 
 impl Held {
+    /// The group's list, in use now.
+    fn list(&mut self, group: &GroupId, now: Instant) -> &mut List {
+        self.sweep(now);
+        let list = self.lists.entry(group.clone()).or_insert(List {
+            members: None,
+            fresh_until: now,
+            used: now,
+            failing_since: None,
+        });
+        list.used = now;
+        list
+    }
+
     fn sweep(&mut self, now: Instant) {
-        if now - self.swept < SWEEP_EVERY && self.lists.len() < MAX_GROUPS {
+        let is_early = self.swept.is_some_and(|at| now - at < SWEEP_EVERY);
+        if is_early && self.lists.len() < MAX_GROUPS {
             return;
         }
-        self.swept = now;
+        self.swept = Some(now);
         self.lists.retain(|_, list| now - list.used < FORGET_AFTER);
         if self.lists.len() >= MAX_GROUPS {
             let mut used: Vec<_> = self.lists.values().map(|list| list.used).collect();

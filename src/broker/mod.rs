@@ -6,7 +6,6 @@
 //! it is in the outboxes of all local recipients; a *dead letter* is one that does not parse.
 
 pub mod amqp;
-mod asking;
 mod consume;
 pub mod deliver;
 mod groups;
@@ -24,8 +23,8 @@ pub mod topology;
 mod waiting;
 
 pub use deliver::Deliver;
-pub use routes::{Route, Routes};
-pub use supervisor::{BrokerEvent, Settings, Supervisor};
+pub use routes::Routes;
+pub use supervisor::{Settings, Supervisor};
 
 pub use crate::config::Endpoint;
 

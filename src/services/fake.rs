@@ -44,6 +44,7 @@ impl FakeServices {
         *self.failing.lock() = code.into();
     }
 
+    /// How often it was asked for a group, or to renew a lease.
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
@@ -178,6 +179,7 @@ impl Services for FakeServices {
         self.told('-', requests.into_iter().map(|request| request.user_id))
     }
     fn renew_lease(&self, _: RenewLeaseRequest) -> Result<bool> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
         self.check().map(|()| true)
     }
 }

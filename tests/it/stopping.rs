@@ -35,7 +35,7 @@ fn come_and_go(settings: &Settings) {
     let config = config::load(Some(&file), None).expect("a configuration");
     let path = config.listen.path.clone();
     let (fatal, died) = crossbeam::channel::unbounded();
-    let gateway = gateway::Gateway::start(config, fatal).expect("it starts");
+    let gateway = gateway::Gateway::start(config, &fatal).expect("it starts");
     let url = gateway.url();
     let addr = url.trim_start_matches("ws://").trim_end_matches(&path);
     let addr = addr.parse().expect("an address");

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Deliver, Garbage, Hand, decode};
 use crate::broker::groups::{Answer, Members};
-use crate::broker::waiting::{Sent, Waiting};
+use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, recipient};
 use crate::client::connection::Connection;
 use crate::client::failpoint;
@@ -60,7 +60,7 @@ impl Hand {
                 if self.deliver.groups.outdate(&group) || self.waiting.contains(&group) {
                     self.make_room_for(&group);
                     self.waiting.members_changed(&group);
-                    self.waiting.asking.ask(&self.deliver.groups);
+                    self.waiting.ask(&self.deliver.groups);
                 }
             }
             _ => return Err("unknown type".into()),
@@ -86,13 +86,13 @@ impl Hand {
             if let Some(members) = self.members(&group) {
                 return self.add_to_batch(members, sender, push);
             }
-            if !self.waiting.await_answer(&group) {
+            if !self.waiting.await_answer(&group, LAST_WAIT) {
                 break;
             }
         }
         let dropped = self.waiting.add(&group, (sender, push));
         self.push_own_copies(dropped);
-        self.waiting.asking.ask(&self.deliver.groups);
+        self.waiting.ask(&self.deliver.groups);
     }
 
     fn make_room_for(&mut self, group: &GroupId) {
@@ -135,7 +135,8 @@ impl Hand {
             Err(error) => return self.waiting.failed(group, &error),
         };
         let waited = self.waiting.known(&group);
-        if waited.outdated {
+        if waited.changed_after.is_some() {
+            // The answer is outdated already.
             groups.outdate(&group);
         }
         if waited.let_go {
@@ -234,9 +235,8 @@ mod tests {
     use super::super::tests::{Scene, group_message, scene};
     use super::*;
     use crate::broker::Queue;
-    use crate::broker::asking::{MAX_ASKED, MAX_ASKED_AGAIN};
     use crate::broker::deliver::Taken;
-    use crate::broker::waiting::{MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
+    use crate::broker::waiting::{MAX_ASKED, MAX_ASKED_AGAIN, MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
     use crate::services::fake::FakeServices;
