@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::amqp::{AmqpError, Channel, Consumer, Inbound};
+use super::amqp::{Channel, Consumer, Inbound, Result};
 use super::deliver::{Hand, Taken};
 use crate::threads::StopSignal;
 
@@ -22,17 +22,8 @@ const ACK_WITHIN: Duration = Duration::from_millis(50);
 /// default `session.send_queue`: a connection that gets all of them still has room.
 const BATCH: usize = 250;
 
-/// Why a consumer came to its end.
-#[derive(Debug)]
-pub enum Ended {
-    /// It was told to; what it had received is delivered and acknowledged.
-    Quit,
-    /// Its queue, channel or connection is gone, or was not to be had.
-    Lost(AmqpError),
-}
-
-/// Consumes until told to quit, or until the channel is lost. Calls `started` once the queue is
-/// ours.
+/// Consumes until told to quit, and then delivers and acknowledges what it had received; or until its
+/// queue, channel or connection is lost. Calls `started` once the queue is ours.
 pub fn run(
     channel: &Channel,
     queue: &str,
@@ -40,103 +31,62 @@ pub fn run(
     hand: Hand,
     quit: &StopSignal,
     started: impl FnOnce(),
-) -> Ended {
-    let consumer = match channel.consume(queue, prefetch) {
-        Ok(consumer) => consumer,
-        Err(error) => return Ended::Lost(error),
-    };
+) -> Result<()> {
+    let consumer = channel.consume(queue, prefetch)?;
     started();
-    let unacked = Unacked {
-        consumer: &consumer,
-        last: None,
-        count: 0,
-        since: Instant::now(),
-    };
-    // A quarter: the broker sends on while the acknowledgement is under way.
-    let ack_at = usize::from(prefetch / 4).max(1);
     let mut run = Run {
         queue,
         consumer: &consumer,
         hand,
-        quit,
-        unacked,
-        ack_at,
+        unacked: 0,
+        last: None,
+        since: Instant::now(),
+        // A quarter: the broker sends on while the acknowledgement is under way.
+        ack_at: usize::from(prefetch / 4).max(1),
     };
-    match run.until_quit() {
-        Ok(never) => match never {},
-        Err(ended) => ended,
-    }
-}
-
-/// The deliveries that are done and not yet acknowledged: all up to `last`.
-struct Unacked<'c> {
-    consumer: &'c Consumer<'c>,
-    last: Option<Inbound>,
-    count: usize,
-    /// When the first of them was done.
-    since: Instant,
-}
-
-impl Unacked<'_> {
-    fn push(&mut self, inbound: Inbound) {
-        if self.last.replace(inbound).is_none() {
-            self.since = Instant::now();
-        }
-        self.count += 1;
-    }
-
-    /// How long the next receive may wait.
-    fn due_in(&self) -> Duration {
-        match self.last {
-            Some(_) => ACK_WITHIN.saturating_sub(self.since.elapsed()),
-            None => Duration::MAX,
-        }
-    }
-
-    fn ack(&mut self) -> Result<(), AmqpError> {
-        self.count = 0;
-        self.last
-            .take()
-            .map_or(Ok(()), |last| self.consumer.ack_up_to(last))
-    }
+    run.until(quit)?;
+    run.finish()
 }
 
 struct Run<'c> {
     queue: &'c str,
     consumer: &'c Consumer<'c>,
     hand: Hand,
-    quit: &'c StopSignal,
-    unacked: Unacked<'c>,
+    /// How many deliveries are done and not yet acknowledged: all up to `last`.
+    unacked: usize,
+    last: Option<Inbound>,
+    /// When the first of them was done.
+    since: Instant,
     ack_at: usize,
 }
 
-/// A step either leads to the next one or ends the consumer.
-type Step<T> = Result<T, Ended>;
-
-impl From<AmqpError> for Ended {
-    fn from(error: AmqpError) -> Self {
-        Self::Lost(error)
-    }
-}
-
 impl Run<'_> {
-    fn until_quit(&mut self) -> Step<std::convert::Infallible> {
+    fn until(&mut self, quit: &StopSignal) -> Result<()> {
         loop {
-            let wait = self.unacked.due_in().min(self.hand.due_in());
-            let woken = self.hand.woken();
-            match self.consumer.receive(self.quit, woken, wait)? {
+            let wait = self.ack_due_in().min(self.hand.due_in());
+            match self.consumer.receive(quit, self.hand.woken(), wait)? {
                 Some(first) => self.batch(first)?,
-                None if self.quit.is_given() => return Err(self.finish()?),
+                None if quit.is_given() => return Ok(()),
                 None => self.hand.flush(),
             }
-            if self.unacked.count >= self.ack_at || self.unacked.due_in().is_zero() {
-                self.unacked.ack()?;
+            if self.unacked >= self.ack_at || self.ack_due_in().is_zero() {
+                self.ack()?;
             }
         }
     }
 
+    /// Takes no more, and delivers and acknowledges what has been received already.
+    fn finish(&mut self) -> Result<()> {
+        self.consumer.cancel()?;
+        while let Some(inbound) = self.consumer.receive_rest()? {
+            self.settle(inbound)?;
+        }
+        self.hand.flush();
+        self.ack()
+    }
+
     /// Enqueues this delivery and what waits behind it, and then writes once.
-    fn batch(&mut self, first: Inbound) -> Step<()> {
+    fn batch(&mut self, first: Inbound) -> Result<()> {
         self.settle(first)?;
         for _ in 1..BATCH {
             match self.consumer.receive_now()? {
@@ -148,30 +98,38 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn settle(&mut self, inbound: Inbound) -> Step<()> {
+    fn settle(&mut self, inbound: Inbound) -> Result<()> {
         match self.hand.take(&inbound.delivery()) {
-            Taken::Done => self.unacked.push(inbound),
+            Taken::Done => {
+                if self.last.replace(inbound).is_none() {
+                    self.since = Instant::now();
+                }
+                self.unacked += 1;
+                Ok(())
+            }
             Taken::DeadLetter(reason) => {
                 warn!("Dead letter: queue={}, reason={reason}", self.queue);
                 // First what came before it, written and acknowledged: acknowledging up to a later
                 // one covers only what is not settled yet, but up to an earlier one must not come
                 // to cover this.
                 self.hand.flush();
-                self.unacked.ack()?;
-                self.consumer.reject(inbound)?;
+                self.ack()?;
+                self.consumer.reject(inbound)
             }
         }
-        Ok(())
     }
 
-    /// Takes no more, and delivers and acknowledges what has been received already.
-    fn finish(&mut self) -> Step<Ended> {
-        self.consumer.cancel()?;
-        while let Some(inbound) = self.consumer.receive_rest()? {
-            self.settle(inbound)?;
+    /// How long an acknowledgement may wait.
+    fn ack_due_in(&self) -> Duration {
+        match self.last {
+            Some(_) => ACK_WITHIN.saturating_sub(self.since.elapsed()),
+            None => Duration::MAX,
         }
-        self.hand.flush();
-        self.unacked.ack()?;
-        Ok(Ended::Quit)
+    }
+
+    fn ack(&mut self) -> Result<()> {
+        self.unacked = 0;
+        let last = self.last.take();
+        last.map_or(Ok(()), |last| self.consumer.ack_up_to(last))
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvError, Sender, bounded, select, tick};
 
 use super::amqp::{AmqpError, Channel, Link, Result};
-use super::consume::{self, Ended};
+use super::consume;
 use super::deliver::Deliver;
 use super::routes::{Routes, Work};
 use super::topology::{Topology, user_key};
@@ -58,10 +58,7 @@ impl Session {
             let hand = deliver.hand(queue);
             self.spawn(format!("consume-{}", queue.name()), move || {
                 let started = || drop(tell.send(Ok(())));
-                match consume::run(&channel, &name, prefetch, hand, &stop, started) {
-                    Ended::Quit => Ok(()),
-                    Ended::Lost(error) => Err(error),
-                }
+                consume::run(&channel, &name, prefetch, hand, &stop, started)
             })?;
         }
         for _ in Queue::ALL {

@@ -280,14 +280,17 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::services::fake::FakeServices;
     use crate::registry::Registry;
+    use crate::services::fake::FakeServices;
 
     const LONG: Duration = Duration::from_secs(20);
 
     #[test]
     fn an_answer_is_awaited_only_where_it_may_be_the_groups_own() {
-        let (users, group) = (Arc::new(FakeServices::default()), GroupId::new("g").unwrap());
+        let (users, group) = (
+            Arc::new(FakeServices::default()),
+            GroupId::new("g").unwrap(),
+        );
         users.slow_group("g");
         let (registry, ttl) = (Arc::new(Registry::default()), LONG);
         let groups = Groups::new(Arc::clone(&users) as _, registry, ttl);

@@ -311,6 +311,172 @@ fn what_may_be_named_and_what_only_looks_like_a_name_is_let_through() {
     }
 }
 
+/// From the bottom up: a file names no part of the crate that is above its own.
+const LAYERS: [&[&str]; 9] = [
+    &["backoff", "error", "ids", "threads"],
+    &["config", "http", "readiness"],
+    &["logging", "services"],
+    &["client"],
+    &["capacity", "registry"],
+    &["broker", "presence"],
+    &["reference"],
+    &["gateway"],
+    &["main", "lib", "signals"],
+];
+
+/// Every file but those that are compiled for unit tests alone.
+fn product() -> Vec<Source> {
+    const FOR_TESTS: [&str; 4] = ["fake.rs", "fixture.rs", "tests.rs", "support.rs"];
+    let mut sources = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    sources.retain(|source| {
+        let file = &source.file;
+        !FOR_TESTS.iter().any(|end| file.ends_with(end)) && !file.contains("tests/")
+    });
+    sources
+}
+
+/// Whether one of the two modules is within the other: a room and its own corners know each other.
+fn is_kin(one: &str, other: &str) -> bool {
+    let within = |inner: &str, outer: &str| {
+        let rest = inner.strip_prefix(outer);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    within(one, other) || within(other, one)
+}
+
+/// The files that each file names, by the index in `sources`.
+fn arrows(sources: &[Source]) -> Vec<BTreeSet<usize>> {
+    let modules: Vec<String> = sources.iter().map(Source::module).collect();
+    let file_of = |path: &str| {
+        let within = |module: &str| path == module || path.starts_with(&format!("{module}::"));
+        let found = modules.iter().enumerate().filter(|(_, m)| within(m));
+        found.max_by_key(|(_, m)| m.len()).map(|(index, _)| index)
+    };
+    let named = |source: &Source| {
+        source
+            .paths
+            .iter()
+            .filter_map(|path| file_of(path))
+            .collect()
+    };
+    sources.iter().map(named).collect()
+}
+
+#[test]
+fn no_arrow_runs_upwards() {
+    let sources = product();
+    let layer = |source: &Source| {
+        let name = source.file.split(['/', '.']).next().unwrap_or_default();
+        let layer = LAYERS.iter().position(|layer| layer.contains(&name));
+        layer.unwrap_or_else(|| panic!("{} has no layer", source.file))
+    };
+    let mut upwards = Vec::new();
+    for (source, named) in sources.iter().zip(arrows(&sources)) {
+        let above = named.iter().map(|&index| &sources[index]);
+        // `crate` alone says nothing of a part.
+        let above = above.filter(|other| other.file != "lib.rs" && layer(other) > layer(source));
+        upwards.extend(above.map(|other| format!("{} names {}", source.file, other.file)));
+    }
+    assert!(upwards.is_empty(), "{}", upwards.join("\n"));
+}
+
+#[test]
+fn there_is_no_circle_among_files() {
+    let sources = product();
+    let mut arrows = arrows(&sources);
+    for (index, named) in arrows.iter_mut().enumerate() {
+        named.retain(|&other| !is_kin(&sources[index].module(), &sources[other].module()));
+    }
+    // Whoever names nobody that is left is in no circle, nor is whom nobody names; both go.
+    let mut left: Vec<usize> = (0..sources.len()).collect();
+    loop {
+        let before = left.len();
+        let all = left.clone();
+        left.retain(|&file| {
+            let names = all.iter().any(|other| arrows[file].contains(other));
+            let is_named = all.iter().any(|other| arrows[*other].contains(&file));
+            names && is_named
+        });
+        if left.len() == before {
+            break;
+        }
+    }
+    let circles = left.iter().map(|&file| {
+        let named = arrows[file].iter().filter(|named| left.contains(named));
+        let named: Vec<_> = named.map(|&named| sources[named].file.as_str()).collect();
+        format!("{} names {}", sources[file].file, named.join(", "))
+    });
+    let circles: Vec<_> = circles.collect();
+    assert!(
+        circles.is_empty(),
+        "in circles, or between two:\n{}",
+        circles.join("\n")
+    );
+}
+
+/// What a student reads in three sittings, and of it the first: lines of code at most, without
+/// comments and tests.
+const CORE: [&str; 7] = [
+    "gateway.rs",
+    "config/",
+    "client/",
+    "registry.rs",
+    "services/",
+    "broker/",
+    "presence.rs",
+];
+const CORE_LINES: usize = 6_800;
+/// Compiled for the reference services alone; it is where it is since amiquip is named in one folder.
+const OF_REFERENCE: &str = "broker/amqp/publish.rs";
+const FIRST_SITTING: [&str; 13] = [
+    "client/accept.rs",
+    "client/session.rs",
+    "client/socket.rs",
+    "client/connection.rs",
+    "client/outbox.rs",
+    "client/frame.rs",
+    "client/request.rs",
+    "client/dispatch.rs",
+    "client/protocol.rs",
+    "registry.rs",
+    "broker/deliver.rs",
+    "broker/consume.rs",
+    "services/mod.rs",
+];
+const FIRST_SITTING_LINES: usize = 2_600;
+/// Of one file. The outbox says at its head why it is longer.
+const FILE_LINES: usize = 300;
+
+#[test]
+fn the_core_is_read_in_three_sittings_and_the_first_in_an_afternoon() {
+    let sources = product();
+    let within = |source: &Source, places: &[&str]| {
+        let is_at = |place: &&str| source.file == **place || source.file.starts_with(*place);
+        places.iter().any(is_at) && source.file != OF_REFERENCE
+    };
+    let lines = |places: &[&str]| -> usize {
+        let found = sources.iter().filter(|source| within(source, places));
+        found.map(|source| source.lines).sum()
+    };
+    for file in FIRST_SITTING {
+        assert!(lines(&[file]) > 0, "{file} is not there");
+    }
+    let first = lines(&FIRST_SITTING);
+    assert!(
+        first <= FIRST_SITTING_LINES,
+        "the first sitting has {first} lines"
+    );
+    for source in sources.iter().filter(|source| within(source, &CORE)) {
+        let (file, lines) = (&source.file, source.lines);
+        assert!(
+            lines <= FILE_LINES || file == "client/outbox.rs",
+            "{file}: {lines} lines"
+        );
+    }
+    let core = lines(&CORE);
+    assert!(core <= CORE_LINES, "the core has {core} lines");
+}
+
 /// The tests that the promise's table in the README names, as `module::test` or `module::*`.
 fn promised(readme: &str) -> Vec<String> {
     let table = readme.split("## The promise").nth(1).expect("the promise");
