@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 
 use crate::broker::source::{DeliverySource, ReloadError};
-use crate::broker::supervisor::{LOOK_EVERY, RETRY_FIRST, Settings, Supervisor};
-use crate::broker::{Deliver, Endpoint, Routes};
+use crate::broker::supervisor::{EXCHANGE_POLL_INTERVAL, RETRY_FIRST, Settings, Supervisor};
+use crate::broker::{DeliveryContext, Endpoint, Routes};
 use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
@@ -72,7 +72,7 @@ pub enum StartError {
 
 /// Has deliveries come, once there is somebody to deliver them to.
 type StartSource =
-    Box<dyn FnOnce(Arc<Deliver>, Arc<Presence>) -> io::Result<Box<dyn DeliverySource>>>;
+    Box<dyn FnOnce(Arc<DeliveryContext>, Arc<Presence>) -> io::Result<Box<dyn DeliverySource>>>;
 
 impl Gateway {
     /// Starts everything; the services and the broker may come later. A reason to end that shows
@@ -102,7 +102,7 @@ impl Gateway {
         capacity::lower(&mut config);
 
         let services: Arc<dyn Services> = Arc::new(Grpc::start(&config.services)?);
-        let deliver = Deliver::new(
+        let deliver = DeliveryContext::new(
             Arc::clone(&registry),
             Arc::clone(&services),
             config.groups.cache_ttl,
@@ -222,7 +222,7 @@ impl Gateway {
             if start.elapsed() > drain * 3 / 4 {
                 warn!("Connections cut: connections={}", connections.len());
                 for connection in connections {
-                    connection.cut(CloseReason::ShuttingDown);
+                    connection.abort(CloseReason::ShuttingDown);
                 }
                 return;
             }
@@ -249,7 +249,7 @@ fn from_broker(
         heartbeat: config.broker.heartbeat,
         prefetch: config.broker.prefetch,
         retry_first: RETRY_FIRST,
-        look_every: LOOK_EVERY,
+        exchange_poll_interval: EXCHANGE_POLL_INTERVAL,
     };
     Ok(Box::new(move |deliver, presence| {
         let owned = move || presence.take_over();

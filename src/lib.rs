@@ -22,8 +22,8 @@
 //! 1. **A message's way**, an afternoon. In `client/`: `accept`, `session`, `socket`, `connection`,
 //!    `outbox`, `frame`, `request`, `dispatch`, `protocol`; then [`registry`]; in `broker/`: `deliver`,
 //!    `consume`; and [`services`]. These hang together without the rest.
-//! 2. **Nothing is lost.** In `client/`: `hold`, `catch_up`, `writer`, `liveness`, `token_check`; in
-//!    `broker/`: `routes`, `groups`, `waiting`, `supervisor`, `session`, `topology`; and
+//! 2. **Nothing is lost.** In `client/`: `gate`, `catch_up`, `writer`, `liveness`, `token_check`; in
+//!    `broker/`: `routes`, `groups`, `waiting`, `supervisor`, `connection`, `topology`; and
 //!    [`presence`].
 //! 3. **Nothing goes to waste, and nobody gets in the way.** [`http`]; in `client/`: `admission`,
 //!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; `threads/`; in `broker/`:
@@ -40,7 +40,7 @@
 //! | an HTTP answer | `http.rs`; the pages: [`gateway`] |
 //! | what a token is worth, and when it is asked about again | `client/token.rs`, `client/token_check.rs` |
 //! | a close code | `client/close.rs` |
-//! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/hold.rs` |
+//! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/gate.rs` |
 //! | who is idle, stuck or slow | `client/liveness.rs` |
 //! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs` |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |

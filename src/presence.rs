@@ -1,7 +1,7 @@
 //! Presence: who of this gateway's users is online, as the Presence Service is told.
 //!
 //! One thread tells it, several users at a time, in order for each of them, the newest state only,
-//! and retries. It looks at the registry when a user's turn comes, so that it does not matter in
+//! and retries. It looks at the registry when a user is due, so that it does not matter in
 //! which order arrivals and departures reach it. A connect never waits for the Presence Service.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -50,8 +50,8 @@ struct State {
     /// Who the Presence Service knows is online.
     announced: HashSet<UserId>,
     due: HashMap<UserId, Instant>,
-    /// The same in order. A turn stays until it is done with, also if the thread panics over it.
-    agenda: BTreeSet<Turn>,
+    /// The same in order. An entry stays until it is done with, also if the thread panics over it.
+    timer_queue: BTreeSet<DueEntry>,
     /// A predecessor's lease is to be ended first.
     take_over: bool,
     /// The lease is this gateway's own, and not another one's with the same id.
@@ -60,8 +60,8 @@ struct State {
     failure: Option<String>,
 }
 
-/// When a user is to be looked at: if that has changed since, another turn follows.
-type Turn = (Instant, UserId);
+/// When a user is to be looked at: if that has changed since, another one follows.
+type DueEntry = (Instant, UserId);
 
 impl Presence {
     /// Starts the thread. `gone` is told of each user that has been gone for the grace, and `fatal`
@@ -125,9 +125,9 @@ impl Presence {
         let mut in_doubt = true;
         while !stop.is_given() {
             let take_over = self.state.lock().take_over;
-            let turns = self.state.lock().turns();
+            let entries = self.state.lock().entries();
             if take_over || renew_at <= Instant::now() {
-                let known = self.heed(self.keep_lease(take_over));
+                let known = self.record_result(self.keep_lease(take_over));
                 if known.is_some_and(|known| !known || in_doubt) {
                     self.announce_everyone();
                 }
@@ -137,12 +137,12 @@ impl Presence {
                     // Whoever was announced before it succeeds would go offline again.
                     stop.within(RETRY);
                 }
-            } else if !turns.is_empty() {
-                if self.look(turns).is_none() {
+            } else if !entries.is_empty() {
+                if self.look(entries).is_none() {
                     stop.within(RETRY);
                 }
             } else {
-                let next = self.state.lock().agenda.first().map(|(due, _)| *due);
+                let next = self.state.lock().timer_queue.first().map(|(due, _)| *due);
                 let wake_at = next.map_or(renew_at, |due| renew_at.min(due));
                 select! {
                     recv(wake) -> _ => {}
@@ -179,16 +179,16 @@ impl Presence {
 
     /// Tells the Presence Service how it stands with these users, where it has not been told yet.
     /// `None`: it failed.
-    fn look(&self, turns: Vec<Turn>) -> Option<()> {
+    fn look(&self, entries: Vec<DueEntry>) -> Option<()> {
         let (mut come, mut gone) = (Vec::new(), Vec::new());
-        for turn in turns {
-            failpoint::reached("presence", &turn.1);
-            if !self.registry.holds(&turn.1) {
-                gone.push(turn);
-            } else if !self.state.lock().announced.contains(&turn.1) {
-                come.push(turn);
+        for entry in entries {
+            failpoint::reached("presence", &entry.1);
+            if !self.registry.holds(&entry.1) {
+                gone.push(entry);
+            } else if !self.state.lock().announced.contains(&entry.1) {
+                come.push(entry);
             } else {
-                self.state.lock().end(&turn);
+                self.state.lock().end(&entry);
             }
         }
         if come.is_empty() && gone.is_empty() {
@@ -206,18 +206,18 @@ impl Presence {
         });
         let offline = self.services.users_offline(offline.collect());
         let mut outcome = Ok(());
-        for (turns, told, here) in [(come, online, true), (gone, offline, false)] {
-            for (turn, told) in turns.iter().zip(told) {
+        for (entries, told, here) in [(come, online, true), (gone, offline, false)] {
+            for (entry, told) in entries.iter().zip(told) {
                 if told.is_ok() {
-                    self.state.lock().told(turn, here);
-                    debug!("Presence told: user={}, online={here}", turn.1);
+                    self.state.lock().record_told(entry, here);
+                    debug!("Presence told: user={}, online={here}", entry.1);
                 } else {
-                    self.state.lock().again(turn);
+                    self.state.lock().again(entry);
                     outcome = told;
                 }
             }
         }
-        self.heed(outcome)
+        self.record_result(outcome)
     }
 
     fn announce_everyone(&self) {
@@ -238,7 +238,7 @@ impl Presence {
     }
 
     /// Remembers whether the Presence Service works, and logs when that changes.
-    fn heed<T>(&self, told: Result<T, ServiceError>) -> Option<T> {
+    fn record_result<T>(&self, told: Result<T, ServiceError>) -> Option<T> {
         let failure = told.as_ref().err().map(ServiceError::to_string);
         let before = mem::replace(&mut self.state.lock().failure, failure.clone());
         match failure {
@@ -253,39 +253,39 @@ impl Presence {
 }
 
 impl State {
-    /// The user's next turn, instead of any other.
+    /// When the user is due next, instead of any other time.
     fn schedule(&mut self, user: &UserId, due: Instant) {
         if let Some(before) = self.due.insert(user.clone(), due) {
-            self.agenda.remove(&(before, user.clone()));
+            self.timer_queue.remove(&(before, user.clone()));
         }
-        self.agenda.insert((due, user.clone()));
+        self.timer_queue.insert((due, user.clone()));
     }
 
-    /// The turn is done with; whether the user has no other one by now.
-    fn end(&mut self, turn: &Turn) -> bool {
-        self.agenda.remove(turn) && self.due.remove(&turn.1).is_some()
+    /// The entry is done with; whether the user has no other one by now.
+    fn end(&mut self, entry: &DueEntry) -> bool {
+        self.timer_queue.remove(entry) && self.due.remove(&entry.1).is_some()
     }
 
-    /// Whose turn it is by now, a few at a time.
-    fn turns(&self) -> Vec<Turn> {
+    /// Who is due by now, a few at a time.
+    fn entries(&self) -> Vec<DueEntry> {
         let now = Instant::now();
-        let due = self.agenda.iter().take_while(|(due, _)| *due <= now);
+        let due = self.timer_queue.iter().take_while(|(due, _)| *due <= now);
         due.take(AT_A_TIME).cloned().collect()
     }
 
     /// The Presence Service has been told that the user is here, or gone.
-    fn told(&mut self, turn: &Turn, here: bool) {
-        self.end(turn);
+    fn record_told(&mut self, entry: &DueEntry, here: bool) {
+        self.end(entry);
         match here {
-            true => self.announced.insert(turn.1.clone()),
-            false => self.announced.remove(&turn.1),
+            true => self.announced.insert(entry.1.clone()),
+            false => self.announced.remove(&entry.1),
         };
     }
 
-    /// Telling failed: another turn, unless there is one already.
-    fn again(&mut self, turn: &Turn) {
-        if self.end(turn) {
-            self.schedule(&turn.1, Instant::now() + RETRY);
+    /// Telling failed: the user is due again, unless they are already.
+    fn again(&mut self, entry: &DueEntry) {
+        if self.end(entry) {
+            self.schedule(&entry.1, Instant::now() + RETRY);
         }
     }
 }
@@ -337,7 +337,7 @@ mod tests {
         }
 
         /// Waits until the Presence Service was told `last`, and answers all that it was told.
-        fn told(&self, last: &str) -> Vec<String> {
+        fn record_told(&self, last: &str) -> Vec<String> {
             let give_up = Instant::now() + PATIENCE;
             loop {
                 let told = self.services.presence.lock().clone();
@@ -354,15 +354,15 @@ mod tests {
     fn the_service_is_told_of_each_user_once() {
         let scene = Scene::new();
         let alice = scene.arrives("alice");
-        assert_eq!(scene.told("+alice"), ["+alice"]);
+        assert_eq!(scene.record_told("+alice"), ["+alice"]);
         let second = scene.arrives("alice");
         scene.leaves(&alice);
         let bob = scene.arrives("bob");
-        assert_eq!(scene.told("+bob"), ["+alice", "+bob"]);
+        assert_eq!(scene.record_told("+bob"), ["+alice", "+bob"]);
         scene.leaves(&bob);
-        assert_eq!(scene.told("-bob"), ["+alice", "+bob", "-bob"]);
+        assert_eq!(scene.record_told("-bob"), ["+alice", "+bob", "-bob"]);
         scene.leaves(&second);
-        scene.told("-alice");
+        scene.record_told("-alice");
     }
 
     #[test]
@@ -371,20 +371,20 @@ mod tests {
         let users: Vec<_> = (0..3 * AT_A_TIME).map(|n| format!("u{n:03}")).collect();
         let _clients: Vec<_> = users.iter().map(|user| scene.arrives(user)).collect();
         let last = scene.arrives("last");
-        let mut told = scene.told("+last");
+        let mut told = scene.record_told("+last");
         told.sort_unstable();
         let mut expected: Vec<_> = users.iter().map(|user| format!("+{user}")).collect();
         expected.insert(0, "+last".into());
         assert_eq!(told, expected);
         scene.leaves(&last);
-        scene.told("-last");
+        scene.record_told("-last");
     }
 
     #[test]
     fn who_returns_while_the_service_is_told_that_they_left_is_announced_again() {
         let scene = Scene::new();
         let alice = scene.arrives("alice");
-        scene.told("+alice");
+        scene.record_told("+alice");
         let (presence, registry) = (Arc::clone(&scene.presence), Arc::clone(&scene.registry));
         let (returned, back) = crossbeam::channel::bounded(1);
         let returns = move || {
@@ -400,20 +400,20 @@ mod tests {
             assert!(Instant::now() < give_up, "not announced again");
             std::thread::yield_now();
         }
-        assert_eq!(scene.told("+alice"), ["+alice", "-alice", "+alice"]);
+        assert_eq!(scene.record_told("+alice"), ["+alice", "-alice", "+alice"]);
     }
 
     #[test]
     fn who_came_and_left_while_the_thread_panicked_is_told_of_all_the_same() {
         let scene = Scene::new();
         let bob = scene.arrives("bob");
-        scene.told("+bob");
+        scene.record_told("+bob");
         *scene.services.meanwhile.lock() = Some(Box::new(|| panic!("as it is meant to")));
         scene.leaves(&bob);
-        assert_eq!(scene.told("-bob"), ["+bob", "-bob"]);
+        assert_eq!(scene.record_told("-bob"), ["+bob", "-bob"]);
         *scene.services.meanwhile.lock() = Some(Box::new(|| panic!("as it is meant to")));
         let _alice = scene.arrives("alice");
-        scene.told("+alice");
+        scene.record_told("+alice");
     }
 
     #[test]
@@ -427,7 +427,7 @@ mod tests {
             std::thread::yield_now();
         }
         scene.services.fail(None);
-        assert_eq!(scene.told("+alice"), ["+alice"]);
+        assert_eq!(scene.record_told("+alice"), ["+alice"]);
         while scene.presence.state().is_err() {
             assert!(Instant::now() < give_up, "it works, and nobody noticed");
             std::thread::yield_now();
@@ -438,7 +438,7 @@ mod tests {
     fn a_lease_that_cannot_be_taken_over_is_tried_again_in_peace_and_before_all_else() {
         let scene = Scene::new();
         let _alice = scene.arrives("alice");
-        scene.told("+alice");
+        scene.record_told("+alice");
         scene.services.fail(ErrorCode::ServiceUnavailable);
         scene.presence.take_over();
         let give_up = Instant::now() + PATIENCE;

@@ -3,17 +3,17 @@
 //! Invariant: a delivery is settled by the thread that received it, on the channel that brought
 //! it. After a reconnect the same tag names another message, and acknowledging the old one would
 //! lose that; here the [`Consumer`] borrows its channel and the deliveries in hand live in
-//! [`Run`], so that all of them end with their connection.
+//! [`ConsumerLoop`], so that all of them end with their connection.
 //!
 //! The thread waits for deliveries and for nothing else: what a delivery still needs from the User
-//! Service is asked for, and the hand is woken when it is answered.
+//! Service is asked for, and the deliverer is woken when it is answered.
 
 use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::amqp::{Channel, Consumer, Inbound, Result};
-use super::deliver::{Hand, Taken};
+use super::amqp::{AmqpDelivery, Channel, Consumer, Result};
+use super::deliver::{Deliverer, Disposition};
 use crate::threads::StopSignal;
 
 /// How long a delivery may wait for its acknowledgement, which then goes for many.
@@ -28,16 +28,16 @@ pub fn run(
     channel: &Channel,
     queue: &str,
     prefetch: u16,
-    hand: Hand,
+    deliverer: Deliverer,
     quit: &StopSignal,
     started: impl FnOnce(),
 ) -> Result<()> {
     let consumer = channel.consume(queue, prefetch)?;
     started();
-    let mut run = Run {
+    let mut run = ConsumerLoop {
         queue,
         consumer: &consumer,
-        hand,
+        deliverer,
         unacked: 0,
         last: None,
         since: Instant::now(),
@@ -48,26 +48,26 @@ pub fn run(
     run.finish()
 }
 
-struct Run<'c> {
+struct ConsumerLoop<'c> {
     queue: &'c str,
     consumer: &'c Consumer<'c>,
-    hand: Hand,
+    deliverer: Deliverer,
     /// How many deliveries are done and not yet acknowledged: all up to `last`.
     unacked: usize,
-    last: Option<Inbound>,
+    last: Option<AmqpDelivery>,
     /// When the first of them was done.
     since: Instant,
     ack_at: usize,
 }
 
-impl Run<'_> {
+impl ConsumerLoop<'_> {
     fn until(&mut self, quit: &StopSignal) -> Result<()> {
         loop {
-            let wait = self.ack_due_in().min(self.hand.due_in());
-            match self.consumer.receive(quit, self.hand.woken(), wait)? {
+            let wait = self.ack_due_in().min(self.deliverer.due_in());
+            match self.consumer.receive(quit, self.deliverer.woken(), wait)? {
                 Some(first) => self.batch(first)?,
                 None if quit.is_given() => return Ok(()),
-                None => self.hand.flush(),
+                None => self.deliverer.flush(),
             }
             if self.unacked >= self.ack_at || self.ack_due_in().is_zero() {
                 self.ack()?;
@@ -78,15 +78,15 @@ impl Run<'_> {
     /// Takes no more, and delivers and acknowledges what has been received already.
     fn finish(&mut self) -> Result<()> {
         self.consumer.cancel()?;
-        while let Some(inbound) = self.consumer.receive_rest()? {
-            self.settle(inbound)?;
+        while let Some(delivery) = self.consumer.receive_rest()? {
+            self.settle(delivery)?;
         }
-        self.hand.flush();
+        self.deliverer.flush();
         self.ack()
     }
 
     /// Enqueues this delivery and what waits behind it, and then writes once.
-    fn batch(&mut self, first: Inbound) -> Result<()> {
+    fn batch(&mut self, first: AmqpDelivery) -> Result<()> {
         self.settle(first)?;
         for _ in 1..BATCH {
             match self.consumer.receive_now()? {
@@ -94,27 +94,27 @@ impl Run<'_> {
                 None => break,
             }
         }
-        self.hand.flush();
+        self.deliverer.flush();
         Ok(())
     }
 
-    fn settle(&mut self, inbound: Inbound) -> Result<()> {
-        match self.hand.take(&inbound.delivery()) {
-            Taken::Done => {
-                if self.last.replace(inbound).is_none() {
+    fn settle(&mut self, delivery: AmqpDelivery) -> Result<()> {
+        match self.deliverer.enqueue(&delivery.delivery()) {
+            Disposition::Ack => {
+                if self.last.replace(delivery).is_none() {
                     self.since = Instant::now();
                 }
                 self.unacked += 1;
                 Ok(())
             }
-            Taken::DeadLetter(reason) => {
+            Disposition::Reject(reason) => {
                 warn!("Dead letter: queue={}, reason={reason}", self.queue);
                 // First what came before it, written and acknowledged: acknowledging up to a later
                 // one covers only what is not settled yet, but up to an earlier one must not come
                 // to cover this.
-                self.hand.flush();
+                self.deliverer.flush();
                 self.ack()?;
-                self.consumer.reject(inbound)
+                self.consumer.reject(delivery)
             }
         }
     }

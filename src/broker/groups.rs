@@ -26,7 +26,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const MAX_GROUPS: usize = 10_000;
 /// How long one group may fail, with a User Service that answers, before its messages go to those who
 /// were members before.
-const PATIENCE: Duration = Duration::from_secs(60);
+const GROUP_FAILURE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the User Service says of a group: its members, in any order.
 pub type Answer = services::Result<Vec<String>>;
@@ -77,7 +77,7 @@ impl Groups {
     }
 
     /// Marks the list as outdated; whether there is one.
-    pub fn outdate(&self, group: &GroupId) -> bool {
+    pub fn invalidate(&self, group: &GroupId) -> bool {
         let mut held = self.held.lock();
         let list = held.lists.get_mut(group);
         list.map(|list| list.fresh_until = Instant::now()).is_some()
@@ -95,13 +95,13 @@ impl Groups {
     /// means: ask again later.
     pub fn answered(&self, group: &GroupId, answer: Answer) -> Result<Members, ServiceError> {
         match answer {
-            Ok(ids) => Ok(self.hold(group, valid(group, &ids))),
+            Ok(ids) => Ok(self.store(group, valid(group, &ids))),
             // As a group without members: if it appears yet, all of them are new.
             Err(error) if error.code == ErrorCode::NotFound => {
                 warn!("Group does not exist: group={group}");
-                Ok(self.hold(group, Members::default()))
+                Ok(self.store(group, Members::default()))
             }
-            Err(error) => self.hold_on(group, error),
+            Err(error) => self.serve_stale(group, error),
         }
     }
 
@@ -115,7 +115,7 @@ impl Groups {
     }
 
     /// Holds a fetched list and catches its new members up.
-    fn hold(&self, group: &GroupId, members: Members) -> Members {
+    fn store(&self, group: &GroupId, members: Members) -> Members {
         let now = Instant::now();
         let mut held = self.held.lock();
         let list = held.list(group, now);
@@ -132,12 +132,14 @@ impl Groups {
     /// There is no list to be had: the group's messages wait. Where the service answers, they wait a
     /// while, and then go to those who were members before; with the next list the others are caught
     /// up.
-    fn hold_on(&self, group: &GroupId, error: ServiceError) -> Result<Members, ServiceError> {
+    fn serve_stale(&self, group: &GroupId, error: ServiceError) -> Result<Members, ServiceError> {
         let now = Instant::now();
         let mut held = self.held.lock();
         // Not forgotten: the next list is compared with it.
         let list = held.list(group, now);
-        if error.is_out_of_reach() || now - *list.failing_since.get_or_insert(now) < PATIENCE {
+        if error.is_out_of_reach()
+            || now - *list.failing_since.get_or_insert(now) < GROUP_FAILURE_TIMEOUT
+        {
             return Err(error);
         }
         list.fresh_until = now + self.ttl;
@@ -266,9 +268,9 @@ mod tests {
     fn an_outdated_list_is_not_used_and_still_compared_with() {
         let s = scene(LONG);
         let carol = Client::join(&s.registry, "carol");
-        assert!(!s.groups.outdate(&s.team), "no list yet");
+        assert!(!s.groups.invalidate(&s.team), "no list yet");
         s.fetch(&s.team).unwrap();
-        assert!(s.groups.outdate(&s.team));
+        assert!(s.groups.invalidate(&s.team));
         assert!(s.groups.fresh(&s.team).is_none());
         s.users.set("team", &["carol"]);
         s.fetch(&s.team).unwrap();
@@ -303,7 +305,7 @@ mod tests {
         s.fetch(&s.team).unwrap();
         s.users.fail(ErrorCode::Internal);
         assert!(s.fetch(&s.team).is_err());
-        let long_ago = Instant::now() - 2 * PATIENCE;
+        let long_ago = Instant::now() - 2 * GROUP_FAILURE_TIMEOUT;
         let fail_since = |since| {
             s.groups
                 .held
@@ -343,7 +345,7 @@ mod tests {
         let s = scene(LONG);
         for number in 0..=MAX_GROUPS {
             let group = GroupId::new(&format!("g{number}")).unwrap();
-            s.groups.hold(&group, Members::default());
+            s.groups.store(&group, Members::default());
         }
         let held = s.groups.held.lock();
         assert!(

@@ -10,11 +10,11 @@ mod consume;
 pub mod deliver;
 mod groups;
 // They publish as the reference services do.
+mod connection;
 #[cfg(all(test, feature = "reference"))]
 mod rabbit_tests;
 mod recipient;
 pub mod routes;
-mod session;
 pub mod source;
 pub mod supervisor;
 #[cfg(all(test, feature = "reference"))]
@@ -22,7 +22,7 @@ mod support;
 pub mod topology;
 mod waiting;
 
-pub use deliver::Deliver;
+pub use deliver::DeliveryContext;
 pub use routes::Routes;
 pub use supervisor::{Settings, Supervisor};
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, unbounded};
 use prost::Message as _;
 
-use super::amqp::{AmqpError, Argument, Link, Opener};
-use super::supervisor::LOOK_EVERY;
+use super::amqp::{AmqpConnection, AmqpError, Argument, Opener};
+use super::supervisor::EXCHANGE_POLL_INTERVAL;
 use super::support::amqp::Amqp;
 use super::support::broker::Broker;
 use super::support::wait::{wait_until, wait_until_within};
@@ -52,7 +52,7 @@ fn settings(url: &str) -> Settings {
         heartbeat: HEARTBEAT,
         prefetch: 64,
         retry_first: RETRY_FIRST,
-        look_every: LOOK_EVERY,
+        exchange_poll_interval: EXCHANGE_POLL_INTERVAL,
     }
 }
 
@@ -66,7 +66,7 @@ fn side_with(settings: Settings) -> Side {
         Arc::new(Registry::default()),
     );
     let ttl = Duration::from_secs(3_600);
-    let deliver = Arc::new(Deliver::new(
+    let deliver = Arc::new(DeliveryContext::new(
         Arc::clone(&registry),
         Arc::clone(&users) as _,
         ttl,
@@ -220,7 +220,7 @@ fn receives(client: &mut Client, ids: impl IntoIterator<Item = u32>) {
     }
 }
 
-fn open(url: &str) -> Link {
+fn open(url: &str) -> AmqpConnection {
     let endpoint = Endpoint::parse(url).unwrap();
     let mut opener = Opener::new(endpoint, "test".into(), HEARTBEAT);
     opener.open(&StopSignal::never()).unwrap()

@@ -1,4 +1,4 @@
-//! The `broker` thread: keeps one session with RabbitMQ alive, from the first connection to
+//! The `broker` thread: keeps one connection with RabbitMQ alive, from the first connection to
 //! the last, and says whether it is.
 
 use std::sync::Arc;
@@ -8,15 +8,15 @@ use std::{io, mem};
 use log::{Level, error, info, log, warn};
 use parking_lot::Mutex;
 
-use super::amqp::{AmqpError, Cutter, Link, Opener};
-use super::session::Session;
-use super::{Deliver, Endpoint, Routes};
+use super::amqp::{AbortHandle, AmqpConnection, AmqpError, Opener};
+use super::connection::BrokerConnection;
+use super::{DeliveryContext, Endpoint, Routes};
 use crate::backoff::Backoff;
 use crate::client::failpoint;
 use crate::threads::{Fatal, StopSignal, Worker, contain};
 
 /// How often is looked whether an exchange was deleted.
-pub const LOOK_EVERY: Duration = Duration::from_secs(30);
+pub const EXCHANGE_POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// Waits between two tries are jittered: half of these, up to all.
 pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
@@ -36,8 +36,8 @@ pub struct Settings {
     pub prefetch: u16,
     /// The first wait after a connection is lost: [`RETRY_FIRST`], save in tests of many losses.
     pub retry_first: Duration,
-    /// [`LOOK_EVERY`], save in tests.
-    pub look_every: Duration,
+    /// [`EXCHANGE_POLL_INTERVAL`], save in tests.
+    pub exchange_poll_interval: Duration,
 }
 
 /// Owns the `broker` thread.
@@ -50,7 +50,7 @@ struct Shared {
     /// Why the broker is not in reach, if it is not.
     state: Mutex<Result<(), String>>,
     /// Ends the present connection.
-    cutter: Mutex<Option<Arc<Cutter>>>,
+    abort_handle: Mutex<Option<Arc<AbortHandle>>>,
 }
 
 impl Supervisor {
@@ -60,17 +60,17 @@ impl Supervisor {
     /// Nothing is tried any more then.
     pub fn start(
         settings: Settings,
-        deliver: Arc<Deliver>,
+        deliver: Arc<DeliveryContext>,
         routes: Arc<Routes>,
         fatal: &Fatal,
         on_owned: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(Err("not connected yet".into())),
-            cutter: Mutex::new(None),
+            abort_handle: Mutex::new(None),
         });
         let name = format!("ws-gateway {}", settings.gateway_id);
-        let mut watch = Watch {
+        let mut supervisor_loop = SupervisorLoop {
             opener: Opener::new(settings.endpoint.clone(), name, settings.heartbeat),
             backoff: Backoff::new(settings.retry_first, RETRY_LONGEST),
             settings,
@@ -81,7 +81,7 @@ impl Supervisor {
             on_owned: Some(Box::new(on_owned)),
             in_use_since: None,
         };
-        let thread = Worker::start("broker", fatal, move |stop| watch.run(stop))?;
+        let thread = Worker::start("broker", fatal, move |stop| supervisor_loop.run(stop))?;
         Ok(Self { shared, thread })
     }
 
@@ -99,8 +99,8 @@ impl Supervisor {
         let mut wait_until = deadline.min(Instant::now() + STOP_WITHIN);
         while !self.thread.ends_by(wait_until) {
             // Again, should a connection have been opened just now.
-            if let Some(cutter) = &*self.shared.cutter.lock() {
-                cutter.cut();
+            if let Some(abort_handle) = &*self.shared.abort_handle.lock() {
+                abort_handle.abort();
             }
             if Instant::now() > deadline + CUT_WITHIN {
                 return warn!("Broker thread left behind");
@@ -112,9 +112,9 @@ impl Supervisor {
 }
 
 /// The thread's own state.
-struct Watch {
+struct SupervisorLoop {
     settings: Settings,
-    deliver: Arc<Deliver>,
+    deliver: Arc<DeliveryContext>,
     routes: Arc<Routes>,
     opener: Opener,
     shared: Arc<Shared>,
@@ -127,7 +127,7 @@ struct Watch {
     backoff: Backoff,
 }
 
-impl Watch {
+impl SupervisorLoop {
     fn run(&mut self, stop: &StopSignal) {
         let mut wait = Duration::ZERO;
         while !stop.within(wait) {
@@ -151,16 +151,16 @@ impl Watch {
 
     /// One connection, to its end; `Ok` when told to stop. A panic ends this connection, and the
     /// next one is opened.
-    fn serve(&mut self, link: Link, stop: &StopSignal) -> Result<(), AmqpError> {
-        *self.shared.cutter.lock() = Some(link.cutter());
+    fn serve(&mut self, link: AmqpConnection, stop: &StopSignal) -> Result<(), AmqpError> {
+        *self.shared.abort_handle.lock() = Some(link.abort_handle());
         let is_first = self.on_owned.is_some();
-        let mut session = Session::declare(link, &self.settings.gateway_id, is_first)?;
+        let mut connection = BrokerConnection::declare(link, &self.settings.gateway_id, is_first)?;
         self.routes.begin();
         let outcome = contain(|| {
-            session.start_consumers(&self.deliver, self.settings.prefetch)?;
-            session.start_routes(Arc::clone(&self.routes))?;
+            connection.start_consumers(&self.deliver, self.settings.prefetch)?;
+            connection.start_routes(Arc::clone(&self.routes))?;
             self.up();
-            session.watch(stop, self.settings.look_every)
+            connection.watch(stop, self.settings.exchange_poll_interval)
         });
         self.routes.end();
         let panicked = || Err(AmqpError::Lost("the broker thread panicked".into()));
@@ -173,7 +173,7 @@ impl Watch {
                 *state = Err(format!("about to reconnect: {error}"));
             }
         }
-        session.leave(outcome)
+        connection.leave(outcome)
     }
 
     fn up(&mut self) {
@@ -222,7 +222,7 @@ impl Watch {
 
     /// Whether this is news.
     fn down(&self, reason: &str) -> bool {
-        *self.shared.cutter.lock() = None;
+        *self.shared.abort_handle.lock() = None;
         let before = mem::replace(&mut *self.shared.state.lock(), Err(reason.into()));
         before.err().as_deref() != Some(reason)
     }

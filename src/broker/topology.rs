@@ -2,7 +2,7 @@
 
 use log::{error, warn};
 
-use super::amqp::{AmqpError, Argument, Channel, ExchangeKind, Link, Result};
+use super::amqp::{AmqpConnection, AmqpError, Argument, Channel, ExchangeKind, Result};
 use super::{DIRECT_EXCHANGE, Queue, TOPIC_EXCHANGE};
 use crate::ids::UserId;
 
@@ -55,7 +55,7 @@ impl Topology {
 
     /// Declares everything but the bindings of users. What exists with other arguments is
     /// `Refused`, with its name.
-    pub fn declare(&mut self, link: &mut Link) -> Result<()> {
+    pub fn declare(&mut self, link: &mut AmqpConnection) -> Result<()> {
         let channel = declare_shared(link)?;
         // Before all bindings: who deletes an exchange after this takes its marker too.
         self.mark(&link.channel()?)?;
@@ -89,7 +89,7 @@ impl Topology {
 
     /// Looks whether the exchanges are those that were declared, and `Lost` says that one is not;
     /// everything else that may have been deleted is declared again.
-    pub fn look(&self, link: &mut Link) -> Result<()> {
+    pub fn look(&self, link: &mut AmqpConnection) -> Result<()> {
         let channel = link.channel()?;
         for exchange in WATCHED {
             let marker = self.marked.then(|| self.marker(exchange));
@@ -123,7 +123,7 @@ impl Topology {
 
 /// Declares what all gateways and publishers share, so that none depends on another's start;
 /// returns a channel.
-pub fn declare_shared(link: &mut Link) -> Result<Channel> {
+pub fn declare_shared(link: &mut AmqpConnection) -> Result<Channel> {
     let mut channel = link.channel()?;
     channel.declare_exchange(DIRECT_EXCHANGE, ExchangeKind::Direct)?;
     channel.declare_exchange(TOPIC_EXCHANGE, ExchangeKind::Topic)?;

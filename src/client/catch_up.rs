@@ -2,7 +2,7 @@
 //!
 //! It fetches what is unread page by page, each once the client has taken most of what it was sent
 //! before, and writes it behind what is queued: so it goes at the pace of the client and never
-//! causes a 4001. Pushes that arrive meanwhile wait in the [`Hold`](super::hold::Hold).
+//! causes a 4001. Pushes that arrive meanwhile wait in the [`DeliveryGate`](super::gate::DeliveryGate).
 //!
 //! A service that does not get on, by errors, by a page that is too large or by pages that lead in
 //! circles, is asked ever more slowly, and holds up live pushes for [`HOLD_LONGEST`] at most: then
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use super::connection::Connection;
-use super::hold::Finish;
+use super::gate::Finish;
 use super::protocol::{ChatMessage, Outgoing, timestamp};
 use crate::backoff::Backoff;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
@@ -36,9 +36,9 @@ const PERMIT_WITHIN: Duration = Duration::from_secs(1);
 /// How much a client may have yet to take of what it was sent when the next page is fetched, in
 /// bytes. What it has taken it may have acknowledged, and then is not sent again.
 const LOW_WATER: u64 = 64 << 10;
-/// How long until the next look at how much that is; it doubles up to [`MAX_LOOK`].
-const MIN_LOOK: Duration = Duration::from_millis(10);
-const MAX_LOOK: Duration = Duration::from_millis(500);
+/// How long until the next look at how much that is; it doubles up to [`MAX_POLL_INTERVAL`].
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long ids are remembered after a catch-up: longer than a publication is on its way while
 /// all is well. A message that comes later still is sent again under its same id.
 const SETTLING: Duration = Duration::from_secs(5);
@@ -58,7 +58,7 @@ pub(super) struct CatchUp {
     sent: usize,
     /// `offline_complete` is sent for what was sent.
     announced: bool,
-    look: Duration,
+    poll_interval: Duration,
     /// Since when the service has not got on.
     stuck_since: Option<Instant>,
     backoff: Backoff,
@@ -96,7 +96,7 @@ impl CatchUp {
             limit: PAGE,
             sent: 0,
             announced: false,
-            look: MIN_LOOK,
+            poll_interval: MIN_POLL_INTERVAL,
             stuck_since: None,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF_ANSWERED),
         }
@@ -110,7 +110,7 @@ impl CatchUp {
     /// Does what is due, at most one page; call it when nothing waits for the socket. Answers when
     /// it wants to be called again, if at all before the next request.
     pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
-        let requested = connection.hold.take_request();
+        let requested = connection.gate.take_request();
         match self.stage {
             // A request does not hurry a service that does not get on.
             Stage::Running(_) if requested && self.stuck_since.is_some() => {
@@ -124,7 +124,7 @@ impl CatchUp {
             Stage::Running(due) if now >= due => self.page(connection, now),
             Stage::Finishing => self.finish(connection, now),
             Stage::Settling(end) if now >= end => {
-                connection.hold.settle();
+                connection.gate.settle();
                 self.stage = Stage::Idle;
             }
             _ => {}
@@ -160,11 +160,11 @@ impl CatchUp {
     #[inline(never)]
     fn page(&mut self, connection: &Connection, now: Instant) {
         if connection.outbox.progress().in_flight > LOW_WATER {
-            self.stage = Stage::Running(now + self.look);
-            self.look = (self.look * 2).min(MAX_LOOK);
+            self.stage = Stage::Running(now + self.poll_interval);
+            self.poll_interval = (self.poll_interval * 2).min(MAX_POLL_INTERVAL);
             return;
         }
-        self.look = MIN_LOOK;
+        self.poll_interval = MIN_POLL_INTERVAL;
         let request = GetOfflineMessagesRequest {
             user_id: connection.user().as_str().into(),
             after_id: self.position.clone(),
@@ -202,7 +202,7 @@ impl CatchUp {
         let unsent = page
             .messages
             .iter()
-            .filter(|message| connection.hold.claim(&message.id));
+            .filter(|message| connection.gate.claim(&message.id));
         let frames: Vec<_> = unsent
             .filter_map(ChatMessage::of)
             .map(|message| message.frame())
@@ -243,7 +243,7 @@ impl CatchUp {
     fn finish(&mut self, connection: &Connection, now: Instant) {
         self.stage = Stage::Finishing;
         while !connection.outbox.is_handed_over() {
-            let finish = connection.hold.finish();
+            let finish = connection.gate.finish();
             if finish == Finish::Again {
                 self.announced = false;
                 self.stage = Stage::Running(now);
@@ -266,17 +266,17 @@ impl CatchUp {
 
     /// Lets live pushes go past a service that does not get on.
     fn open(&mut self, connection: &Connection, now: Instant) {
-        let hold = &connection.hold;
-        let was_open = hold.is_open();
-        hold.give_up();
-        while let Finish::Frames(frames) = hold.finish() {
+        let gate = &connection.gate;
+        let was_open = gate.is_open();
+        gate.give_up();
+        while let Finish::Frames(frames) = gate.finish() {
             connection.outbox.write_behind(frames);
             if connection.outbox.is_handed_over() {
                 // Once more as soon as the client has taken them.
                 return;
             }
         }
-        if hold.is_open() && !was_open {
+        if gate.is_open() && !was_open {
             let (user, conn_id) = (connection.user(), connection.id());
             warn!("Live pushes go past what is unread: user={user}, conn_id={conn_id}");
         }
@@ -427,7 +427,7 @@ mod tests {
             while self.now < end {
                 let outbox = &self.bob.connection.outbox;
                 if outbox.is_handed_over() {
-                    outbox.drain();
+                    outbox.flush_blocking();
                     continue;
                 }
                 // Its clock is not the client's.
@@ -551,11 +551,11 @@ mod tests {
             scene.answers(answer);
             let first = scene.run(HOLD_LONGEST);
             assert!(first < 20_000, "{name}: {first} calls");
-            let hold = &scene.bob.connection.hold;
-            assert!(!hold.is_open(), "{name}: it waits");
+            let gate = &scene.bob.connection.gate;
+            assert!(!gate.is_open(), "{name}: it waits");
             scene.live("live");
             scene.run(HOLD_LONGEST);
-            assert!(scene.bob.connection.hold.is_open(), "{name}: for ever");
+            assert!(scene.bob.connection.gate.is_open(), "{name}: for ever");
             let later = scene.run(10 * MINUTE);
             assert!((5..50).contains(&later), "{name}: {later} calls");
             let text = scene.bob.has_read(reader);

@@ -21,9 +21,9 @@ mod dispatch;
 pub(crate) mod failpoint;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod gate;
 mod handshake;
 mod head;
-mod hold;
 mod liveness;
 mod rate;
 pub(crate) mod refuser;
@@ -63,7 +63,7 @@ pub struct Context {
 
 impl Context {
     /// Refuses newcomers while the gateway shuts down.
-    fn let_in(&self) -> http::Result<()> {
+    fn reject_if_draining(&self) -> http::Result<()> {
         if self.draining.load(Ordering::SeqCst) {
             return Err(HttpResponse::unavailable("The gateway is shutting down"));
         }

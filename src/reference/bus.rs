@@ -1,5 +1,5 @@
 //! The in-process bus of embedded mode: three bounded queues instead of RabbitMQ's, with the same
-//! bindings, the same three consumer threads and the same [`Deliver`].
+//! bindings, the same three consumer threads and the same [`DeliveryContext`].
 //!
 //! What it holds ends with the process. Nothing is lost by that: it is unread in the Message
 //! Service.
@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, select};
 use log::warn;
 
 use super::publisher::{Outcome, Publication, PublishError, Publisher};
-use crate::broker::deliver::{Deliver, Hand, Taken};
+use crate::broker::deliver::{Deliverer, DeliveryContext, Disposition};
 use crate::broker::{DIRECT_EXCHANGE, Delivery, Queue, TOPIC_EXCHANGE};
 use crate::threads::{Fatal, StopGuard, StopSignal, Worker};
 
@@ -50,7 +50,7 @@ impl LocalBus {
     }
 
     /// Starts the consumer threads. `fatal` is told if one of them cannot go on.
-    pub fn start(mut self, deliver: &Arc<Deliver>, fatal: &Fatal) -> io::Result<Self> {
+    pub fn start(mut self, deliver: &Arc<DeliveryContext>, fatal: &Fatal) -> io::Result<Self> {
         for (queue, publications) in Queue::ALL.into_iter().zip(&self.ends) {
             let (publications, closed) = (publications.clone(), self.closed.clone());
             let deliver = Arc::clone(deliver);
@@ -58,7 +58,7 @@ impl LocalBus {
                 let consumer = Consumer {
                     queue,
                     publications: &publications,
-                    hand: deliver.hand(queue),
+                    deliverer: deliver.deliverer(queue),
                 };
                 consumer.run(&closed);
             };
@@ -137,7 +137,7 @@ fn bound_queue(exchange: &str, key: &str) -> Option<Queue> {
 struct Consumer<'a> {
     queue: Queue,
     publications: &'a Receiver<Publication>,
-    hand: Hand,
+    deliverer: Deliverer,
 }
 
 impl Consumer<'_> {
@@ -149,8 +149,8 @@ impl Consumer<'_> {
                     Err(_) => return,
                 },
                 recv(closed.receiver()) -> _ => break,
-                recv(self.hand.woken()) -> _ => self.hand.flush(),
-                default(self.hand.due_in()) => self.hand.flush(),
+                recv(self.deliverer.woken()) -> _ => self.deliverer.flush(),
+                default(self.deliverer.due_in()) => self.deliverer.flush(),
             }
         }
         while let Ok(first) = self.publications.try_recv() {
@@ -164,7 +164,7 @@ impl Consumer<'_> {
         for next in self.publications.try_iter().take(BATCH - 1) {
             self.deliver(&next);
         }
-        self.hand.flush();
+        self.deliverer.flush();
     }
 
     fn deliver(&mut self, publication: &Publication) {
@@ -173,7 +173,7 @@ impl Consumer<'_> {
             kind: &publication.kind,
             body: &publication.body,
         };
-        if let Taken::DeadLetter(reason) = self.hand.take(&delivery) {
+        if let Disposition::Reject(reason) = self.deliverer.enqueue(&delivery) {
             warn!("Dead letter: queue={}, reason={reason}", self.queue.name());
         }
     }
@@ -217,7 +217,7 @@ mod tests {
         );
         users.set("team", &["bob"]);
         let ttl = Duration::from_secs(60);
-        let deliver = Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
+        let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
         (
             LocalBus::new()
                 .start(&Arc::new(deliver), &crossbeam::channel::unbounded().0)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::bus::LocalBus;
 use super::{Reference, ReferenceError};
-use crate::broker::Deliver;
+use crate::broker::DeliveryContext;
 use crate::broker::source::{DeliverySource, ReloadError};
 use crate::config::{Addresses, Config};
 use crate::threads::Fatal;
@@ -38,7 +38,7 @@ impl Embedded {
     }
 
     /// Delivers from now on.
-    pub fn consume(self, deliver: &Arc<Deliver>, fatal: &Fatal) -> io::Result<Self> {
+    pub fn consume(self, deliver: &Arc<DeliveryContext>, fatal: &Fatal) -> io::Result<Self> {
         let Self { bus, reference } = self;
         Ok(Self {
             bus: bus.start(deliver, fatal)?,

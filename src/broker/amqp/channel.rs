@@ -135,7 +135,7 @@ impl Consumer<'_> {
         quit: &StopSignal,
         woken: &Receiver<()>,
         wait: Duration,
-    ) -> Result<Option<Inbound>> {
+    ) -> Result<Option<AmqpDelivery>> {
         select! {
             recv(self.0.receiver()) -> message => received(message.ok()),
             recv(quit.receiver()) -> _ => Ok(None),
@@ -145,7 +145,7 @@ impl Consumer<'_> {
     }
 
     /// Receives without waiting.
-    pub fn receive_now(&self) -> Result<Option<Inbound>> {
+    pub fn receive_now(&self) -> Result<Option<AmqpDelivery>> {
         match self.0.receiver().try_recv() {
             Err(TryRecvError::Empty) => Ok(None),
             message => received(message.ok()),
@@ -153,17 +153,17 @@ impl Consumer<'_> {
     }
 
     /// Receives what came before the broker answered to [`Self::cancel`], and then `None`.
-    pub fn receive_rest(&self) -> Result<Option<Inbound>> {
+    pub fn receive_rest(&self) -> Result<Option<AmqpDelivery>> {
         received(self.0.receiver().recv().ok())
     }
 
     /// Acknowledges this delivery and all before it that are not settled, without waiting.
-    pub fn ack_up_to(&self, last: Inbound) -> Result<()> {
+    pub fn ack_up_to(&self, last: AmqpDelivery) -> Result<()> {
         self.0.ack_multiple(last.0).context("acknowledging")
     }
 
     /// Hands the delivery to the queue's dead letters, without waiting.
-    pub fn reject(&self, delivery: Inbound) -> Result<()> {
+    pub fn reject(&self, delivery: AmqpDelivery) -> Result<()> {
         self.0.reject(delivery.0, false).context("rejecting")
     }
 
@@ -174,9 +174,9 @@ impl Consumer<'_> {
 }
 
 /// `None`: after [`Consumer::cancel`], this was all.
-fn received(message: Option<ConsumerMessage>) -> Result<Option<Inbound>> {
+fn received(message: Option<ConsumerMessage>) -> Result<Option<AmqpDelivery>> {
     match message {
-        Some(ConsumerMessage::Delivery(delivery)) => Ok(Some(Inbound(delivery))),
+        Some(ConsumerMessage::Delivery(delivery)) => Ok(Some(AmqpDelivery(delivery))),
         Some(ConsumerMessage::ClientCancelled) => Ok(None),
         Some(ConsumerMessage::ServerCancelled) => Err(lost("the queue was deleted")),
         Some(
@@ -190,9 +190,9 @@ fn received(message: Option<ConsumerMessage>) -> Result<Option<Inbound>> {
 }
 
 /// A delivery that is to be settled.
-pub struct Inbound(amiquip::Delivery);
+pub struct AmqpDelivery(amiquip::Delivery);
 
-impl Inbound {
+impl AmqpDelivery {
     pub fn delivery(&self) -> Delivery<'_> {
         Delivery {
             routing_key: &self.0.routing_key,

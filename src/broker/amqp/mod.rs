@@ -3,21 +3,21 @@
 //! on a broker that stalls, a connection without heartbeats, an error that shows the password, a
 //! delivery that ends the connection.
 //!
-//! A [`Link`] is one connection, a [`Channel`] one channel of it. Calls that wait for the broker
+//! A [`AmqpConnection`] is one connection, a [`Channel`] one channel of it. Calls that wait for the broker
 //! have no timeout of their own: they end after two heartbeats without a sign of life, or at once
 //! when the link is cut.
 
 mod channel;
+mod connection;
 mod error;
-mod link;
 #[cfg(feature = "reference")]
 mod publish;
 mod sanitize;
 mod socket;
 
-pub use self::channel::{Argument, Channel, Consumer, ExchangeKind, Inbound};
+pub use self::channel::{AmqpDelivery, Argument, Channel, Consumer, ExchangeKind};
+pub use self::connection::{AmqpConnection, Opener};
 pub use self::error::{AmqpError, Result};
-pub use self::link::{Link, Opener};
 #[cfg(feature = "reference")]
 pub use self::publish::{Alarm, Confirms, Outcome};
-pub use self::socket::Cutter;
+pub use self::socket::AbortHandle;

@@ -12,8 +12,8 @@ use amiquip::{AmqpProperties, Confirm, ConfirmPayload, ConnectionBlockedNotifica
 use crossbeam::channel::{Receiver, Select, TryRecvError};
 
 use super::channel::Channel;
+use super::connection::AmqpConnection;
 use super::error::{Context as _, Result, lost};
-use super::link::Link;
 
 /// What became of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Alarm {
     active: bool,
 }
 
-impl Link {
+impl AmqpConnection {
     /// Tells, from now on, whether the broker takes no publications (a memory or disk alarm).
     pub fn alarm(&mut self) -> Result<Alarm> {
         let news = self.connection.listen_for_connection_blocked();

@@ -18,7 +18,7 @@ pub struct Socket {
     stream: TcpStream,
     frames: Frames,
     tuned: bool,
-    cutter: Arc<Cutter>,
+    abort_handle: Arc<AbortHandle>,
 }
 
 /// How far a connection has come that is being opened.
@@ -39,7 +39,7 @@ pub enum Stage {
 /// Ends a connection at once, whatever its peer does, also while it is being opened: the I/O thread
 /// reads its end, and every call that waits for the broker fails.
 #[derive(Debug, Default)]
-pub struct Cutter(Mutex<Progress>);
+pub struct AbortHandle(Mutex<Progress>);
 
 #[derive(Debug, Default)]
 struct Progress {
@@ -47,8 +47,8 @@ struct Progress {
     socket: Option<TcpStream>,
 }
 
-impl Cutter {
-    pub fn cut(&self) {
+impl AbortHandle {
+    pub fn abort(&self) {
         let mut progress = self.0.lock();
         progress.stage = Stage::Cut;
         let socket = progress.socket.take();
@@ -80,25 +80,25 @@ impl Cutter {
 
 /// Cuts when it is dropped.
 #[derive(Default)]
-pub struct CutOnDrop(pub Arc<Cutter>);
+pub struct CutOnDrop(pub Arc<AbortHandle>);
 
 impl Drop for CutOnDrop {
     fn drop(&mut self) {
-        self.0.cut();
+        self.0.abort();
     }
 }
 
 impl Socket {
-    /// Begins to connect to `address`; `cutter` ends it, and knows how far it has come.
-    pub fn connect(address: &SocketAddr, cutter: &Arc<Cutter>) -> io::Result<Self> {
+    /// Begins to connect to `address`; `abort_handle` ends it, and knows how far it has come.
+    pub fn connect(address: &SocketAddr, abort_handle: &Arc<AbortHandle>) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        cutter.is_to_cut(stream.try_clone()?)?;
+        abort_handle.is_to_cut(stream.try_clone()?)?;
         Ok(Self {
             stream,
             frames: Frames::default(),
             tuned: false,
-            cutter: Arc::clone(cutter),
+            abort_handle: Arc::clone(abort_handle),
         })
     }
 }
@@ -132,7 +132,7 @@ impl Write for Socket {
         let stage = leads_to(bytes)?;
         let written = self.stream.write(bytes)?;
         self.tuned = stage == Stage::Tuned;
-        self.cutter.has_come_to(stage);
+        self.abort_handle.has_come_to(stage);
         Ok(written)
     }
 

@@ -13,7 +13,7 @@ fn watching(url: &str) -> Side {
 fn watching_as(url: &str, gateway_id: &str) -> Side {
     let side = side_with(Settings {
         gateway_id: gateway_id.into(),
-        look_every: LOOK,
+        exchange_poll_interval: LOOK,
         ..settings(url)
     });
     side.comes_up();
@@ -32,7 +32,7 @@ fn quorum_by_default(broker: &Broker, name: &str) -> String {
     format!("{}/{name}", url.rsplit_once('/').unwrap().0)
 }
 
-fn quorum(link: &mut Link, queue: &str) {
+fn quorum(link: &mut AmqpConnection, queue: &str) {
     let arguments = [("x-queue-type", Argument::Text("quorum"))];
     let channel = link.channel().unwrap();
     channel.declare_queue(queue, &arguments).unwrap();

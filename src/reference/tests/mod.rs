@@ -45,7 +45,7 @@ struct Shared {
     changed: Condvar,
 }
 
-type Watch = Box<dyn FnMut(&Publication) + Send>;
+type SupervisorLoop = Box<dyn FnMut(&Publication) + Send>;
 
 #[derive(Default)]
 struct State {
@@ -59,7 +59,7 @@ struct State {
     /// Calls do not return until this is false.
     stuck: bool,
     /// Called with each publication that succeeds.
-    watch: Option<Watch>,
+    watch: Option<SupervisorLoop>,
     outcomes: Vec<(u64, Outcome)>,
     /// Routing keys of publications whose outcome is not told yet.
     in_flight: BTreeSet<String>,

@@ -5,25 +5,25 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvError, Sender, bounded, select, tick};
 
-use super::amqp::{AmqpError, Channel, Link, Result};
+use super::amqp::{AmqpConnection, AmqpError, Channel, Result};
 use super::consume;
-use super::deliver::Deliver;
+use super::deliver::DeliveryContext;
 use super::routes::{Routes, Work};
 use super::topology::{Topology, user_key};
 use super::{DIRECT_EXCHANGE, Queue};
 use crate::ids::UserId;
 use crate::threads::{StopGuard, StopSignal, Threads, USUAL_STACK, contain};
 
-/// How long the threads of a session that failed may take to finish, and its connection to close,
+/// How long the threads of a connection that failed may take to finish, and it to close,
 /// before it is cut.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 /// Channels that binds are dealt out to. RabbitMQ 3.10 takes 2,000 binds a second on one, 3,100 to
 /// 4,300 on four, hardly more on sixteen; and half of that when each of them is waited for.
-const LANES: usize = 4;
+const BIND_CHANNELS: usize = 4;
 
 /// A connection and its threads.
-pub struct Session {
-    link: Link,
+pub struct BrokerConnection {
+    link: AmqpConnection,
     topology: Topology,
     threads: Arc<Threads>,
     /// For the threads.
@@ -32,9 +32,9 @@ pub struct Session {
     news: (Sender<Result<()>>, Receiver<Result<()>>),
 }
 
-impl Session {
+impl BrokerConnection {
     /// Declares the topology; `afresh` deletes the gateway's own queues first.
-    pub fn declare(mut link: Link, gateway_id: &str, afresh: bool) -> Result<Self> {
+    pub fn declare(mut link: AmqpConnection, gateway_id: &str, afresh: bool) -> Result<Self> {
         let mut topology = Topology::new(gateway_id);
         if afresh {
             topology.delete(&link.channel()?)?;
@@ -51,14 +51,14 @@ impl Session {
     }
 
     /// Starts the consumers, and returns once all queues are ours.
-    pub fn start_consumers(&mut self, deliver: &Arc<Deliver>, prefetch: u16) -> Result<()> {
+    pub fn start_consumers(&mut self, deliver: &Arc<DeliveryContext>, prefetch: u16) -> Result<()> {
         for queue in Queue::ALL {
             let (channel, name) = (self.link.channel()?, self.topology.queue(queue));
             let (stop, tell) = (self.stop.1.clone(), self.news.0.clone());
-            let hand = deliver.hand(queue);
+            let deliverer = deliver.deliverer(queue);
             self.spawn(format!("consume-{}", queue.name()), move || {
                 let started = || drop(tell.send(Ok(())));
-                consume::run(&channel, &name, prefetch, hand, &stop, started)
+                consume::run(&channel, &name, prefetch, deliverer, &stop, started)
             })?;
         }
         for _ in Queue::ALL {
@@ -69,21 +69,21 @@ impl Session {
 
     /// Starts the `routes` thread.
     pub fn start_routes(&mut self, routes: Arc<Routes>) -> Result<()> {
-        let lanes = (0..LANES).map(|_| self.link.channel());
-        let lanes = lanes.collect::<Result<Vec<_>>>()?;
+        let channels = (0..BIND_CHANNELS).map(|_| self.link.channel());
+        let channels = channels.collect::<Result<Vec<_>>>()?;
         let queue = self.topology.queue(Queue::Single);
         self.spawn("routes".into(), move || {
             routes.serve(|work| match work {
-                Work::Bind(users) => bind(&lanes, &queue, users),
-                Work::Unbind(user) => lanes[0].unbind(&queue, DIRECT_EXCHANGE, &user_key(user)),
+                Work::Bind(users) => bind(&channels, &queue, users),
+                Work::Unbind(user) => channels[0].unbind(&queue, DIRECT_EXCHANGE, &user_key(user)),
             })
         })
     }
 
     /// Waits: told to stop is `Ok`, anything lost an error. Looks every so often whether an
     /// exchange was deleted.
-    pub fn watch(&mut self, stop: &StopSignal, look_every: Duration) -> Result<()> {
-        let look = tick(look_every);
+    pub fn watch(&mut self, stop: &StopSignal, exchange_poll_interval: Duration) -> Result<()> {
+        let look = tick(exchange_poll_interval);
         loop {
             select! {
                 recv(self.news.1) -> ended => return ended.map_err(no_thread)?,
@@ -100,7 +100,7 @@ impl Session {
         while self.threads.join(Instant::now() + LEAVE_WITHIN) > 0 {
             // Otherwise whoever gave the signal to stop has a deadline of their own, and cuts.
             if outcome.is_err() {
-                self.link.cutter().cut();
+                self.link.abort_handle().abort();
             }
         }
         if outcome.is_ok() {
@@ -128,19 +128,19 @@ impl Session {
     }
 }
 
-/// Binds users to the queue. RabbitMQ works off each channel by itself. All but each lane's last
+/// Binds users to the queue. RabbitMQ works off each channel by itself. All but each channel's last
 /// bind go without waiting. The last one is waited for; its channel's order makes it confirm the
 /// others.
-fn bind(lanes: &[Channel], queue: &str, users: &[UserId]) -> Result<()> {
-    let share = users.len().div_ceil(lanes.len()).max(1);
-    let dealt = || lanes.iter().zip(users.chunks(share));
-    for (lane, users) in dealt() {
+fn bind(channels: &[Channel], queue: &str, users: &[UserId]) -> Result<()> {
+    let share = users.len().div_ceil(channels.len()).max(1);
+    let dealt = || channels.iter().zip(users.chunks(share));
+    for (channel, users) in dealt() {
         for user in &users[1..] {
-            lane.bind_nowait(queue, DIRECT_EXCHANGE, &user_key(user))?;
+            channel.bind_nowait(queue, DIRECT_EXCHANGE, &user_key(user))?;
         }
     }
-    for (lane, users) in dealt() {
-        lane.bind(queue, DIRECT_EXCHANGE, &user_key(&users[0]))?;
+    for (channel, users) in dealt() {
+        channel.bind(queue, DIRECT_EXCHANGE, &user_key(&users[0]))?;
     }
     Ok(())
 }
@@ -149,7 +149,7 @@ fn lost(text: &str) -> AmqpError {
     AmqpError::Lost(text.into())
 }
 
-/// Not while the session holds a sender.
+/// Not while the connection holds a sender.
 fn no_thread(_: RecvError) -> AmqpError {
     lost("no thread left")
 }

@@ -13,7 +13,7 @@ use crossbeam::channel::select;
 
 use super::channel::Channel;
 use super::error::{AmqpError, Context as _, Result, bad_login, lost, told};
-use super::socket::{CutOnDrop, Cutter, Socket, Stage};
+use super::socket::{AbortHandle, CutOnDrop, Socket, Stage};
 use crate::broker::Endpoint;
 use crate::threads::StopSignal;
 
@@ -23,29 +23,32 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 const FRAME_MAX: u32 = 128 << 10;
 
 /// One connection to the broker.
-pub struct Link {
+pub struct AmqpConnection {
     /// Goes first: dropping a connection that is not cut would wait for the broker.
-    cutter: CutOnDrop,
+    abort_handle: CutOnDrop,
     pub(super) connection: Connection,
 }
 
-impl Link {
+impl AmqpConnection {
     pub fn channel(&mut self) -> Result<Channel> {
         let channel = self.connection.open_channel(None);
         channel.map(Channel).context("opening a channel")
     }
 
     /// What ends the link at once, from any thread.
-    pub fn cutter(&self) -> Arc<Cutter> {
-        Arc::clone(&self.cutter.0)
+    pub fn abort_handle(&self) -> Arc<AbortHandle> {
+        Arc::clone(&self.abort_handle.0)
     }
 
     /// Takes leave of the broker within `wait`, or else cuts the link. An error is the reason why
     /// the connection had ended before, if it had: amiquip tells it nowhere else.
     pub fn close(self, wait: Duration) -> Result<()> {
-        let Self { cutter, connection } = self;
+        let Self {
+            abort_handle,
+            connection,
+        } = self;
         let close = move || connection.close().context("connection");
-        let closing = Call::start("amqp-close", cutter, close)?;
+        let closing = Call::start("amqp-close", abort_handle, close)?;
         if closing.ended.within(wait) {
             return closing.join().map(drop);
         }
@@ -81,29 +84,29 @@ impl Opener {
     }
 
     /// Ends within [`OPEN_TIMEOUT`], and at once when told to quit.
-    pub fn open(&mut self, quit: &StopSignal) -> Result<Link> {
+    pub fn open(&mut self, quit: &StopSignal) -> Result<AmqpConnection> {
         self.open_within(OPEN_TIMEOUT, quit)
     }
 
-    fn open_within(&mut self, wait: Duration, quit: &StopSignal) -> Result<Link> {
+    fn open_within(&mut self, wait: Duration, quit: &StopSignal) -> Result<AmqpConnection> {
         let attempt = match self.looking_up.take() {
             Some(attempt) => attempt,
             None => self.begin()?,
         };
         let given_up = select! {
             recv(attempt.ended.receiver()) -> _ => {
-                let (cutter, connection) = attempt.join()?;
-                return Ok(Link { cutter, connection });
+                let (abort_handle, connection) = attempt.join()?;
+                return Ok(AmqpConnection { abort_handle, connection });
             }
             recv(quit.receiver()) -> _ => lost("told to stop"),
-            default(wait) => match attempt.cutter.0.stage() {
+            default(wait) => match attempt.abort_handle.0.stage() {
                 Stage::LookingUp => lost("the host's name was not resolved in time"),
                 // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
                 Stage::LoggingIn => bad_login(),
                 _ => lost("no answer from the broker within 3 s"),
             }
         };
-        if attempt.cutter.0.stage() == Stage::LookingUp {
+        if attempt.abort_handle.0.stage() == Stage::LookingUp {
             self.looking_up = Some(attempt);
         } else {
             attempt.cut();
@@ -112,9 +115,9 @@ impl Opener {
     }
 
     fn begin(&self) -> Result<Call<Connection>> {
-        let cutter = CutOnDrop::default();
-        let (broker, for_call) = (Arc::clone(&self.broker), Arc::clone(&cutter.0));
-        Call::start("amqp-open", cutter, move || broker.open(&for_call))
+        let abort_handle = CutOnDrop::default();
+        let (broker, for_call) = (Arc::clone(&self.broker), Arc::clone(&abort_handle.0));
+        Call::start("amqp-open", abort_handle, move || broker.open(&for_call))
     }
 }
 
@@ -133,26 +136,30 @@ struct Broker {
 }
 
 impl Broker {
-    fn open(&self, cutter: &Arc<Cutter>) -> Result<Connection> {
+    fn open(&self, abort_handle: &Arc<AbortHandle>) -> Result<Connection> {
         let addresses = (self.look_up)(&self.endpoint.address())
             .map_err(|error| AmqpError::Lost(format!("resolving: {error}")))?;
-        self.open_at_first(&addresses, cutter)
+        self.open_at_first(&addresses, abort_handle)
     }
 
     /// Connects to the first address where somebody listens.
-    fn open_at_first(&self, addresses: &[SocketAddr], cutter: &Arc<Cutter>) -> Result<Connection> {
+    fn open_at_first(
+        &self,
+        addresses: &[SocketAddr],
+        abort_handle: &Arc<AbortHandle>,
+    ) -> Result<Connection> {
         let mut last = lost("the host's name has no address");
         for address in addresses {
-            match self.open_at(address, cutter) {
-                Err(error) if cutter.stage() < Stage::Connected => last = error,
+            match self.open_at(address, abort_handle) {
+                Err(error) if abort_handle.stage() < Stage::Connected => last = error,
                 outcome => return outcome,
             }
         }
         Err(last)
     }
 
-    fn open_at(&self, address: &SocketAddr, cutter: &Arc<Cutter>) -> Result<Connection> {
-        let socket = Socket::connect(address, cutter)
+    fn open_at(&self, address: &SocketAddr, abort_handle: &Arc<AbortHandle>) -> Result<Connection> {
+        let socket = Socket::connect(address, abort_handle)
             .map_err(|error| AmqpError::Lost(format!("connecting: {error}")))?;
         let login = Auth::Plain {
             username: self.endpoint.user.clone(),
@@ -183,17 +190,17 @@ impl Broker {
 
 /// A call that may hang. Dropped, it is cut, and nobody waits for its end.
 struct Call<T> {
-    cutter: CutOnDrop,
+    abort_handle: CutOnDrop,
     /// Given when it has ended.
     ended: StopSignal,
     thread: JoinHandle<Result<T>>,
 }
 
 impl<T: Send + 'static> Call<T> {
-    /// `cutter` ends what `call` waits for.
+    /// `abort_handle` ends what `call` waits for.
     fn start(
         name: &str,
-        cutter: CutOnDrop,
+        abort_handle: CutOnDrop,
         call: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<Self> {
         let (at_end, ended) = StopSignal::pair();
@@ -202,7 +209,7 @@ impl<T: Send + 'static> Call<T> {
             call()
         });
         Ok(Self {
-            cutter,
+            abort_handle,
             ended,
             thread: thread.map_err(|error| AmqpError::Lost(format!("no thread: {error}")))?,
         })
@@ -212,12 +219,12 @@ impl<T: Send + 'static> Call<T> {
     fn join(self) -> Result<(CutOnDrop, T)> {
         let panicked = |_| Err(lost("a call to the broker panicked"));
         let value = self.thread.join().unwrap_or_else(panicked)?;
-        Ok((self.cutter, value))
+        Ok((self.abort_handle, value))
     }
 
     /// Cuts it, and waits for its end.
     fn cut(self) {
-        self.cutter.0.cut();
+        self.abort_handle.0.abort();
         // What it came to is too late.
         drop(self.thread.join());
     }
@@ -296,12 +303,12 @@ mod tests {
     #[test]
     fn the_first_address_where_somebody_listens_is_taken() {
         let (listener, at) = silent();
-        let (broker, cutter) = (opener(at).broker, Arc::<Cutter>::default());
-        let for_opener = Arc::clone(&cutter);
+        let (broker, abort_handle) = (opener(at).broker, Arc::<AbortHandle>::default());
+        let for_opener = Arc::clone(&abort_handle);
         let addresses = [unheard(), at, unheard()];
         let opener = thread::spawn(move || broker.open_at_first(&addresses, &for_opener));
         let accepted = listener.accept().unwrap();
-        cutter.cut();
+        abort_handle.abort();
         let error = opener.join().unwrap().err().unwrap();
         assert!(matches!(error, AmqpError::Lost(_)), "{error}");
         drop(accepted);
@@ -382,7 +389,7 @@ mod tests {
         let late = opener.open_within(IMPATIENCE, &StopSignal::never());
         assert!(late.is_err());
         let attempt = opener.looking_up.take().unwrap();
-        attempt.cutter.0.cut();
+        attempt.abort_handle.0.abort();
         *GATE.0.lock().unwrap() = true;
         GATE.1.notify_all();
         let error = attempt.join().err().unwrap();
