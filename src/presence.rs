@@ -49,6 +49,7 @@ pub struct Presence {
 struct State {
     /// Who the Presence Service knows is online.
     announced: HashSet<UserId>,
+    /// When who is to be looked at has their turn.
     due: HashMap<UserId, Instant>,
     /// The same in order. An entry stays until it is done with, also if the thread panics over it.
     timer_queue: BTreeSet<DueEntry>,
