@@ -7,9 +7,11 @@
 
 use std::fs;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use log::warn;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::client::refuser;
+use crate::config::{self, Config};
 
 /// Descriptors of everything that is no connection, each part at its most. The services have more,
 /// by the number of their addresses.
@@ -46,93 +48,77 @@ const MAPPINGS_PER_CONNECTION: usize = 2 * THREADS_PER_CONNECTION;
 
 /// How many connections fit, and what bounds them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capacity {
-    pub connections: usize,
+struct Capacity {
+    connections: usize,
     /// The setting that allows no more, as the system calls it.
-    pub bound: &'static str,
+    bound: &'static str,
+}
+
+/// Lowers `limits.max_connections` to what the system grants, and says so.
+pub fn lower(config: &mut Config) {
+    let config::Services {
+        user,
+        message,
+        presence,
+        ..
+    } = &config.services;
+    let addresses = [user, message, presence].map(|addresses| addresses.0.len());
+    let Capacity { connections, bound } = measure(addresses.iter().sum());
+    let wanted = config.limits.max_connections;
+    if wanted > connections {
+        config.limits.max_connections = connections;
+        warn!("limits.max_connections lowered: from={wanted}, to={connections}, because={bound}");
+    }
 }
 
 /// Raises the soft limit on descriptors to the hard one, and computes, for services at so many
 /// addresses.
-pub fn measure(service_addresses: usize) -> Capacity {
-    let spare = SPARE_DESCRIPTORS + service_addresses * PER_SERVICE_ADDRESS;
+fn measure(service_addresses: usize) -> Capacity {
+    let spare_descriptors = SPARE_DESCRIPTORS + service_addresses * PER_SERVICE_ADDRESS;
+    let descriptors = descriptors().saturating_sub(spare_descriptors);
+    let mappings = |most: usize| most.saturating_sub(SPARE_MAPPINGS) / MAPPINGS_PER_CONNECTION;
+    let threads = |most: usize| most.saturating_sub(SPARE_THREADS) / THREADS_PER_CONNECTION;
+    let processes = limit(Resource::Nproc);
+    let cgroup = setting("/sys/fs/cgroup/pids.max");
     let bounds = [
-        ("RLIMIT_NOFILE", descriptors().saturating_sub(spare)),
-        (
-            "vm.max_map_count",
-            share(
-                "/proc/sys/vm/max_map_count",
-                SPARE_MAPPINGS,
-                MAPPINGS_PER_CONNECTION,
-            ),
-        ),
-        (
-            "kernel.pid_max",
-            share(
-                "/proc/sys/kernel/pid_max",
-                SPARE_THREADS,
-                THREADS_PER_CONNECTION,
-            ),
-        ),
-        (
-            "kernel.threads-max",
-            share(
-                "/proc/sys/kernel/threads-max",
-                SPARE_THREADS,
-                THREADS_PER_CONNECTION,
-            ),
-        ),
-        (
-            "the cgroup's pids.max",
-            share(
-                "/sys/fs/cgroup/pids.max",
-                SPARE_THREADS,
-                THREADS_PER_CONNECTION,
-            ),
-        ),
-        (
-            "RLIMIT_NPROC",
-            limit(Resource::Nproc).saturating_sub(SPARE_THREADS) / THREADS_PER_CONNECTION,
-        ),
+        ("RLIMIT_NOFILE", descriptors),
+        ("vm.max_map_count", mappings(sysctl("vm/max_map_count"))),
+        ("kernel.pid_max", threads(sysctl("kernel/pid_max"))),
+        ("kernel.threads-max", threads(sysctl("kernel/threads-max"))),
+        ("the cgroup's pids.max", threads(cgroup)),
+        ("RLIMIT_NPROC", threads(processes)),
     ];
-    let [mut least, others @ ..] = bounds;
-    for bound in others {
-        if bound.1 < least.1 {
-            least = bound;
-        }
-    }
+    let least = bounds
+        .into_iter()
+        .min_by_key(|(_, connections)| *connections);
+    let (bound, connections) = least.expect("there are six");
     Capacity {
-        connections: least.1.max(1),
-        bound: least.0,
+        connections: connections.max(1),
+        bound,
     }
 }
 
 fn descriptors() -> usize {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let mut granted = getrlimit(Resource::Nofile);
+    granted.current = granted.maximum;
     // Refused only where the hard limit changed this very moment; the soft one holds then.
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    );
+    let _ = setrlimit(Resource::Nofile, granted);
     limit(Resource::Nofile)
 }
 
 fn limit(resource: Resource) -> usize {
-    getrlimit(resource).current.map_or(usize::MAX, |limit| {
-        usize::try_from(limit).unwrap_or(usize::MAX)
-    })
+    let limit = getrlimit(resource).current;
+    limit.map_or(usize::MAX, |limit| limit.try_into().unwrap_or(usize::MAX))
 }
 
-/// What a kernel setting leaves for connections that take `each` of it; one that is not there, or
-/// says "max", leaves any number.
-fn share(setting: &str, spare: usize, each: usize) -> usize {
-    let value = fs::read_to_string(setting)
-        .ok()
-        .and_then(|text| text.trim().parse::<usize>().ok());
-    value.map_or(usize::MAX, |value| value.saturating_sub(spare) / each)
+/// A kernel setting; one that is not there, or says "max", is as good as any number.
+fn setting(file: &str) -> usize {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.trim().parse().unwrap_or(usize::MAX)
+}
+
+fn sysctl(name: &str) -> usize {
+    setting(&format!("/proc/sys/{name}"))
 }
 
 #[cfg(test)]

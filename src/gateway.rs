@@ -1,8 +1,7 @@
 //! The composition root: builds the parts of a gateway, starts them, and stops them in order.
 
-use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,27 +9,26 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::broker::Endpoint;
-use crate::broker::deliver::Deliver;
-use crate::broker::routes::{self, Routes};
-use crate::broker::supervisor::{BrokerEvent, LOOK_EVERY, RETRY_FIRST, Settings, Supervisor};
+use crate::broker::source::{DeliverySource, ReloadError};
+use crate::broker::supervisor::{EXCHANGE_POLL_INTERVAL, RETRY_FIRST, Settings, Supervisor};
+use crate::broker::{DeliveryContext, Endpoint, Routes};
 use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
-use crate::client::permits::Permits;
 use crate::client::{ConnectionObserver, Context, OverUserLimit, Route};
-use crate::config::{self, Config, Mode, OverLimit};
+use crate::config::{Config, Mode, OverLimit};
 use crate::http::{HttpResponse, Page};
 use crate::presence::Presence;
 use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
-use crate::reference::{Embedded, ReferenceError};
+use crate::reference::{ReferenceError, embedded::Embedded};
 use crate::registry::Registry;
 use crate::services::Services;
-use crate::services::grpc::Grpc;
+use crate::services::grpc::{self, Grpc};
 use crate::services::probe::Probe;
-use crate::threads::Fatal;
+use crate::threads::semaphore::Semaphore;
+use crate::threads::{Fatal, Worker};
 
 /// Connections that fetch a page of unread messages at the same time: the most calls that catch-up
 /// has under way at the Message Service.
@@ -47,247 +45,131 @@ pub struct Gateway {
     context: Arc<Context>,
     registry: Arc<Registry>,
     listener: Listener,
-    presence: Arc<Presence>,
+    presence: Worker,
     probe: Probe,
-    feed: Box<dyn Feed>,
-}
-
-/// Where deliveries come from: the broker, or the services in this process.
-pub trait Feed: Send {
-    /// Answers, whenever it is asked, why nothing comes, for `/readyz`.
-    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync>;
-    /// Puts the tokens and groups of `config` in force.
-    fn reload(&self, config: &Config) -> Result<(), String>;
-    /// Ends by `deadline`, deliveries in hand included.
-    fn stop(self: Box<Self>, deadline: Instant);
-}
-
-impl Feed for Supervisor {
-    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
-        Box::new(Supervisor::check(self))
-    }
-
-    fn reload(&self, _: &Config) -> Result<(), String> {
-        Err("only the embedded services have something to read again".into())
-    }
-
-    fn stop(self: Box<Self>, deadline: Instant) {
-        Supervisor::stop(*self, deadline);
-    }
+    source: Box<dyn DeliverySource>,
 }
 
 /// Why a gateway does not start.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The client listener's address cannot be bound: in use, or not this host's.
+    #[error("listen.addr: cannot listen on {addr}: {error}")]
     Listen { addr: SocketAddr, error: io::Error },
     /// A value that reading the configuration lets nobody have: mend it.
+    #[error("{0}")]
     Configuration(String),
-    /// The gRPC runtime does not start.
-    Services(String),
+    /// The services cannot be called at all.
+    #[error("services: {0}")]
+    Services(#[from] grpc::StartError),
     /// The system has no room for a thread.
-    Thread(io::Error),
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
     #[cfg(feature = "reference")]
-    Reference(ReferenceError),
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
 }
 
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Listen { addr, error } => {
-                write!(f, "listen.addr: cannot listen on {addr}: {error}")
-            }
-            Self::Services(reason) => write!(f, "services: {reason}"),
-            Self::Configuration(reason) => f.write_str(reason),
-            Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
-            #[cfg(feature = "reference")]
-            Self::Reference(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
-
-/// What the gateway is built on, in either mode.
-struct Backend {
-    services: Arc<dyn Services>,
-    registry: Arc<Registry>,
-    deliver: Arc<Deliver>,
-    page: Option<String>,
-}
-
-impl Backend {
-    fn new(services: impl Services, config: &Config, page: Option<String>) -> Self {
-        let registry = Arc::new(Registry::default());
-        let services: Arc<dyn Services> = Arc::new(services);
-        let (for_deliver, ttl) = (Arc::clone(&services), config.groups.cache_ttl);
-        let deliver = Arc::new(Deliver::new(Arc::clone(&registry), for_deliver, ttl));
-        Self {
-            services,
-            registry,
-            deliver,
-            page,
-        }
-    }
-}
+/// Has deliveries come, once there is somebody to deliver them to.
+type StartSource =
+    Box<dyn FnOnce(Arc<DeliveryContext>, Arc<Presence>) -> io::Result<Box<dyn DeliverySource>>>;
 
 impl Gateway {
     /// Starts everything; the services and the broker may come later. A reason to end that shows
     /// only then, such as another gateway with the same id, is sent to `fatal`: it is to be stopped.
-    pub fn start(config: Config, fatal: Fatal) -> Result<Self, StartError> {
+    pub fn start(mut config: Config, fatal: &Fatal) -> Result<Self, StartError> {
         let addr = config.listen.addr;
-        let listener = Listener::bind(addr).map_err(|error| StartError::Listen { addr, error })?;
-        match config.backend.mode {
-            Mode::Remote => Self::remote(config, listener, fatal),
+        let socket = Listener::bind(addr).map_err(|error| StartError::Listen { addr, error })?;
+        let registry = Arc::new(Registry::default());
+        let (start_source, routes, chat) = match config.backend.mode {
+            Mode::Remote => {
+                let routes = Arc::new(Routes::new(Arc::clone(&registry)));
+                let source = from_broker(&config, Arc::clone(&routes), fatal.clone())?;
+                (source, Some(routes), None)
+            }
             #[cfg(feature = "reference")]
-            Mode::Embedded => Self::embedded(config, listener, &fatal),
+            Mode::Embedded => {
+                let embedded = Embedded::start(&mut config, fatal)?;
+                let chat = Embedded::page(&config);
+                (from_this_process(embedded, fatal.clone()), None, chat)
+            }
             #[cfg(not(feature = "reference"))]
-            Mode::Embedded => Err(StartError::Configuration(
-                "backend.mode: this binary was built without the embedded services".into(),
-            )),
-        }
-    }
-
-    fn remote(config: Config, listener: TcpListener, fatal: Fatal) -> Result<Self, StartError> {
-        let endpoint = Endpoint::parse(&config.broker.url)
-            .map_err(|error| StartError::Configuration(format!("broker.url: {error}")))?;
-        let services = Grpc::start(&config.services).map_err(StartError::Services)?;
-        let backend = Backend::new(services, &config, None);
-        let routes = Arc::new(Routes::new(Arc::clone(&backend.registry)));
-        let deliver = Arc::clone(&backend.deliver);
-        let settings = Settings {
-            endpoint,
-            gateway_id: config.gateway.id.clone(),
-            heartbeat: config.broker.heartbeat,
-            prefetch: config.broker.prefetch,
-            retry_first: RETRY_FIRST,
-            look_every: LOOK_EVERY,
+            Mode::Embedded => {
+                let reason = "backend.mode: this binary was built without the embedded services";
+                return Err(StartError::Configuration(reason.into()));
+            }
         };
-        let for_threads = fatal.clone();
-        let routes_too = Arc::clone(&routes);
-        Self::assemble(
-            config,
-            listener,
-            backend,
-            routes_too,
-            &for_threads,
-            |presence| {
-                let supervisor =
-                    Supervisor::start(settings, deliver, routes, move |event| match event {
-                        BrokerEvent::Owned => presence.take_over(),
-                        // Nobody listens any more when the gateway is ending anyway.
-                        BrokerEvent::Fatal(reason) => drop(fatal.send(reason)),
-                    });
-                Ok(Box::new(supervisor.map_err(StartError::Thread)?))
-            },
-        )
-    }
+        capacity::lower(&mut config);
 
-    #[cfg(feature = "reference")]
-    fn embedded(
-        mut config: Config,
-        listener: TcpListener,
-        fatal: &Fatal,
-    ) -> Result<Self, StartError> {
-        let embedded = Embedded::start(&mut config, fatal).map_err(StartError::Reference)?;
-        let services = Grpc::start(&config.services).map_err(StartError::Services)?;
-        let page = Embedded::page(&config);
-        let backend = Backend::new(services, &config, page);
-        let routes = Arc::new(Routes::local(Arc::clone(&backend.registry)));
-        let embedded = embedded
-            .consume(&backend.deliver, fatal)
-            .map_err(StartError::Thread)?;
-        Self::assemble(config, listener, backend, routes, fatal, |presence| {
-            presence.take_over();
-            Ok(Box::new(embedded))
-        })
-    }
-
-    fn assemble(
-        mut config: Config,
-        listener: TcpListener,
-        backend: Backend,
-        routes: Arc<Routes>,
-        fatal: &Fatal,
-        feed: impl FnOnce(Arc<Presence>) -> Result<Box<dyn Feed>, StartError>,
-    ) -> Result<Self, StartError> {
-        lower_to_capacity(&mut config);
-        let Backend {
-            services,
-            registry,
-            page,
-            ..
-        } = backend;
-        let presence = Presence::start(
+        let services: Arc<dyn Services> = Arc::new(Grpc::start(&config.services)?);
+        let deliver = DeliveryContext::new(
+            Arc::clone(&registry),
+            Arc::clone(&services),
+            config.groups.cache_ttl,
+        );
+        let released = routes.clone();
+        let (presence, presence_thread) = Presence::start(
             Arc::clone(&registry),
             Arc::clone(&services),
             &config.gateway.id,
             &config.presence,
             fatal,
-            {
-                let routes = Arc::clone(&routes);
-                move |user| routes.release(user)
-            },
-        );
-        let presence = Arc::new(presence.map_err(StartError::Thread)?);
+            move |user| released.iter().for_each(|routes| routes.release(user)),
+        )?;
+        let source = start_source(Arc::new(deliver), Arc::clone(&presence))?;
+
         let readiness = Arc::new(Readiness::default());
+        readiness.add("broker", true, source.check());
+        let probe = Probe::start(Arc::clone(&services), &readiness, fatal)?;
+        let told = Arc::clone(&presence);
+        readiness.add("presence_service", false, move || told.state());
         let draining = Arc::new(AtomicBool::new(false));
+        let is_draining = Arc::clone(&draining);
+        readiness.add("draining", true, move || {
+            let goes_on = !is_draining.load(Ordering::SeqCst);
+            goes_on
+                .then_some(())
+                .ok_or_else(|| "the gateway is shutting down".into())
+        });
+
+        let users = Users {
+            registry: Arc::clone(&registry),
+            presence,
+            routes,
+            max_per_user: config.limits.max_connections_per_user,
+            over_limit: config.limits.over_limit,
+        };
         let context = Arc::new(Context {
             services,
-            observer: Arc::new(Users {
-                registry: Arc::clone(&registry),
-                presence: Arc::clone(&presence),
-                routes,
-                max_per_user: config.limits.max_connections_per_user,
-                over_limit: config.limits.over_limit,
-            }),
-            draining: Arc::clone(&draining),
-            pacing: Permits::new(CATCH_UPS),
-            validating: Permits::new(VALIDATIONS),
-            pages: pages(Arc::clone(&readiness), page),
+            observer: Arc::new(users),
+            draining,
+            pacing: Semaphore::new(CATCH_UPS),
+            validating: Semaphore::new(VALIDATIONS),
+            pages: pages(Arc::clone(&readiness), chat),
             config,
         });
-        let feed = feed(Arc::clone(&presence))?;
-        readiness.add("broker", true, feed.check());
-        let probe = Probe::start(Arc::clone(&context.services), &readiness, fatal);
-        let probe = probe.map_err(StartError::Thread)?;
-        let presence_state = Arc::clone(&presence);
-        readiness.add("presence_service", false, move || presence_state.state());
-        readiness.add("draining", true, move || {
-            if draining.load(Ordering::SeqCst) {
-                Err("the gateway is shutting down".into())
-            } else {
-                Ok(())
-            }
-        });
         // Last of all: whoever asks is told of every check.
-        let listener = Listener::start(listener, Arc::clone(&context), fatal);
-        let listener = listener.map_err(StartError::Thread)?;
+        let listener = Listener::start(socket, Arc::clone(&context), fatal)?;
         let has_room = listener.has_room();
         readiness.add("capacity", true, move || {
-            if has_room() {
-                Ok(())
-            } else {
-                Err("limits.max_connections is reached".into())
-            }
+            has_room()
+                .then_some(())
+                .ok_or_else(|| "limits.max_connections is reached".into())
         });
         Ok(Self {
             context,
             registry,
             listener,
-            presence,
+            presence: presence_thread,
             probe,
-            feed,
+            source,
         })
     }
 
     /// Where clients connect.
     pub fn url(&self) -> String {
-        format!(
-            "ws://{}{}",
-            self.listener.addr(),
-            self.context.config.listen.path
-        )
+        let (addr, path) = (self.listener.addr(), &self.context.config.listen.path);
+        format!("ws://{addr}{path}")
     }
 
     /// Where the tokens of [`reload`](Self::reload) let users in; `None`: it has none of its own.
@@ -297,27 +179,27 @@ impl Gateway {
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.
-    pub fn reload(&self, config: &Config) -> Result<(), String> {
-        self.feed.reload(config)
+    pub fn reload(&self, config: &Config) -> Result<(), ReloadError> {
+        self.source.reload(config)
     }
 
     /// Ends within `shutdown.drain`: clients are told to go (1012) while what comes for them is
-    /// still delivered; then users go offline, the feed ends, and the threads are joined.
+    /// still delivered; then users go offline, deliveries end, and the threads are joined.
     pub fn stop(self) {
         let drain = self.context.config.shutdown.drain;
         let start = Instant::now();
         let deadline = start + drain;
-        info!(
-            "Shutting down: connections={}",
-            self.registry.connections().len()
-        );
+        let connections = self.registry.connections().len();
+        info!("Shutting down: connections={connections}");
         self.context.draining.store(true, Ordering::SeqCst);
         self.close_connections(start, drain);
-        // A Presence Service that does not answer leaves the feed half of the time.
+        // A Presence Service that does not answer leaves the others half of the time.
         let now = Instant::now();
-        self.presence
-            .stop(now + deadline.saturating_duration_since(now) / 2);
-        self.feed.stop(deadline);
+        let half = now + deadline.saturating_duration_since(now) / 2;
+        if !self.presence.stop(half) {
+            warn!("Presence Service not waited for any longer");
+        }
+        self.source.stop(deadline);
         self.probe.stop(deadline);
         let left = self.listener.stop(deadline);
         if left > 0 {
@@ -329,37 +211,68 @@ impl Gateway {
     /// Closes connections at an even pace, and cuts those that are left when three quarters of
     /// the drain are over.
     fn close_connections(&self, start: Instant, drain: Duration) {
-        let registry = &self.registry;
-        let per_tick = |rate: f64| (rate * SHUTDOWN_TICK.as_secs_f64()).ceil() as usize;
-        let needed = registry.connections().len() as f64 / (drain / 2).as_secs_f64();
-        let batch = per_tick(needed.max(CLOSES_PER_SECOND as f64));
+        let needed = self.registry.connections().len() as f64 / (drain / 2).as_secs_f64();
+        let rate = needed.max(CLOSES_PER_SECOND as f64);
+        let batch = (rate * SHUTDOWN_TICK.as_secs_f64()).ceil() as usize;
         loop {
-            let connections = registry.connections();
+            let mut connections = self.registry.connections();
             if connections.is_empty() {
                 return;
             }
             if start.elapsed() > drain * 3 / 4 {
                 warn!("Connections cut: connections={}", connections.len());
-                connections
-                    .iter()
-                    .for_each(|connection| connection.cut(CloseReason::ShuttingDown));
+                for connection in connections {
+                    connection.abort(CloseReason::ShuttingDown);
+                }
                 return;
             }
-            let open = connections
-                .iter()
-                .filter(|connection| !connection.is_closing());
-            open.take(batch)
-                .for_each(|connection| connection.close(CloseReason::ShuttingDown));
+            connections.retain(|connection| !connection.is_closing());
+            for connection in connections.into_iter().take(batch) {
+                connection.close(CloseReason::ShuttingDown);
+            }
             thread::sleep(SHUTDOWN_TICK);
         }
     }
+}
+
+/// Deliveries of RabbitMQ.
+fn from_broker(
+    config: &Config,
+    routes: Arc<Routes>,
+    fatal: Fatal,
+) -> Result<StartSource, StartError> {
+    let endpoint = Endpoint::parse(&config.broker.url)
+        .map_err(|error| StartError::Configuration(format!("broker.url: {error}")))?;
+    let settings = Settings {
+        endpoint,
+        gateway_id: config.gateway.id.clone(),
+        heartbeat: config.broker.heartbeat,
+        prefetch: config.broker.prefetch,
+        retry_first: RETRY_FIRST,
+        exchange_poll_interval: EXCHANGE_POLL_INTERVAL,
+    };
+    Ok(Box::new(move |deliver, presence| {
+        let owned = move || presence.take_over();
+        let supervisor = Supervisor::start(settings, deliver, routes, &fatal, owned)?;
+        Ok(Box::new(supervisor))
+    }))
+}
+
+/// Deliveries of the reference services in this process.
+#[cfg(feature = "reference")]
+fn from_this_process(embedded: Embedded, fatal: Fatal) -> StartSource {
+    Box::new(move |deliver, presence| {
+        presence.take_over();
+        Ok(Box::new(embedded.consume(&deliver, &fatal)?))
+    })
 }
 
 /// Enters connections into the registry, and tells presence and routes of their users.
 struct Users {
     registry: Arc<Registry>,
     presence: Arc<Presence>,
-    routes: Arc<Routes>,
+    /// `None`: the in-process bus reaches every user.
+    routes: Option<Arc<Routes>>,
     max_per_user: usize,
     over_limit: OverLimit,
 }
@@ -368,12 +281,10 @@ impl ConnectionObserver for Users {
     fn connected(&self, connection: &Arc<Connection>) -> Result<Route, OverUserLimit> {
         self.registry
             .admit(connection, self.max_per_user, self.over_limit)?;
-        self.presence.arrived(connection.user());
-        Ok(match self.routes.want(connection.user()) {
-            routes::Route::Bound => Route::Bound,
-            routes::Route::Pending => Route::Pending,
-            routes::Route::Away => Route::Away,
-        })
+        let user = connection.user();
+        self.presence.arrived(user);
+        let routes = self.routes.as_ref();
+        Ok(routes.map_or(Route::Bound, |routes| routes.want(user)))
     }
 
     fn disconnected(&self, connection: &Connection) {
@@ -383,7 +294,7 @@ impl ConnectionObserver for Users {
 }
 
 /// What the client listener shows: `listen.path` is none of these paths (`config/validate.rs`).
-fn pages(readiness: Arc<Readiness>, page: Option<String>) -> Vec<Page> {
+fn pages(readiness: Arc<Readiness>, chat: Option<String>) -> Vec<Page> {
     let mut pages = vec![
         Page::new("/healthz", || HttpResponse::page(200, "text/plain", "ok\n")),
         Page::new("/readyz", move || {
@@ -393,26 +304,8 @@ fn pages(readiness: Arc<Readiness>, page: Option<String>) -> Vec<Page> {
         }),
     ];
     let html = "text/html; charset=utf-8";
-    let chat = |page: String| Page::new("/", move || HttpResponse::page(200, html, page.as_str()));
-    pages.extend(page.map(chat));
+    let chat =
+        chat.map(|page| Page::new("/", move || HttpResponse::page(200, html, page.as_str())));
+    pages.extend(chat);
     pages
-}
-
-fn lower_to_capacity(config: &mut Config) {
-    let config::Services {
-        user,
-        message,
-        presence,
-        ..
-    } = &config.services;
-    let addresses = [user, message, presence].map(|addresses| addresses.0.len());
-    let capacity = capacity::measure(addresses.iter().sum());
-    let wanted = config.limits.max_connections;
-    if wanted > capacity.connections {
-        config.limits.max_connections = capacity.connections;
-        warn!(
-            "limits.max_connections lowered: from={wanted}, to={}, because={}",
-            capacity.connections, capacity.bound
-        );
-    }
 }

@@ -3,25 +3,16 @@
 use std::fmt;
 use std::sync::Arc;
 
+use thiserror::Error;
 use uuid::Uuid;
 
 /// The longest user or group id, in bytes. An AMQP routing key holds 255, its prefix included.
 pub const MAX_ID_BYTES: usize = 200;
 
 /// A user or group id that is empty, too long, or holds a control character.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("an id is 1 to {MAX_ID_BYTES} bytes without control characters")]
 pub struct InvalidId;
-
-impl fmt::Display for InvalidId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "an id is 1 to {MAX_ID_BYTES} bytes without control characters"
-        )
-    }
-}
-
-impl std::error::Error for InvalidId {}
 
 /// Whether `text` is 1 to [`MAX_ID_BYTES`] bytes without control characters.
 pub fn is_id(text: &str) -> bool {

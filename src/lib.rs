@@ -22,12 +22,12 @@
 //! 1. **A message's way**, an afternoon. In `client/`: `accept`, `session`, `socket`, `connection`,
 //!    `outbox`, `frame`, `request`, `dispatch`, `protocol`; then [`registry`]; in `broker/`: `deliver`,
 //!    `consume`; and [`services`]. These hang together without the rest.
-//! 2. **Nothing is lost.** In `client/`: `hold`, `catch_up`, `writer`, `liveness`, `token_check`; in
-//!    `broker/`: `routes`, `groups`, `waiting`, `asking`, `supervisor`, `session`, `topology`; and
+//! 2. **Nothing is lost.** In `client/`: `gate`, `catch_up`, `writer`, `liveness`, `token_check`; in
+//!    `broker/`: `routes`, `groups`, `waiting`, `supervisor`, `connection`, `topology`; and
 //!    [`presence`].
 //! 3. **Nothing goes to waste, and nobody gets in the way.** [`http`]; in `client/`: `admission`,
-//!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; in `broker/`: `fan_out`,
-//!    `amqp/`; in `services/`: `grpc`, `upstream`, `answer`, `failure`, `probe`; [`config`].
+//!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; `threads/`; in `broker/`:
+//!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`, `probe`; [`config`].
 //!
 //! `tests/it/architecture.rs` counts the lines of the core and of the first sitting.
 //!
@@ -40,15 +40,16 @@
 //! | an HTTP answer | `http.rs`; the pages: [`gateway`] |
 //! | what a token is worth, and when it is asked about again | `client/token.rs`, `client/token_check.rs` |
 //! | a close code | `client/close.rs` |
-//! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/hold.rs` |
+//! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/gate.rs` |
 //! | who is idle, stuck or slow | `client/liveness.rs` |
-//! | how bytes leave | `client/outbox.rs`; to many at once: `broker/fan_out.rs` |
+//! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs` |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
+//! | where deliveries come from | `broker/source.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
 //! | what of a delivery reaches amiquip | `broker/amqp/sanitize.rs` |
-//! | whom a group's message is for | `broker/groups.rs`, `broker/asking.rs`, `broker/waiting.rs`, `broker/deliver/group.rs` |
-//! | what is published again, and when | `reference/lanes.rs`, `broker/publisher.rs`, `broker/amqp/confirms.rs` |
-//! | a call to a service | `services/mod.rs`, `services/grpc.rs`; what counts as an answer, and what a failure means: `services/answer.rs`, `services/failure.rs`, `services/upstream.rs` |
+//! | whom a group's message is for | `broker/groups.rs`, `broker/waiting.rs`, `broker/deliver/group.rs` |
+//! | what is published again, and when | `reference/lanes.rs`, `reference/rabbit.rs`, `broker/amqp/publish.rs` |
+//! | a call to a service | `services/mod.rs`, `services/grpc.rs`; what counts as an answer, and what a failure means: `services/unary.rs`, `services/failure.rs`, `services/upstream.rs` |
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
 //! | what starts and stops, in which order | [`gateway`] |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
@@ -63,7 +64,7 @@
 //! | `consume-single`, `-group`, `-presence` | one for each queue: deliver, acknowledge |
 //! | `fan-out-<n>` | write to a large group's members beside the consumer; one for each further core, at most 3 |
 //! | `broker`, `routes` | keeps the broker connection; binds and unbinds users |
-//! | `amqp-resolve`, `amqp-open`, `amqp-close` | one at a time, for what may hang: look the broker up, connect, take leave |
+//! | `amqp-open`, `amqp-close` | one at a time, for what may hang: look the broker up and connect, take leave |
 //! | `presence` | tells the Presence Service who is here, renews the lease |
 //! | `probe` | asks the services whether they are in reach, for `/readyz` |
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
@@ -87,7 +88,7 @@
 //! - Every thread has a name and is joined; apart from one closer of a stalled broker connection, and
 //!   from one look-up of its name to which the system still owes the answer when the process ends.
 //! - A panic ends one connection, and no more; in a thread that serves everybody it has the thread
-//!   run again, or the process end with an error (`threads.rs`).
+//!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic

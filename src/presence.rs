@@ -1,17 +1,17 @@
 //! Presence: who of this gateway's users is online, as the Presence Service is told.
 //!
 //! One thread tells it, several users at a time, in order for each of them, the newest state only,
-//! and retries. It looks at the registry when a user's turn comes, so that it does not matter in
+//! and retries. It looks at the registry when a user is due, so that it does not matter in
 //! which order arrivals and departures reach it. A connect never waits for the Presence Service.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
-use std::io;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{io, mem};
 
+use crossbeam::channel::{Receiver, Sender, bounded, select};
 use log::{debug, info, warn};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::client::failpoint;
 use crate::config;
@@ -19,7 +19,7 @@ use crate::ids::UserId;
 use crate::registry::Registry;
 use crate::services::proto::{RenewLeaseRequest, UserOfflineRequest, UserOnlineRequest};
 use crate::services::{ServiceError, Services};
-use crate::threads::{Fatal, Threads, USUAL_STACK, supervise};
+use crate::threads::{Fatal, StopSignal, Worker};
 
 /// How often a lease is renewed before it would end. A Presence Service that was restarted has all
 /// users again within a third of the lease: half of that finds the restart out, and half of it is
@@ -31,60 +31,42 @@ const AT_A_TIME: usize = 64;
 /// The wait after a failed call.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Told when a user has been gone for the grace.
-type Gone = Box<dyn Fn(&UserId) + Send + Sync>;
-
 /// The presence of this gateway's users.
 pub struct Presence {
-    shared: Arc<Shared>,
-    thread: Arc<Threads>,
-}
-
-struct Shared {
     registry: Arc<Registry>,
     services: Arc<dyn Services>,
     gateway_id: String,
     lease: Duration,
     grace: Duration,
-    gone: Gone,
+    /// Told of each user that has been gone for the grace.
+    gone: Box<dyn Fn(&UserId) + Send + Sync>,
     state: Mutex<State>,
-    changed: Condvar,
+    /// Has the thread look at the state again.
+    changed: Sender<()>,
 }
 
 #[derive(Default)]
 struct State {
-    users: HashMap<UserId, User>,
-    /// Whose turn comes when; an entry that is not the user's `due` is out of date.
-    agenda: BinaryHeap<Reverse<(Instant, UserId)>>,
+    /// Who the Presence Service knows is online.
+    announced: HashSet<UserId>,
+    /// When who is to be looked at has their turn.
+    due: HashMap<UserId, Instant>,
+    /// The same in order. An entry stays until it is done with, also if the thread panics over it.
+    timer_queue: BTreeSet<DueEntry>,
     /// A predecessor's lease is to be ended first.
     take_over: bool,
     /// The lease is this gateway's own, and not another one's with the same id.
     owned: bool,
     /// Why the last call failed, if it did.
     failure: Option<String>,
-    stopped: bool,
 }
 
-struct User {
-    /// The Presence Service has been told that the user is online.
-    announced: bool,
-    due: Instant,
-}
-
-/// A user whose turn it is, and when it was due: if that has changed since, another turn follows.
-type Turn = (UserId, Instant);
-
-/// What the thread does next.
-enum Task {
-    Look(Vec<Turn>),
-    RenewLease,
-    TakeOver,
-    Stop,
-}
+/// When a user is to be looked at: if that has changed since, another one follows.
+type DueEntry = (Instant, UserId);
 
 impl Presence {
     /// Starts the thread. `gone` is told of each user that has been gone for the grace, and `fatal`
-    /// if the thread cannot go on.
+    /// if the thread cannot go on. Stopping it takes all of this gateway's users offline at once.
     pub fn start(
         registry: Arc<Registry>,
         services: Arc<dyn Services>,
@@ -92,8 +74,9 @@ impl Presence {
         config: &config::Presence,
         fatal: &Fatal,
         gone: impl Fn(&UserId) + Send + Sync + 'static,
-    ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
+    ) -> io::Result<(Arc<Self>, Worker)> {
+        let (changed, wake) = bounded(1);
+        let presence = Arc::new(Self {
             registry,
             services,
             gateway_id: gateway_id.into(),
@@ -101,207 +84,150 @@ impl Presence {
             grace: config.offline_grace,
             gone: Box::new(gone),
             state: Mutex::default(),
-            changed: Condvar::new(),
+            changed,
         });
-        let thread: Arc<Threads> = Arc::default();
-        thread.spawn("presence".into(), USUAL_STACK, {
-            let (shared, fatal) = (Arc::clone(&shared), fatal.clone());
-            move || supervise("presence", &fatal, || shared.run())
-        })?;
-        Ok(Self { shared, thread })
+        let run = Arc::clone(&presence);
+        let thread = Worker::start("presence", fatal, move |stop| run.run(&wake, stop))?;
+        Ok((presence, thread))
     }
 
     /// The user has a connection more.
     pub fn arrived(&self, user: &UserId) {
-        self.shared.schedule(user, Instant::now());
+        self.change(|state| state.schedule(user, Instant::now()));
     }
 
     /// The user has a connection less.
     pub fn left(&self, user: &UserId) {
-        if !self.shared.registry.holds(user) {
-            self.shared
-                .schedule(user, Instant::now() + self.shared.grace);
+        if !self.registry.holds(user) {
+            self.change(|state| state.schedule(user, Instant::now() + self.grace));
         }
     }
 
     /// This gateway's queues are its own: the lease of a predecessor that crashed is ended, so
     /// that its users who did not come back go offline.
     pub fn take_over(&self) {
-        let mut state = self.shared.state.lock();
-        (state.take_over, state.owned) = (true, true);
-        self.shared.changed.notify_one();
+        self.change(|state| (state.take_over, state.owned) = (true, true));
     }
 
     /// Whether the last call succeeded, and if not, why.
     pub fn state(&self) -> Result<(), String> {
-        self.shared.state.lock().failure.clone().map_or(Ok(()), Err)
+        self.state.lock().failure.clone().map_or(Ok(()), Err)
     }
 
-    /// All of this gateway's users go offline at once, and the thread ends. At `deadline` it is left
-    /// to the call that it waits for.
-    pub fn stop(&self, deadline: Instant) {
-        self.shared.state.lock().stopped = true;
-        self.shared.changed.notify_one();
-        if self.thread.join(deadline) > 0 {
-            warn!("Presence Service not waited for any longer");
-        }
-    }
-}
-
-impl Shared {
-    fn schedule(&self, user: &UserId, due: Instant) {
-        let mut state = self.state.lock();
-        state.schedule(user, due);
-        self.changed.notify_one();
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state.lock());
+        // Full: the thread is about to look.
+        let _ = self.changed.try_send(());
     }
 
-    fn run(&self) {
-        self.look_at_overdue();
+    fn run(&self, wake: &Receiver<()>, stop: &StopSignal) {
         let mut renew_at = Instant::now();
         // Whether the Presence Service may have forgotten this gateway.
         let mut in_doubt = true;
-        loop {
-            match self.next(renew_at) {
-                Task::Stop => break,
-                Task::TakeOver => {
-                    if self.heed(self.renew(Duration::ZERO)).is_some() {
-                        info!("Presence taken over: gateway_id={}", self.gateway_id);
-                        renew_at = Instant::now();
-                    } else {
-                        self.state.lock().take_over = true;
-                    }
-                    in_doubt = true;
+        while !stop.is_given() {
+            let take_over = self.state.lock().take_over;
+            let entries = self.state.lock().entries();
+            if take_over || renew_at <= Instant::now() {
+                let known = self.record_result(self.keep_lease(take_over));
+                if known.is_some_and(|known| !known || in_doubt) {
+                    self.announce_everyone();
                 }
-                Task::RenewLease => match self.heed(self.renew(self.lease)) {
-                    Some(known) => {
-                        renew_at = Instant::now() + self.lease / RENEWALS;
-                        if !known || in_doubt {
-                            self.announce_everyone();
-                        }
-                        in_doubt = false;
-                    }
-                    None => {
-                        renew_at = Instant::now() + RETRY;
-                        in_doubt = true;
-                    }
-                },
-                Task::Look(turns) => self.look(turns),
+                in_doubt = known.is_none();
+                renew_at = Instant::now() + known.map_or(RETRY, |_| self.lease / RENEWALS);
+                if take_over && in_doubt {
+                    // Whoever was announced before it succeeds would go offline again.
+                    stop.within(RETRY);
+                }
+            } else if !entries.is_empty() {
+                if self.look(entries).is_none() {
+                    stop.within(RETRY);
+                }
+            } else {
+                let next = self.state.lock().timer_queue.first().map(|(due, _)| *due);
+                let wake_at = next.map_or(renew_at, |due| renew_at.min(due));
+                select! {
+                    recv(wake) -> _ => {}
+                    recv(stop.receiver()) -> _ => {}
+                    default(wake_at.saturating_duration_since(Instant::now())) => {}
+                }
             }
         }
+        self.end_lease();
+    }
+
+    /// All of this gateway's users are offline with one call.
+    fn end_lease(&self) {
         if !self.state.lock().owned {
             // It may be another gateway's, whose users stay.
             return warn!("Users not taken offline: the queues were never this gateway's own");
         }
-        // Ends the lease: all of this gateway's users are offline with one call.
         if let Err(error) = self.renew(Duration::ZERO) {
             warn!("Users not taken offline, their lease will end: error={error}");
         }
     }
 
-    /// Whose turn was lost, should the thread have panicked, has another.
-    fn look_at_overdue(&self) {
-        let mut state = self.state.lock();
-        let now = Instant::now();
-        let overdue = state.users.iter().filter(|(_, user)| user.due <= now);
-        for user in overdue.map(|(user, _)| user.clone()).collect::<Vec<_>>() {
-            state.schedule(&user, now);
+    /// Renews the lease, and ends a predecessor's first. Answers whether the Presence Service knew
+    /// this gateway.
+    fn keep_lease(&self, take_over: bool) -> Result<bool, ServiceError> {
+        if !take_over {
+            return self.renew(self.lease);
         }
-    }
-
-    /// Waits for the next task.
-    fn next(&self, renew_at: Instant) -> Task {
-        let mut state = self.state.lock();
-        loop {
-            let now = Instant::now();
-            if state.stopped {
-                return Task::Stop;
-            }
-            if std::mem::take(&mut state.take_over) {
-                return Task::TakeOver;
-            }
-            if now >= renew_at {
-                return Task::RenewLease;
-            }
-            let turns = state.turns(now);
-            if !turns.is_empty() {
-                return Task::Look(turns);
-            }
-            let next = state.agenda.peek().map(|Reverse((due, _))| *due);
-            let wake_at = next.map_or(renew_at, |due| renew_at.min(due));
-            self.changed.wait_until(&mut state, wake_at);
-        }
+        self.renew(Duration::ZERO)?;
+        self.state.lock().take_over = false;
+        info!("Presence taken over: gateway_id={}", self.gateway_id);
+        self.renew(self.lease).map(|_| false)
     }
 
     /// Tells the Presence Service how it stands with these users, where it has not been told yet.
-    fn look(&self, turns: Vec<Turn>) {
-        for (user, _) in &turns {
-            failpoint::reached("presence", user);
+    /// `None`: it failed.
+    fn look(&self, entries: Vec<DueEntry>) -> Option<()> {
+        let (mut come, mut gone) = (Vec::new(), Vec::new());
+        for entry in entries {
+            failpoint::reached("presence", &entry.1);
+            if !self.registry.holds(&entry.1) {
+                gone.push(entry);
+            } else if !self.state.lock().announced.contains(&entry.1) {
+                come.push(entry);
+            } else {
+                self.state.lock().end(&entry);
+            }
         }
-        let (here, gone): (Vec<_>, Vec<_>) = turns
-            .into_iter()
-            .partition(|(user, _)| self.registry.holds(user));
-        let unannounced = {
-            let state = self.state.lock();
-            let unannounced = |(user, _): &Turn| !state.is_announced(user);
-            here.into_iter().filter(unannounced).collect::<Vec<_>>()
-        };
-        if unannounced.is_empty() && gone.is_empty() {
-            return;
+        if come.is_empty() && gone.is_empty() {
+            return Some(());
         }
-        for (user, _) in &gone {
-            (self.gone)(user);
-        }
-        let online = unannounced.iter().map(|(user, _)| UserOnlineRequest {
-            user_id: user.as_str().into(),
-            gateway_id: self.gateway_id.clone(),
-        });
-        let offline = gone.iter().map(|(user, _)| UserOfflineRequest {
-            user_id: user.as_str().into(),
+        gone.iter().for_each(|(_, user)| (self.gone)(user));
+        let online = come.iter().map(|(_, user)| UserOnlineRequest {
+            user_id: user.to_string(),
             gateway_id: self.gateway_id.clone(),
         });
         let online = self.services.users_online(online.collect());
+        let offline = gone.iter().map(|(_, user)| UserOfflineRequest {
+            user_id: user.to_string(),
+            gateway_id: self.gateway_id.clone(),
+        });
         let offline = self.services.users_offline(offline.collect());
-        let online = unannounced.iter().zip(online).map(|told| (told, true));
-        let offline = gone.iter().zip(offline).map(|told| (told, false));
-        let told: Vec<_> = online.chain(offline).collect();
-        for (((user, _), _), here) in told.iter().filter(|((_, told), _)| told.is_ok()) {
-            debug!("Presence told: user={user}, online={here}");
-        }
-        let mut failure = None;
-        let mut state = self.state.lock();
-        for ((turn, told), here) in told {
-            match told {
-                Ok(()) => state.told(turn, here),
-                Err(error) => {
-                    state.again(turn);
-                    failure = Some(error);
+        let mut outcome = Ok(());
+        for (entries, told, here) in [(come, online, true), (gone, offline, false)] {
+            for (entry, told) in entries.iter().zip(told) {
+                if told.is_ok() {
+                    self.state.lock().record_told(entry, here);
+                    debug!("Presence told: user={}, online={here}", entry.1);
+                } else {
+                    self.state.lock().again(entry);
+                    outcome = told;
                 }
             }
         }
-        drop(state);
-        if self.heed(failure.map_or(Ok(()), Err)).is_none() {
-            self.pause();
-        }
-    }
-
-    /// Waits before anyone is told anything again.
-    fn pause(&self) {
-        let resume = Instant::now() + RETRY;
-        let mut state = self.state.lock();
-        while !state.stopped && !self.changed.wait_until(&mut state, resume).timed_out() {}
+        self.record_result(outcome)
     }
 
     fn announce_everyone(&self) {
         let users = self.registry.users();
         info!("Presence announced: users={}", users.len());
         let mut state = self.state.lock();
+        state.announced.clear();
         let now = Instant::now();
-        for user in users {
-            if let Some(user) = state.users.get_mut(&user) {
-                user.announced = false;
-            }
-            state.schedule(&user, now);
-        }
+        users.iter().for_each(|user| state.schedule(user, now));
     }
 
     fn renew(&self, lease: Duration) -> Result<bool, ServiceError> {
@@ -313,9 +239,9 @@ impl Shared {
     }
 
     /// Remembers whether the Presence Service works, and logs when that changes.
-    fn heed<T>(&self, told: Result<T, ServiceError>) -> Option<T> {
+    fn record_result<T>(&self, told: Result<T, ServiceError>) -> Option<T> {
         let failure = told.as_ref().err().map(ServiceError::to_string);
-        let before = std::mem::replace(&mut self.state.lock().failure, failure.clone());
+        let before = mem::replace(&mut self.state.lock().failure, failure.clone());
         match failure {
             Some(error) if before.as_ref() != Some(&error) => {
                 warn!("Presence Service fails, will be retried: error={error}");
@@ -328,49 +254,39 @@ impl Shared {
 }
 
 impl State {
+    /// When the user is due next, instead of any other time.
     fn schedule(&mut self, user: &UserId, due: Instant) {
-        let entry = self.users.entry(user.clone()).or_insert(User {
-            announced: false,
-            due,
-        });
-        entry.due = due;
-        self.agenda.push(Reverse((due, user.clone())));
-    }
-
-    /// Takes off the agenda whose turn it is by `now`, a few at a time.
-    fn turns(&mut self, now: Instant) -> Vec<Turn> {
-        let mut turns = Vec::new();
-        while turns.len() < AT_A_TIME
-            && let Some(Reverse((due, _))) = self.agenda.peek()
-            && *due <= now
-            && let Some(Reverse((due, user))) = self.agenda.pop()
-        {
-            if self.users.get(&user).is_some_and(|entry| entry.due == due) {
-                turns.push((user, due));
-            }
+        if let Some(before) = self.due.insert(user.clone(), due) {
+            self.timer_queue.remove(&(before, user.clone()));
         }
-        turns
+        self.timer_queue.insert((due, user.clone()));
     }
 
-    fn is_announced(&self, user: &UserId) -> bool {
-        self.users.get(user).is_some_and(|user| user.announced)
+    /// The entry is done with; whether the user has no other one by now.
+    fn end(&mut self, entry: &DueEntry) -> bool {
+        self.timer_queue.remove(entry) && self.due.remove(&entry.1).is_some()
     }
 
-    /// The Presence Service has been told that the user is here, or gone. Who came back meanwhile
-    /// has another turn, and is not forgotten.
-    fn told(&mut self, (user, due): &Turn, here: bool) {
-        if let Some(entry) = self.users.get_mut(user) {
-            entry.announced = here;
-            if !here && entry.due == *due {
-                self.users.remove(user);
-            }
-        }
+    /// Who is due by now, a few at a time.
+    fn entries(&self) -> Vec<DueEntry> {
+        let now = Instant::now();
+        let due = self.timer_queue.iter().take_while(|(due, _)| *due <= now);
+        due.take(AT_A_TIME).cloned().collect()
     }
 
-    /// Telling failed: another turn, unless there is one already.
-    fn again(&mut self, (user, due): &Turn) {
-        if self.users.get(user).is_some_and(|entry| entry.due == *due) {
-            self.schedule(user, Instant::now() + RETRY);
+    /// The Presence Service has been told that the user is here, or gone.
+    fn record_told(&mut self, entry: &DueEntry, here: bool) {
+        self.end(entry);
+        match here {
+            true => self.announced.insert(entry.1.clone()),
+            false => self.announced.remove(&entry.1),
+        };
+    }
+
+    /// Telling failed: the user is due again, unless they are already.
+    fn again(&mut self, entry: &DueEntry) {
+        if self.end(entry) {
+            self.schedule(&entry.1, Instant::now() + RETRY);
         }
     }
 }
@@ -378,33 +294,35 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
+    use crate::services::fake::FakeServices;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
     struct Scene {
         registry: Arc<Registry>,
-        services: Arc<FakeUsers>,
+        services: Arc<FakeServices>,
         presence: Arc<Presence>,
+        _thread: Worker,
     }
 
     impl Scene {
         fn new() -> Self {
-            let (registry, services) = (Arc::<Registry>::default(), Arc::<FakeUsers>::default());
+            let (registry, services) = (Arc::<Registry>::default(), Arc::<FakeServices>::default());
             let config = config::Presence {
                 lease: Duration::from_secs(3_600),
                 offline_grace: Duration::from_millis(1),
             };
             let (fatal, _died) = crossbeam::channel::unbounded();
             let (for_presence, told) = (Arc::clone(&registry), Arc::clone(&services) as _);
-            let presence =
+            let (presence, thread) =
                 Presence::start(for_presence, told, "g", &config, &fatal, |_| {}).unwrap();
             Self {
                 registry,
                 services,
-                presence: Arc::new(presence),
+                presence,
+                _thread: thread,
             }
         }
 
@@ -420,7 +338,7 @@ mod tests {
         }
 
         /// Waits until the Presence Service was told `last`, and answers all that it was told.
-        fn told(&self, last: &str) -> Vec<String> {
+        fn record_told(&self, last: &str) -> Vec<String> {
             let give_up = Instant::now() + PATIENCE;
             loop {
                 let told = self.services.presence.lock().clone();
@@ -437,15 +355,15 @@ mod tests {
     fn the_service_is_told_of_each_user_once() {
         let scene = Scene::new();
         let alice = scene.arrives("alice");
-        assert_eq!(scene.told("+alice"), ["+alice"]);
+        assert_eq!(scene.record_told("+alice"), ["+alice"]);
         let second = scene.arrives("alice");
         scene.leaves(&alice);
         let bob = scene.arrives("bob");
-        assert_eq!(scene.told("+bob"), ["+alice", "+bob"]);
+        assert_eq!(scene.record_told("+bob"), ["+alice", "+bob"]);
         scene.leaves(&bob);
-        assert_eq!(scene.told("-bob"), ["+alice", "+bob", "-bob"]);
+        assert_eq!(scene.record_told("-bob"), ["+alice", "+bob", "-bob"]);
         scene.leaves(&second);
-        scene.told("-alice");
+        scene.record_told("-alice");
     }
 
     #[test]
@@ -454,20 +372,20 @@ mod tests {
         let users: Vec<_> = (0..3 * AT_A_TIME).map(|n| format!("u{n:03}")).collect();
         let _clients: Vec<_> = users.iter().map(|user| scene.arrives(user)).collect();
         let last = scene.arrives("last");
-        let mut told = scene.told("+last");
+        let mut told = scene.record_told("+last");
         told.sort_unstable();
         let mut expected: Vec<_> = users.iter().map(|user| format!("+{user}")).collect();
         expected.insert(0, "+last".into());
         assert_eq!(told, expected);
         scene.leaves(&last);
-        scene.told("-last");
+        scene.record_told("-last");
     }
 
     #[test]
     fn who_returns_while_the_service_is_told_that_they_left_is_announced_again() {
         let scene = Scene::new();
         let alice = scene.arrives("alice");
-        scene.told("+alice");
+        scene.record_told("+alice");
         let (presence, registry) = (Arc::clone(&scene.presence), Arc::clone(&scene.registry));
         let (returned, back) = crossbeam::channel::bounded(1);
         let returns = move || {
@@ -483,20 +401,20 @@ mod tests {
             assert!(Instant::now() < give_up, "not announced again");
             std::thread::yield_now();
         }
-        assert_eq!(scene.told("+alice"), ["+alice", "-alice", "+alice"]);
+        assert_eq!(scene.record_told("+alice"), ["+alice", "-alice", "+alice"]);
     }
 
     #[test]
     fn who_came_and_left_while_the_thread_panicked_is_told_of_all_the_same() {
         let scene = Scene::new();
         let bob = scene.arrives("bob");
-        scene.told("+bob");
+        scene.record_told("+bob");
         *scene.services.meanwhile.lock() = Some(Box::new(|| panic!("as it is meant to")));
         scene.leaves(&bob);
-        assert_eq!(scene.told("-bob"), ["+bob", "-bob"]);
+        assert_eq!(scene.record_told("-bob"), ["+bob", "-bob"]);
         *scene.services.meanwhile.lock() = Some(Box::new(|| panic!("as it is meant to")));
         let _alice = scene.arrives("alice");
-        scene.told("+alice");
+        scene.record_told("+alice");
     }
 
     #[test]
@@ -510,10 +428,35 @@ mod tests {
             std::thread::yield_now();
         }
         scene.services.fail(None);
-        assert_eq!(scene.told("+alice"), ["+alice"]);
+        assert_eq!(scene.record_told("+alice"), ["+alice"]);
         while scene.presence.state().is_err() {
             assert!(Instant::now() < give_up, "it works, and nobody noticed");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_taken_over_is_tried_again_in_peace_and_before_all_else() {
+        let scene = Scene::new();
+        let _alice = scene.arrives("alice");
+        scene.record_told("+alice");
+        scene.services.fail(ErrorCode::ServiceUnavailable);
+        scene.presence.take_over();
+        let give_up = Instant::now() + PATIENCE;
+        while scene.presence.state().is_ok() {
+            assert!(Instant::now() < give_up, "no failure");
+            std::thread::yield_now();
+        }
+        let _bob = scene.arrives("bob");
+        scene.services.fail(None);
+        while scene.services.presence.lock().len() < 3 {
+            assert!(Instant::now() < give_up, "not announced");
+            std::thread::yield_now();
+        }
+        let mut told = scene.services.presence.lock().clone();
+        told.sort_unstable();
+        assert_eq!(told, ["+alice", "+alice", "+bob"]);
+        let calls = scene.services.calls();
+        assert!(calls < 10, "{calls} calls");
     }
 }

@@ -70,21 +70,23 @@ impl Report {
         // Strings, booleans and maps with string keys: serialising them does not fail.
         serde_json::to_string(self).unwrap_or_default() + "\n"
     }
-
-    /// The names of the checks that fail, with their reasons.
-    pub fn failures(&self) -> Vec<String> {
-        let failed = self.checks.iter().filter_map(|(name, state)| {
-            state["reason"]
-                .as_str()
-                .map(|reason| format!("{name}: {reason}"))
-        });
-        failed.collect()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Report {
+        /// The names of the checks that fail, with their reasons.
+        fn failures(&self) -> Vec<String> {
+            let failed = self.checks.iter().filter_map(|(name, state)| {
+                state["reason"]
+                    .as_str()
+                    .map(|reason| format!("{name}: {reason}"))
+            });
+            failed.collect()
+        }
+    }
 
     #[test]
     fn only_a_decisive_check_makes_it_unready() {

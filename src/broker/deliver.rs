@@ -13,7 +13,6 @@ use std::{iter, mem};
 use crossbeam::channel::Receiver;
 use log::{error, info, warn};
 
-use super::fan_out::FanOut;
 use super::groups::Groups;
 use super::waiting::Waiting;
 use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue, recipient};
@@ -25,25 +24,26 @@ use crate::ids::UserId;
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
+use crate::threads::fan_out::FanOut;
 use group::GroupBatch;
 
 /// What became of a delivery.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum Disposition {
     /// It is in the outboxes of all local recipients, or waits for their names: acknowledge it.
-    Done,
+    Ack,
     /// It can never be delivered, for this reason: reject it, once.
-    DeadLetter(String),
+    Reject(String),
 }
 
 /// What every consumer shares.
-pub struct Deliver {
+pub struct DeliveryContext {
     registry: Arc<Registry>,
     groups: Groups,
     fan_out: FanOut,
 }
 
-impl Deliver {
+impl DeliveryContext {
     /// `cache_ttl`: how long a group's member list is used.
     pub fn new(registry: Arc<Registry>, services: Arc<dyn Services>, cache_ttl: Duration) -> Self {
         let groups = Groups::new(services, Arc::clone(&registry), cache_ttl);
@@ -54,74 +54,74 @@ impl Deliver {
         }
     }
 
-    /// The delivering hand of `queue`'s consumer thread.
-    pub fn hand(self: &Arc<Self>, queue: Queue) -> Hand {
-        Hand {
+    /// The deliverer of `queue`'s consumer thread.
+    pub fn deliverer(self: &Arc<Self>, queue: Queue) -> Deliverer {
+        Deliverer {
             deliver: Arc::clone(self),
             queue,
             batch: None,
             waiting: Waiting::new(),
-            touched: Vec::new(),
+            pending_flush: Vec::new(),
             recipients: Vec::new(),
         }
     }
 }
 
-/// Delivers what one queue holds. [`Hand::take`] enqueues only; [`Hand::flush`] writes, so that a
+/// Delivers what one queue holds. [`Deliverer::enqueue`] enqueues only; [`Deliverer::flush`] writes, so that a
 /// consumer that is behind can take many deliveries for one system call to each connection.
-pub struct Hand {
-    deliver: Arc<Deliver>,
+pub struct Deliverer {
+    deliver: Arc<DeliveryContext>,
     queue: Queue,
     /// Group messages that have been taken and are not enqueued yet.
     batch: Option<GroupBatch>,
     /// Group messages of whose recipients the User Service is asked.
     waiting: Waiting,
-    /// The connections whose outboxes wait for [`Hand::flush`], some of them several times.
-    touched: Vec<Arc<Connection>>,
+    /// The connections whose outboxes wait for [`Deliverer::flush`], some of them several times.
+    pending_flush: Vec<Arc<Connection>>,
     /// Those whom the delivery in hand is for; kept for its memory alone.
     recipients: Vec<Arc<Connection>>,
 }
 
 /// Why a delivery can never be delivered.
-type Garbage = String;
+type DeliveryError = String;
 
-impl Hand {
+impl Deliverer {
     /// Enqueues a delivery for its recipients. A panic makes it a dead letter.
-    pub fn take(&mut self, delivery: &Delivery<'_>) -> Taken {
-        let outcome = self.guarded(|hand| match hand.queue {
-            Queue::Single => hand.single(delivery),
-            Queue::Group => hand.group(delivery),
-            Queue::Presence => hand.presence(delivery),
+    pub fn enqueue(&mut self, delivery: &Delivery<'_>) -> Disposition {
+        let outcome = self.guarded(|deliverer| match deliverer.queue {
+            Queue::Single => deliverer.single(delivery),
+            Queue::Group => deliverer.group(delivery),
+            Queue::Presence => deliverer.presence(delivery),
         });
         let reason = match outcome {
-            Some(Ok(())) => return Taken::Done,
+            Some(Ok(())) => return Disposition::Ack,
             Some(Err(reason)) => reason,
             None => "delivering it panicked".into(),
         };
         if self.queue == Queue::Presence {
             // It has no dead letters: RabbitMQ would fill them with expired presence.
             warn!("Presence event ignored: reason={reason}");
-            return Taken::Done;
+            return Disposition::Ack;
         }
-        Taken::DeadLetter(reason)
+        Disposition::Reject(reason)
     }
 
     /// Enqueues the rest, and writes what is enqueued to the sockets, as far as they take it. Never
-    /// blocks, never panics. What was taken may be acknowledged after it. Call it also when the hand
-    /// is [woken](Hand::woken), or something is [due](Hand::due_in).
+    /// blocks, never panics. What was taken may be acknowledged after it. Call it also when the deliverer
+    /// is [woken](Deliverer::woken), or something is [due](Deliverer::due_in).
     pub fn flush(&mut self) {
-        self.guarded(|hand| hand.end_batch(true));
-        while let Some((group, answer)) = self.waiting.asking.next_answer() {
-            self.guarded(|hand| hand.answered(group, answer));
+        self.guarded(|deliverer| deliverer.end_batch(true));
+        while let Some((group, answer)) = self.waiting.next_answer() {
+            self.guarded(|deliverer| deliverer.answered(group, answer));
         }
-        self.waiting.asking.ask(&self.deliver.groups);
-        self.deliver.flush(mem::take(&mut self.touched));
+        self.waiting.ask(&self.deliver.groups);
+        self.deliver.flush(mem::take(&mut self.pending_flush));
     }
 
     /// Does a part of the work. A panic in it ends nothing; what was taken before may be gone with
     /// it, but it is unread, so it comes again.
     fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
-        // `recipients` is cleared before each use, and `touched` is whole after each push.
+        // `recipients` is cleared before each use, and `pending_flush` is whole after each push.
         let outcome = catch_unwind(AssertUnwindSafe(|| work(self)));
         if outcome.is_err() {
             error!("Delivering panicked: queue={}", self.queue.name());
@@ -132,15 +132,15 @@ impl Hand {
 
     /// Something comes through it when there is more to deliver.
     pub fn woken(&self) -> &Receiver<()> {
-        self.waiting.asking.woken()
+        self.waiting.woken()
     }
 
     /// When the User Service is to be asked again.
     pub fn due_in(&self) -> Duration {
-        self.waiting.asking.due_in()
+        self.waiting.due_in()
     }
 
-    fn single(&mut self, delivery: &Delivery<'_>) -> Result<(), Garbage> {
+    fn single(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
         let user = user_of("user.", delivery)?;
         failpoint::reached("deliver", &user);
         match delivery.kind {
@@ -174,7 +174,7 @@ impl Hand {
         Ok(())
     }
 
-    fn presence(&mut self, delivery: &Delivery<'_>) -> Result<(), Garbage> {
+    fn presence(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
         let user = user_of("presence.", delivery)?;
         let event: PresenceEvent = decode(delivery)?;
         if event.user_id != user.as_str() {
@@ -212,12 +212,12 @@ impl Hand {
         let push = push();
         for connection in self.recipients.drain(..) {
             recipient::contain("push", &connection, |connection| connection.push(&push));
-            self.touched.push(connection);
+            self.pending_flush.push(connection);
         }
     }
 }
 
-impl Deliver {
+impl DeliveryContext {
     /// Writes what is enqueued for each of them.
     fn flush(&self, mut connections: Vec<Arc<Connection>>) {
         connections.sort_unstable_by_key(Arc::as_ptr);
@@ -237,7 +237,7 @@ impl Deliver {
     }
 }
 
-impl Drop for Hand {
+impl Drop for Deliverer {
     /// However a consumer ends, what is enqueued is written. (It may be panicking: neither step
     /// panics, or the process would end.)
     fn drop(&mut self) {
@@ -246,7 +246,7 @@ impl Drop for Hand {
     }
 }
 
-fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, Garbage> {
+fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, DeliveryError> {
     let id = delivery
         .routing_key
         .strip_prefix(prefix)
@@ -255,7 +255,7 @@ fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, Garbage> {
 }
 
 /// An empty body is a valid protobuf message without any field; the checks of ids find it.
-fn decode<M: prost::Message + Default>(delivery: &Delivery<'_>) -> Result<M, Garbage> {
+fn decode<M: prost::Message + Default>(delivery: &Delivery<'_>) -> Result<M, DeliveryError> {
     M::decode(delivery.body).map_err(|error| format!("does not parse: {error}"))
 }
 
@@ -265,24 +265,24 @@ mod tests {
 
     use super::*;
     use crate::broker::KIND_GROUP_MEMBERS_CHANGED;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
+    use crate::services::fake::FakeServices;
     use crate::services::proto::GroupMembersChanged;
 
     pub(super) struct Scene {
         pub registry: Arc<Registry>,
-        pub users: Arc<FakeUsers>,
-        pub deliver: Arc<Deliver>,
+        pub users: Arc<FakeServices>,
+        pub deliver: Arc<DeliveryContext>,
     }
 
     pub(super) fn scene() -> Scene {
         let (users, registry) = (
-            Arc::new(FakeUsers::default()),
+            Arc::new(FakeServices::default()),
             Arc::new(Registry::default()),
         );
         users.set("team", &["alice", "bob"]);
         let ttl = Duration::from_secs(3_600);
-        let deliver = Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
+        let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
         Scene {
             registry,
             users,
@@ -291,14 +291,14 @@ mod tests {
     }
 
     impl Scene {
-        fn take(&self, queue: Queue, key: &str, kind: &str, body: &[u8]) -> Taken {
-            let mut hand = self.deliver.hand(queue);
-            let taken = hand.take(&Delivery {
+        fn take(&self, queue: Queue, key: &str, kind: &str, body: &[u8]) -> Disposition {
+            let mut deliverer = self.deliver.deliverer(queue);
+            let taken = deliverer.enqueue(&Delivery {
                 routing_key: key,
                 kind,
                 body,
             });
-            hand.flush();
+            deliverer.flush();
             taken
         }
     }
@@ -327,19 +327,22 @@ mod tests {
         let mut bobs = [(); 2].map(|()| Client::join(&s.registry, "bob"));
         let mut alice = Client::join(&s.registry, "alice");
         let body = message("m1", "alice", "bob").encode_to_vec();
-        assert_eq!(s.take(Queue::Single, "user.bob", "", &body), Taken::Done);
+        assert_eq!(
+            s.take(Queue::Single, "user.bob", "", &body),
+            Disposition::Ack
+        );
         for bob in &mut bobs {
             assert!(bob.next().contains(r#""id":"m1""#));
         }
         assert!(alice.is_quiet());
         assert_eq!(
             s.take(Queue::Single, "user.alice", KIND_MESSAGE, &body),
-            Taken::Done
+            Disposition::Ack
         );
         assert!(alice.next().contains(r#""to_user_id":"bob""#), "her copy");
         assert_eq!(
             s.take(Queue::Single, "user.alice", "", &body),
-            Taken::Done,
+            Disposition::Ack,
             "a second time"
         );
     }
@@ -348,7 +351,7 @@ mod tests {
     fn taking_writes_nothing_and_flushing_writes_all_of_it() {
         let s = scene();
         let mut bob = Client::join(&s.registry, "bob");
-        let mut hand = s.deliver.hand(Queue::Single);
+        let mut deliverer = s.deliver.deliverer(Queue::Single);
         for id in ["m1", "m2"] {
             let body = message(id, "alice", "bob").encode_to_vec();
             let delivery = Delivery {
@@ -356,19 +359,19 @@ mod tests {
                 kind: "",
                 body: &body,
             };
-            assert_eq!(hand.take(&delivery), Taken::Done);
+            assert_eq!(deliverer.enqueue(&delivery), Disposition::Ack);
         }
         assert!(bob.is_quiet());
-        hand.flush();
+        deliverer.flush();
         assert!(bob.next().contains("m1") && bob.next().contains("m2"));
     }
 
     #[test]
-    fn a_hand_that_is_dropped_leaves_nothing_unwritten() {
+    fn a_deliverer_that_is_dropped_leaves_nothing_unwritten() {
         let s = scene();
         let mut bob = Client::join(&s.registry, "bob");
         let body = message("m1", "alice", "bob").encode_to_vec();
-        s.deliver.hand(Queue::Single).take(&Delivery {
+        s.deliver.deliverer(Queue::Single).enqueue(&Delivery {
             routing_key: "user.bob",
             kind: "",
             body: &body,
@@ -396,7 +399,7 @@ mod tests {
         for (key, kind, body) in single {
             let taken = s.take(Queue::Single, key, kind, body);
             assert!(
-                matches!(taken, Taken::DeadLetter(_)),
+                matches!(taken, Disposition::Reject(_)),
                 "{key} {kind} {body:?}: {taken:?}"
             );
         }
@@ -411,7 +414,7 @@ mod tests {
         for (key, kind, body) in group {
             let taken = s.take(Queue::Group, key, kind, body);
             assert!(
-                matches!(taken, Taken::DeadLetter(_)),
+                matches!(taken, Disposition::Reject(_)),
                 "{key} {kind} {body:?}: {taken:?}"
             );
         }
@@ -432,7 +435,7 @@ mod tests {
             KIND_SESSION_REVOKED,
             &body.encode_to_vec(),
         );
-        assert_eq!(taken, Taken::Done);
+        assert_eq!(taken, Disposition::Ack);
         assert!(matches!(
             bob.close_reason(),
             Some(CloseReason::SessionRevoked)
@@ -446,7 +449,10 @@ mod tests {
         let [mut alice, mut bob, mut carol] =
             ["alice", "bob", "carol"].map(|user| Client::join(&s.registry, user));
         let body = group_message("m1", "alice", "team").encode_to_vec();
-        assert_eq!(s.take(Queue::Group, "group.team", "", &body), Taken::Done);
+        assert_eq!(
+            s.take(Queue::Group, "group.team", "", &body),
+            Disposition::Ack
+        );
         assert!(alice.next().contains(r#""type":"group_message""#));
         assert!(bob.next().contains(r#""group_id":"team""#));
         assert!(carol.is_quiet());
@@ -467,7 +473,7 @@ mod tests {
                 &changed,
             )
         };
-        assert_eq!((change(), s.users.calls()), (Taken::Done, 0));
+        assert_eq!((change(), s.users.calls()), (Disposition::Ack, 0));
 
         let mut bob = Client::join(&s.registry, "bob");
         let carol = Client::join(&s.registry, "carol");
@@ -475,7 +481,7 @@ mod tests {
         s.take(Queue::Group, "group.team", "", &first);
         assert!(bob.next().contains("m1"));
         s.users.set("team", &["alice", "carol"]);
-        assert_eq!((change(), s.users.calls()), (Taken::Done, 2));
+        assert_eq!((change(), s.users.calls()), (Disposition::Ack, 2));
         assert!(carol.takes_catch_up());
         let second = group_message("m2", "alice", "team").encode_to_vec();
         s.take(Queue::Group, "group.team", "", &second);
@@ -499,7 +505,7 @@ mod tests {
         let online = event("alice", PresenceStatus::Online);
         assert_eq!(
             s.take(Queue::Presence, "presence.alice", "", &online),
-            Taken::Done
+            Disposition::Ack
         );
         assert!(bob.next().contains(r#""status":"online""#));
         let unspecified = event("alice", PresenceStatus::Unspecified);
@@ -511,7 +517,7 @@ mod tests {
         ] {
             assert_eq!(
                 s.take(Queue::Presence, "presence.alice", "", body),
-                Taken::Done
+                Disposition::Ack
             );
         }
         assert!(bob.is_quiet());

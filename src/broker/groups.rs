@@ -26,7 +26,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const MAX_GROUPS: usize = 10_000;
 /// How long one group may fail, with a User Service that answers, before its messages go to those who
 /// were members before.
-const PATIENCE: Duration = Duration::from_secs(60);
+const GROUP_FAILURE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the User Service says of a group: its members, in any order.
 pub type Answer = services::Result<Vec<String>>;
@@ -42,31 +42,28 @@ pub struct Groups {
     held: Mutex<Held>,
 }
 
+#[derive(Default)]
 struct Held {
     lists: HashMap<GroupId, List>,
-    swept: Instant,
+    swept: Option<Instant>,
 }
 
 struct List {
     /// `None`: never known, so there is nothing to compare with.
     members: Option<Members>,
-    /// `None`: outdated, and held for comparing only.
-    fresh_until: Option<Instant>,
+    /// When it is outdated, and held for comparing only.
+    fresh_until: Instant,
     used: Instant,
     failing_since: Option<Instant>,
 }
 
 impl Groups {
     pub fn new(services: Arc<dyn Services>, registry: Arc<Registry>, ttl: Duration) -> Self {
-        let held = Mutex::new(Held {
-            lists: HashMap::new(),
-            swept: Instant::now(),
-        });
         Self {
             services,
             registry,
             ttl,
-            held,
+            held: Mutex::default(),
         }
     }
 
@@ -76,24 +73,21 @@ impl Groups {
         let mut held = self.held.lock();
         let list = held.lists.get_mut(group)?;
         list.used = now;
-        list.fresh_until
-            .filter(|until| now < *until)
-            .and(list.members.clone())
+        list.members.clone().filter(|_| now < list.fresh_until)
     }
 
     /// Marks the list as outdated; whether there is one.
-    pub fn outdate(&self, group: &GroupId) -> bool {
+    pub fn invalidate(&self, group: &GroupId) -> bool {
         let mut held = self.held.lock();
         let list = held.lists.get_mut(group);
-        list.map(|list| list.fresh_until = None).is_some()
+        list.map(|list| list.fresh_until = Instant::now()).is_some()
     }
 
     /// Asks the User Service, and returns at once. `told` is called with what is for
     /// [`Groups::answered`], or dropped.
     pub fn ask(&self, group: &GroupId, told: impl FnOnce(Answer) + Send + 'static) {
-        let request = GetGroupMembersRequest {
-            group_id: group.to_string(),
-        };
+        let group_id = group.to_string();
+        let request = GetGroupMembersRequest { group_id };
         self.services.group_members(request, Box::new(told));
     }
 
@@ -101,13 +95,13 @@ impl Groups {
     /// means: ask again later.
     pub fn answered(&self, group: &GroupId, answer: Answer) -> Result<Members, ServiceError> {
         match answer {
-            Ok(ids) => Ok(self.hold(group, valid(group, &ids))),
+            Ok(ids) => Ok(self.store(group, valid(group, &ids))),
             // As a group without members: if it appears yet, all of them are new.
             Err(error) if error.code == ErrorCode::NotFound => {
                 warn!("Group does not exist: group={group}");
-                Ok(self.hold(group, Members::default()))
+                Ok(self.store(group, Members::default()))
             }
-            Err(error) => self.hold_on(group, error),
+            Err(error) => self.serve_stale(group, error),
         }
     }
 
@@ -121,20 +115,14 @@ impl Groups {
     }
 
     /// Holds a fetched list and catches its new members up.
-    fn hold(&self, group: &GroupId, members: Members) -> Members {
+    fn store(&self, group: &GroupId, members: Members) -> Members {
         let now = Instant::now();
-        let list = List {
-            members: Some(Arc::clone(&members)),
-            fresh_until: Some(now + self.ttl),
-            used: now,
-            failing_since: None,
-        };
-        let before = {
-            let mut held = self.held.lock();
-            held.sweep(now);
-            held.lists.insert(group.clone(), list)
-        };
-        if let Some(before) = before.and_then(|list| list.members) {
+        let mut held = self.held.lock();
+        let list = held.list(group, now);
+        (list.fresh_until, list.failing_since) = (now + self.ttl, None);
+        let before = list.members.replace(Arc::clone(&members));
+        drop(held);
+        if let Some(before) = before {
             let new = |member: &&UserId| before.binary_search(member).is_err();
             self.catch_up(members.iter().filter(new));
         }
@@ -144,27 +132,17 @@ impl Groups {
     /// There is no list to be had: the group's messages wait. Where the service answers, they wait a
     /// while, and then go to those who were members before; with the next list the others are caught
     /// up.
-    fn hold_on(&self, group: &GroupId, error: ServiceError) -> Result<Members, ServiceError> {
+    fn serve_stale(&self, group: &GroupId, error: ServiceError) -> Result<Members, ServiceError> {
         let now = Instant::now();
         let mut held = self.held.lock();
-        if error.is_out_of_reach() {
-            // Not forgotten: the next list is compared with it.
-            if let Some(list) = held.lists.get_mut(group) {
-                list.used = now;
-            }
+        // Not forgotten: the next list is compared with it.
+        let list = held.list(group, now);
+        if error.is_out_of_reach()
+            || now - *list.failing_since.get_or_insert(now) < GROUP_FAILURE_TIMEOUT
+        {
             return Err(error);
         }
-        let list = held.lists.entry(group.clone()).or_insert_with(|| List {
-            members: None,
-            fresh_until: None,
-            used: now,
-            failing_since: None,
-        });
-        list.used = now;
-        if now - *list.failing_since.get_or_insert(now) < PATIENCE {
-            return Err(error);
-        }
-        list.fresh_until = Some(now + self.ttl);
+        list.fresh_until = now + self.ttl;
         let members = Arc::clone(list.members.get_or_insert_default());
         drop(held);
         error!("Going on without the group's members: group={group}, error={error}");
@@ -173,11 +151,25 @@ impl Groups {
 }
 
 impl Held {
+    /// The group's list, in use now.
+    fn list(&mut self, group: &GroupId, now: Instant) -> &mut List {
+        self.sweep(now);
+        let list = self.lists.entry(group.clone()).or_insert(List {
+            members: None,
+            fresh_until: now,
+            used: now,
+            failing_since: None,
+        });
+        list.used = now;
+        list
+    }
+
     fn sweep(&mut self, now: Instant) {
-        if now - self.swept < SWEEP_EVERY && self.lists.len() < MAX_GROUPS {
+        let is_early = self.swept.is_some_and(|at| now - at < SWEEP_EVERY);
+        if is_early && self.lists.len() < MAX_GROUPS {
             return;
         }
-        self.swept = now;
+        self.swept = Some(now);
         self.lists.retain(|_, list| now - list.used < FORGET_AFTER);
         if self.lists.len() >= MAX_GROUPS {
             let mut used: Vec<_> = self.lists.values().map(|list| list.used).collect();
@@ -205,11 +197,11 @@ mod tests {
     use crossbeam::channel::bounded;
 
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
+    use crate::services::fake::FakeServices;
 
     struct Scene {
-        users: Arc<FakeUsers>,
+        users: Arc<FakeServices>,
         registry: Arc<Registry>,
         groups: Groups,
         team: GroupId,
@@ -217,7 +209,7 @@ mod tests {
 
     fn scene(ttl: Duration) -> Scene {
         let (users, registry) = (
-            Arc::new(FakeUsers::default()),
+            Arc::new(FakeServices::default()),
             Arc::new(Registry::default()),
         );
         users.set("team", &["alice", "bob"]);
@@ -276,9 +268,9 @@ mod tests {
     fn an_outdated_list_is_not_used_and_still_compared_with() {
         let s = scene(LONG);
         let carol = Client::join(&s.registry, "carol");
-        assert!(!s.groups.outdate(&s.team), "no list yet");
+        assert!(!s.groups.invalidate(&s.team), "no list yet");
         s.fetch(&s.team).unwrap();
-        assert!(s.groups.outdate(&s.team));
+        assert!(s.groups.invalidate(&s.team));
         assert!(s.groups.fresh(&s.team).is_none());
         s.users.set("team", &["carol"]);
         s.fetch(&s.team).unwrap();
@@ -313,7 +305,7 @@ mod tests {
         s.fetch(&s.team).unwrap();
         s.users.fail(ErrorCode::Internal);
         assert!(s.fetch(&s.team).is_err());
-        let long_ago = Instant::now() - 2 * PATIENCE;
+        let long_ago = Instant::now() - 2 * GROUP_FAILURE_TIMEOUT;
         let fail_since = |since| {
             s.groups
                 .held
@@ -353,7 +345,7 @@ mod tests {
         let s = scene(LONG);
         for number in 0..=MAX_GROUPS {
             let group = GroupId::new(&format!("g{number}")).unwrap();
-            s.groups.hold(&group, Members::default());
+            s.groups.store(&group, Members::default());
         }
         let held = s.groups.held.lock();
         assert!(

@@ -1,41 +1,30 @@
-//! What the backend publishes: from RabbitMQ ([`amqp`]) or from the in-process bus ([`local`]),
-//! through [`deliver`], into the outboxes of the connections that it is for.
+//! What the backend publishes: from RabbitMQ ([`amqp`]) or another [`source`] of deliveries, through
+//! [`deliver`], into the outboxes of the connections that it is for.
 //!
 //! A *publication* goes to an exchange under a routing key. A *delivery* is one publication as a
 //! consumer gets it from one of this gateway's three queues. *Acknowledging* a delivery says that
 //! it is in the outboxes of all local recipients; a *dead letter* is one that does not parse.
 
 pub mod amqp;
-mod asking;
 mod consume;
 pub mod deliver;
-#[cfg(test)]
-pub(crate) mod fake;
-mod fan_out;
 mod groups;
-pub mod local;
-pub mod publisher;
-#[cfg(test)]
+// They publish as the reference services do.
+mod connection;
+#[cfg(all(test, feature = "reference"))]
 mod rabbit_tests;
 mod recipient;
 pub mod routes;
-mod session;
+pub mod source;
 pub mod supervisor;
-#[cfg(test)]
+#[cfg(all(test, feature = "reference"))]
 mod support;
 pub mod topology;
 mod waiting;
 
-use std::fmt;
-use std::time::Instant;
-
-use crossbeam::channel::Receiver;
-
-pub use deliver::Deliver;
-pub use local::LocalBus;
-pub use publisher::AmqpPublisher;
-pub use routes::{Route, Routes};
-pub use supervisor::{BrokerEvent, Settings, Supervisor};
+pub use deliver::DeliveryContext;
+pub use routes::Routes;
+pub use supervisor::{Settings, Supervisor};
 
 pub use crate::config::Endpoint;
 
@@ -82,54 +71,3 @@ pub struct Delivery<'a> {
     /// A protobuf message of the wire contract; `kind` and the queue say which.
     pub body: &'a [u8],
 }
-
-/// Something to be published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publication {
-    /// [`DIRECT_EXCHANGE`] or [`TOPIC_EXCHANGE`].
-    pub exchange: String,
-    pub routing_key: String,
-    /// The AMQP `type` property.
-    pub kind: String,
-    pub body: Vec<u8>,
-}
-
-/// Where the reference services publish: RabbitMQ or the in-process bus.
-pub trait Publisher: Send {
-    /// Publishes without waiting for the answer: [`outcomes`](Self::outcomes) tells it under
-    /// `ticket`, a number of the caller's. It may have to connect first, which takes some seconds
-    /// at most.
-    ///
-    /// After an error, nothing is told any more of what was published before: the caller
-    /// publishes it again.
-    fn publish(&mut self, ticket: u64, publication: &Publication) -> Result<(), PublishError>;
-
-    /// What became of publications, in any order. Waits for the first answer until `deadline`, or
-    /// until something can be received from `wake`, which it takes. An error is as above.
-    fn outcomes(
-        &mut self,
-        deadline: Instant,
-        wake: &Receiver<()>,
-    ) -> Result<Vec<(u64, Outcome)>, PublishError>;
-}
-
-/// What became of a publication.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is in every queue that it is for.
-    Published,
-    /// Some queue that it is for had no room: to be published again after a while.
-    Refused,
-}
-
-/// Publishing did not work, or was not answered in time: publish the same again later.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PublishError(pub String);
-
-impl fmt::Display for PublishError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for PublishError {}

@@ -9,19 +9,22 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, unbounded};
 use prost::Message as _;
 
-use super::amqp::{AmqpError, Argument, Link, Opener};
-use super::fake::FakeUsers;
-use super::supervisor::LOOK_EVERY;
+use super::amqp::{AmqpConnection, AmqpError, Argument, Opener};
+use super::supervisor::EXCHANGE_POLL_INTERVAL;
 use super::support::amqp::Amqp;
 use super::support::broker::Broker;
 use super::support::wait::{wait_until, wait_until_within};
 use super::support::wire::Wire;
 use super::topology::{DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, Topology};
 use super::*;
+use crate::client::Route;
 use crate::client::fixture::Client;
 use crate::ids::UserId;
+use crate::reference::AmqpPublisher;
+use crate::reference::publisher::{Outcome, Publication, PublishError, Publisher as _};
 use crate::registry::Registry;
 use crate::services::ErrorCode;
+use crate::services::fake::FakeServices;
 use crate::services::proto::Message;
 use crate::threads::StopSignal;
 
@@ -35,9 +38,10 @@ const RETRY_FIRST: Duration = Duration::from_millis(20);
 /// A gateway's broker side.
 struct Side {
     registry: Arc<Registry>,
-    users: Arc<FakeUsers>,
+    users: Arc<FakeServices>,
     routes: Arc<Routes>,
-    events: Receiver<BrokerEvent>,
+    owned: Receiver<()>,
+    fatal: Receiver<String>,
     supervisor: Supervisor,
 }
 
@@ -48,7 +52,7 @@ fn settings(url: &str) -> Settings {
         heartbeat: HEARTBEAT,
         prefetch: 64,
         retry_first: RETRY_FIRST,
-        look_every: LOOK_EVERY,
+        exchange_poll_interval: EXCHANGE_POLL_INTERVAL,
     }
 }
 
@@ -58,24 +62,27 @@ fn side(url: &str) -> Side {
 
 fn side_with(settings: Settings) -> Side {
     let (users, registry) = (
-        Arc::new(FakeUsers::default()),
+        Arc::new(FakeServices::default()),
         Arc::new(Registry::default()),
     );
     let ttl = Duration::from_secs(3_600);
-    let deliver = Arc::new(Deliver::new(
+    let deliver = Arc::new(DeliveryContext::new(
         Arc::clone(&registry),
         Arc::clone(&users) as _,
         ttl,
     ));
     let routes = Arc::new(Routes::new(Arc::clone(&registry)));
-    let (tell, events) = unbounded();
-    let on_event = move |event| drop(tell.send(event));
-    let supervisor = Supervisor::start(settings, deliver, Arc::clone(&routes), on_event).unwrap();
+    let (tell, owned) = unbounded();
+    let (dies, fatal) = unbounded();
+    let on_owned = move || tell.send(()).unwrap();
+    let for_broker = Arc::clone(&routes);
+    let supervisor = Supervisor::start(settings, deliver, for_broker, &dies, on_owned).unwrap();
     Side {
         registry,
         users,
         routes,
-        events,
+        owned,
+        fatal,
         supervisor,
     }
 }
@@ -84,7 +91,7 @@ impl Side {
     fn up(url: &str) -> Self {
         let side = side(url);
         side.comes_up();
-        assert_eq!(side.events.try_recv(), Ok(BrokerEvent::Owned));
+        assert_eq!(side.owned.try_recv(), Ok(()));
         side
     }
 
@@ -213,7 +220,7 @@ fn receives(client: &mut Client, ids: impl IntoIterator<Item = u32>) {
     }
 }
 
-fn open(url: &str) -> Link {
+fn open(url: &str) -> AmqpConnection {
     let endpoint = Endpoint::parse(url).unwrap();
     let mut opener = Opener::new(endpoint, "test".into(), HEARTBEAT);
     opener.open(&StopSignal::never()).unwrap()
@@ -341,11 +348,8 @@ fn a_second_gateway_with_the_same_id_gives_up_and_the_first_goes_on() {
     let first = Side::up(&url);
     let mut bob = first.join("bob");
     let second = side(&url);
-    let event = second.events.recv_timeout(Duration::from_secs(20)).unwrap();
-    assert!(
-        matches!(&event, BrokerEvent::Fatal(reason) if reason.contains("gateway.id \"g\"")),
-        "{event:?}"
-    );
+    let reason = second.fatal.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(reason.contains("gateway.id \"g\""), "{reason}");
     assert!(!second.is_up());
     second.stop();
     publisher(&url).publish(&to_bob(0..1)).unwrap();
@@ -362,11 +366,10 @@ fn wrong_arguments_are_fatal_at_start_and_named() {
         .declare_queue(DEAD_LETTER_QUEUE, &[("x-max-length", Argument::Number(1))])
         .unwrap();
     let side = side(&url);
-    let event = side.events.recv_timeout(Duration::from_secs(20)).unwrap();
+    let reason = side.fatal.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(
-        matches!(&event, BrokerEvent::Fatal(reason)
-            if reason.contains(DEAD_LETTER_QUEUE) && reason.contains("x-max-length")),
-        "{event:?}"
+        reason.contains(DEAD_LETTER_QUEUE) && reason.contains("x-max-length"),
+        "{reason}"
     );
     side.stop();
 }
@@ -415,7 +418,7 @@ fn a_refused_login_is_no_reason_to_give_up_and_shows_no_password() {
         side.supervisor.check()().unwrap_err().contains("password")
     });
     assert!(!side.supervisor.check()().unwrap_err().contains("hush"));
-    assert!(side.events.is_empty());
+    assert!(side.owned.is_empty() && side.fatal.is_empty());
     side.stop();
 }
 

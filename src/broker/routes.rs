@@ -2,7 +2,7 @@
 //!
 //! A *route* is the binding of `user.<id>` to this gateway's queue. Connections ask for routes
 //! ([`Routes::want`]), and the `routes` thread of the broker connection makes them
-//! ([`Routes::serve`]), through a [`Binder`]: this file knows no AMQP.
+//! ([`Routes::serve`]): this file knows no AMQP.
 //!
 //! Invariants: a connection is in the registry before it asks, so an unbind that finds the user
 //! there under the lock is not done; and one thread binds and unbinds in turn, so a user who
@@ -10,40 +10,22 @@
 //! catch-up on the user's connections, because what was published before it went elsewhere.
 
 use std::collections::{HashMap, VecDeque};
-use std::mem;
 use std::sync::Arc;
+use std::{iter, mem};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::client::Route;
 use crate::ids::UserId;
 use crate::registry::Registry;
 
 /// How many binds are sent before the broker is waited for: about 150 ms of its work.
 const BURST: usize = 256;
 
-/// Where a user's route stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    Bound,
-    /// Bound in a moment, and catch-up is requested then.
-    Pending,
-    /// The broker is away; the user is bound on its return, and catch-up is requested then.
-    Away,
-}
-
-/// Makes and removes bindings.
-pub trait Binder {
-    type Error;
-    /// Binds all of `users`, and returns once that is confirmed.
-    fn bind(&mut self, users: &[UserId]) -> Result<(), Self::Error>;
-    fn unbind(&mut self, user: &UserId) -> Result<(), Self::Error>;
-}
-
 /// The routes of one gateway.
 pub struct Routes {
     registry: Arc<Registry>,
-    /// `None`: there is no broker, and every user is reached.
-    table: Option<Mutex<Table>>,
+    table: Mutex<Table>,
     /// There is work for the `routes` thread, or no work any more.
     work: Condvar,
 }
@@ -68,45 +50,30 @@ enum Step {
     Leaving,
 }
 
-enum Work {
+/// What the `routes` thread is to do.
+pub enum Work {
     Bind(Vec<UserId>),
     Unbind(UserId),
-    Nothing,
 }
 
 impl Routes {
     pub fn new(registry: Arc<Registry>) -> Self {
         Self {
             registry,
-            table: Some(Mutex::default()),
-            work: Condvar::new(),
-        }
-    }
-
-    /// For the in-process bus, which reaches every user.
-    pub fn local(registry: Arc<Registry>) -> Self {
-        Self {
-            registry,
-            table: None,
+            table: Mutex::default(),
             work: Condvar::new(),
         }
     }
 
     /// Asks for the user's route. The connection that asks has registered before.
     pub fn want(&self, user: &UserId) -> Route {
-        let Some(table) = &self.table else {
-            return Route::Bound;
-        };
-        let mut table = table.lock();
-        if !table.up {
-            return Route::Away;
-        }
+        let mut table = self.table.lock();
         match table.steps.get(user) {
+            _ if !table.up => Route::Away,
             Some(Step::Bound) => Route::Bound,
             Some(Step::Waiting) => Route::Pending,
             Some(Step::Leaving) | None => {
-                table.queue_bind(user);
-                drop(table);
+                table.queue_bind(user.clone());
                 self.work.notify_one();
                 Route::Pending
             }
@@ -115,12 +82,9 @@ impl Routes {
 
     /// Gives the user's route up, unless they are connected here again.
     pub fn release(&self, user: &UserId) {
-        let Some(table) = &self.table else { return };
-        let mut table = table.lock();
+        let mut table = self.table.lock();
         if table.up && table.steps.contains_key(user) && !self.registry.holds(user) {
-            table.steps.insert(user.clone(), Step::Leaving);
-            table.unbinds.push_back(user.clone());
-            drop(table);
+            table.queue_unbind(user.clone());
             self.work.notify_one();
         }
     }
@@ -129,94 +93,77 @@ impl Routes {
     /// left meanwhile is to be unbound. Call it before anything is consumed: until their binding is
     /// confirmed and they are caught up, nobody is pushed what is newer than what they missed.
     pub fn begin(&self) {
-        let Some(table) = &self.table else { return };
         for connection in self.registry.connections() {
             connection.unrouted();
         }
-        let mut table = table.lock();
+        let mut table = self.table.lock();
         let before = mem::take(&mut *table);
+        table.up = true;
         for user in self.registry.users() {
-            table.queue_bind(&user);
+            table.queue_bind(user);
         }
-        for (user, _) in before.steps {
+        for user in before.steps.into_keys() {
             if !table.steps.contains_key(&user) {
-                table.steps.insert(user.clone(), Step::Leaving);
-                table.unbinds.push_back(user);
+                table.queue_unbind(user);
             }
         }
-        table.up = true;
     }
 
     /// The broker is gone, or to be left.
     pub fn end(&self) {
-        let Some(table) = &self.table else { return };
-        table.lock().up = false;
+        self.table.lock().up = false;
         self.work.notify_all();
     }
 
-    /// Binds and unbinds between [`Self::begin`] and [`Self::end`]; the `routes` thread's work.
-    pub fn serve<B: Binder>(&self, binder: &mut B) -> Result<(), B::Error> {
-        loop {
-            match self.next() {
-                Work::Bind(users) => {
-                    binder.bind(&users)?;
-                    self.confirm(&users);
-                }
-                Work::Unbind(user) => {
-                    binder.unbind(&user)?;
-                    self.confirm_unbound(&user);
-                }
-                Work::Nothing => return Ok(()),
+    /// Has `perform` bind and unbind between [`Self::begin`] and [`Self::end`], and return once that
+    /// is confirmed; the `routes` thread's work.
+    pub fn serve<E>(&self, mut perform: impl FnMut(&Work) -> Result<(), E>) -> Result<(), E> {
+        while let Some(work) = self.next() {
+            perform(&work)?;
+            match work {
+                Work::Bind(users) => self.confirm(&users),
+                Work::Unbind(user) => self.confirm_unbound(&user),
             }
         }
+        Ok(())
     }
 
-    /// Waits for work: a burst of binds, or else one unbind.
-    fn next(&self) -> Work {
-        let Some(table) = &self.table else {
-            return Work::Nothing;
-        };
-        let mut table = table.lock();
-        loop {
-            if !table.up {
-                return Work::Nothing;
-            }
+    /// Waits for work: a burst of binds, or else one unbind. `None`: there is none any more.
+    fn next(&self) -> Option<Work> {
+        let mut table = self.table.lock();
+        while table.up {
             let burst = table.take_binds();
             if !burst.is_empty() {
-                return Work::Bind(burst);
+                return Some(Work::Bind(burst));
             }
             match table.unbinds.pop_front() {
                 Some(user) if table.steps.get(&user) != Some(&Step::Leaving) => {}
                 // Connected again, and about to ask.
-                Some(user) if self.registry.holds(&user) => table.queue_bind(&user),
-                Some(user) => return Work::Unbind(user),
+                Some(user) if self.registry.holds(&user) => table.queue_bind(user),
+                Some(user) => return Some(Work::Unbind(user)),
                 None => self.work.wait(&mut table),
             }
         }
+        None
     }
 
     /// The users' bindings stand. First the step, so that a connection that registers meanwhile
     /// either finds it or is found here.
     fn confirm(&self, users: &[UserId]) {
-        let Some(table) = &self.table else { return };
-        {
-            let mut table = table.lock();
-            for user in users {
-                if let Some(step @ Step::Waiting) = table.steps.get_mut(user) {
-                    *step = Step::Bound;
-                }
+        let mut table = self.table.lock();
+        for user in users {
+            if let Some(step @ Step::Waiting) = table.steps.get_mut(user) {
+                *step = Step::Bound;
             }
         }
+        drop(table);
         let mut connections = Vec::new();
-        self.registry.recipients(users.iter(), &mut connections);
-        for connection in connections {
-            connection.routed();
-        }
+        self.registry.recipients(users, &mut connections);
+        connections.iter().for_each(|one| one.routed());
     }
 
     fn confirm_unbound(&self, user: &UserId) {
-        let Some(table) = &self.table else { return };
-        let mut table = table.lock();
+        let mut table = self.table.lock();
         if table.steps.get(user) == Some(&Step::Leaving) {
             table.steps.remove(user);
         }
@@ -224,21 +171,20 @@ impl Routes {
 }
 
 impl Table {
-    fn queue_bind(&mut self, user: &UserId) {
+    fn queue_bind(&mut self, user: UserId) {
         self.steps.insert(user.clone(), Step::Waiting);
-        self.binds.push_back(user.clone());
+        self.binds.push_back(user);
+    }
+
+    fn queue_unbind(&mut self, user: UserId) {
+        self.steps.insert(user.clone(), Step::Leaving);
+        self.unbinds.push_back(user);
     }
 
     fn take_binds(&mut self) -> Vec<UserId> {
-        let mut burst = Vec::new();
-        while burst.len() < BURST
-            && let Some(user) = self.binds.pop_front()
-        {
-            if self.steps.get(&user) == Some(&Step::Waiting) {
-                burst.push(user);
-            }
-        }
-        burst
+        let queued = iter::from_fn(|| self.binds.pop_front());
+        let waiting = queued.filter(|user| self.steps.get(user) == Some(&Step::Waiting));
+        waiting.take(BURST).collect()
     }
 }
 
@@ -267,16 +213,17 @@ mod tests {
         answers: Receiver<Result<(), ()>>,
     }
 
-    impl Binder for StageBinder {
-        type Error = ();
-        fn bind(&mut self, users: &[UserId]) -> Result<(), ()> {
-            let mut names: Vec<_> = users.iter().map(UserId::as_str).collect();
-            names.sort_unstable();
-            self.ask.send(format!("+{}", names.join("+"))).unwrap();
-            self.answers.recv().unwrap()
-        }
-        fn unbind(&mut self, user: &UserId) -> Result<(), ()> {
-            self.ask.send(format!("-{user}")).unwrap();
+    impl StageBinder {
+        fn perform(&self, work: &Work) -> Result<(), ()> {
+            let asked = match work {
+                Work::Bind(users) => {
+                    let mut names: Vec<_> = users.iter().map(UserId::as_str).collect();
+                    names.sort_unstable();
+                    format!("+{}", names.join("+"))
+                }
+                Work::Unbind(user) => format!("-{user}"),
+            };
+            self.ask.send(asked).unwrap();
             self.answers.recv().unwrap()
         }
     }
@@ -305,7 +252,8 @@ mod tests {
             (self.asked, self.answer) = (asked, answer);
             self.routes.begin();
             let routes = Arc::clone(&self.routes);
-            let serve = move || routes.serve(&mut StageBinder { ask, answers });
+            let binder = StageBinder { ask, answers };
+            let serve = move || routes.serve(|work| binder.perform(work));
             self.server = Some(thread::spawn(serve));
         }
 
@@ -513,12 +461,5 @@ mod tests {
         }
         stage.down();
         assert!(clients.iter().all(Client::takes_catch_up));
-    }
-
-    #[test]
-    fn the_in_process_bus_reaches_everyone() {
-        let routes = Routes::local(Arc::default());
-        assert_eq!(routes.want(&user("alice")), Route::Bound);
-        routes.release(&user("alice"));
     }
 }

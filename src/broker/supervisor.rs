@@ -1,28 +1,22 @@
-//! The `broker` thread: keeps one session with RabbitMQ alive, from the first connection to
+//! The `broker` thread: keeps one connection with RabbitMQ alive, from the first connection to
 //! the last, and says whether it is.
 
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
-use log::{error, info, warn};
+use log::{Level, error, info, log, warn};
 use parking_lot::Mutex;
 
-use super::Endpoint;
-use super::amqp::{AmqpError, Cutter, Opener};
-use super::deliver::Deliver;
-use super::routes::Routes;
-use super::session::{Parts, Session};
-use super::topology::Topology;
+use super::amqp::{AbortHandle, AmqpConnection, AmqpError, Opener};
+use super::connection::BrokerConnection;
+use super::{DeliveryContext, Endpoint, Routes};
 use crate::backoff::Backoff;
 use crate::client::failpoint;
-use crate::threads::contain;
-use crate::threads::{StopGuard, StopSignal};
+use crate::threads::{Fatal, StopSignal, Worker, contain};
 
 /// How often is looked whether an exchange was deleted.
-pub const LOOK_EVERY: Duration = Duration::from_secs(30);
+pub const EXCHANGE_POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// Waits between two tries are jittered: half of these, up to all.
 pub const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
@@ -34,7 +28,6 @@ const CUT_WITHIN: Duration = Duration::from_millis(500);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the supervisor needs to know.
-#[derive(Debug, Clone)]
 pub struct Settings {
     pub endpoint: Endpoint,
     pub gateway_id: String,
@@ -43,235 +36,194 @@ pub struct Settings {
     pub prefetch: u16,
     /// The first wait after a connection is lost: [`RETRY_FIRST`], save in tests of many losses.
     pub retry_first: Duration,
-    /// [`LOOK_EVERY`], save in tests.
-    pub look_every: Duration,
-}
-
-/// What the composition root is told, on the `broker` thread.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BrokerEvent {
-    /// The queues are this gateway's own, for the first time.
-    Owned,
-    /// The gateway cannot work, and trying again would not help: another gateway has its id, or
-    /// the broker refuses its topology. Nothing is tried any more.
-    Fatal(String),
+    /// [`EXCHANGE_POLL_INTERVAL`], save in tests.
+    pub exchange_poll_interval: Duration,
 }
 
 /// Owns the `broker` thread.
 pub struct Supervisor {
     shared: Arc<Shared>,
-    quitter: StopGuard,
-    ended: Receiver<()>,
-    thread: JoinHandle<()>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum State {
-    Up,
-    /// With the reason.
-    Down(String),
+    thread: Worker,
 }
 
 struct Shared {
-    state: Mutex<State>,
+    /// Why the broker is not in reach, if it is not.
+    state: Mutex<Result<(), String>>,
     /// Ends the present connection.
-    cutter: Mutex<Option<Arc<Cutter>>>,
+    abort_handle: Mutex<Option<Arc<AbortHandle>>>,
 }
 
 impl Supervisor {
-    /// Starts the thread; the broker may come later.
+    /// Starts the thread; the broker may come later. `on_owned` is called on it when the queues are
+    /// this gateway's own for the first time. `fatal` is told when the gateway cannot work and
+    /// trying again would not help: another gateway has its id, or the broker refuses its topology.
+    /// Nothing is tried any more then.
     pub fn start(
         settings: Settings,
-        deliver: Arc<Deliver>,
+        deliver: Arc<DeliveryContext>,
         routes: Arc<Routes>,
-        on_event: impl Fn(BrokerEvent) + Send + 'static,
+        fatal: &Fatal,
+        on_owned: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::Down("not connected yet".into())),
-            cutter: Mutex::new(None),
+            state: Mutex::new(Err("not connected yet".into())),
+            abort_handle: Mutex::new(None),
         });
-        let (quitter, quit) = StopSignal::pair();
-        let (at_end, ended) = bounded(0);
-        let topology = Topology::new(&settings.gateway_id);
         let name = format!("ws-gateway {}", settings.gateway_id);
-        let mut watch = Watch {
-            parts: Parts {
-                topology,
-                prefetch: settings.prefetch,
-                look_every: settings.look_every,
-                deliver,
-                routes,
-            },
-            backoff: Backoff::new(settings.retry_first, RETRY_LONGEST),
+        let mut supervisor_loop = SupervisorLoop {
             opener: Opener::new(settings.endpoint.clone(), name, settings.heartbeat),
+            backoff: Backoff::new(settings.retry_first, RETRY_LONGEST),
             settings,
+            deliver,
+            routes,
             shared: Arc::clone(&shared),
-            quit,
-            on_event: Box::new(on_event),
-            owned: false,
+            fatal: fatal.clone(),
+            on_owned: Some(Box::new(on_owned)),
             in_use_since: None,
         };
-        let thread = thread::Builder::new()
-            .name("broker".into())
-            .spawn(move || {
-                let _at_end = at_end;
-                watch.run();
-            })?;
-        Ok(Self {
-            shared,
-            quitter,
-            ended,
-            thread,
-        })
+        let thread = Worker::start("broker", fatal, move |stop| supervisor_loop.run(stop))?;
+        Ok(Self { shared, thread })
     }
 
     /// Answers, whenever it is asked, why the broker is not in reach, for `/readyz`.
     pub fn check(&self) -> impl Fn() -> Result<(), String> + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
-        move || match &*shared.state.lock() {
-            State::Up => Ok(()),
-            State::Down(reason) => Err(reason.clone()),
-        }
+        move || shared.state.lock().clone()
     }
 
     /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. A
     /// broker that does not answer is left after 5 s, and at `deadline`: the connection is cut, and
     /// what is left then is a call to a service, at most, which is not waited for.
-    pub fn stop(self, deadline: Instant) {
-        drop(self.quitter);
+    pub fn stop(mut self, deadline: Instant) {
+        self.thread.tell_to_stop();
         let mut wait_until = deadline.min(Instant::now() + STOP_WITHIN);
-        while let Err(RecvTimeoutError::Timeout) = self.ended.recv_deadline(wait_until) {
+        while !self.thread.ends_by(wait_until) {
             // Again, should a connection have been opened just now.
-            if let Some(cutter) = &*self.shared.cutter.lock() {
-                cutter.cut();
+            if let Some(abort_handle) = &*self.shared.abort_handle.lock() {
+                abort_handle.abort();
             }
             if Instant::now() > deadline + CUT_WITHIN {
                 return warn!("Broker thread left behind");
             }
             wait_until = Instant::now() + Duration::from_millis(100);
         }
-        if self.thread.join().is_err() {
-            error!("Broker thread panicked");
-        }
+        self.thread.stop(deadline);
     }
 }
 
 /// The thread's own state.
-struct Watch {
-    parts: Parts,
+struct SupervisorLoop {
     settings: Settings,
+    deliver: Arc<DeliveryContext>,
+    routes: Arc<Routes>,
     opener: Opener,
     shared: Arc<Shared>,
-    quit: StopSignal,
-    on_event: Box<dyn Fn(BrokerEvent) + Send>,
-    /// The queues have been ours: from now on they are not deleted, and conflicts are not final.
-    owned: bool,
+    fatal: Fatal,
+    /// Taken when the queues are ours: from then on they are not deleted, and conflicts are not
+    /// final.
+    on_owned: Option<Box<dyn FnOnce() + Send>>,
     /// Since when somebody else has had the queues.
     in_use_since: Option<Instant>,
     backoff: Backoff,
 }
 
-/// What failed: it decides whether trying again may help.
-enum Failure {
-    Opening(AmqpError),
-    Serving(AmqpError),
-}
-
-impl Watch {
-    fn run(&mut self) {
-        while let Err(failure) = self.serve_contained() {
-            if self.quit.is_given() {
+impl SupervisorLoop {
+    fn run(&mut self, stop: &StopSignal) {
+        let mut wait = Duration::ZERO;
+        while !stop.within(wait) {
+            let opened = self.opener.open(stop);
+            let was_open = opened.is_ok();
+            let outcome = opened.and_then(|link| self.serve(link, stop));
+            let (Err(error), false) = (outcome, stop.is_given()) else {
                 break;
-            }
-            if let Some(reason) = self.fatal(&failure) {
+            };
+            if let Some(reason) = self.reason_to_give_up(&error, was_open) {
                 error!("Broker unusable: reason={reason}");
-                self.down(reason.clone());
-                (self.on_event)(BrokerEvent::Fatal(reason));
+                self.down(&reason);
+                // Nobody listens any more when the gateway is ending anyway.
+                let _ = self.fatal.send(reason);
                 return;
             }
-            let wait = self.report(failure);
-            if self.quit.within(wait) {
-                break;
+            wait = self.report(&error);
+        }
+        self.down("shutting down");
+    }
+
+    /// One connection, to its end; `Ok` when told to stop. A panic ends this connection, and the
+    /// next one is opened.
+    fn serve(&mut self, link: AmqpConnection, stop: &StopSignal) -> Result<(), AmqpError> {
+        *self.shared.abort_handle.lock() = Some(link.abort_handle());
+        let is_first = self.on_owned.is_some();
+        let mut connection = BrokerConnection::declare(link, &self.settings.gateway_id, is_first)?;
+        self.routes.begin();
+        let outcome = contain(|| {
+            connection.start_consumers(&self.deliver, self.settings.prefetch)?;
+            connection.start_routes(Arc::clone(&self.routes))?;
+            self.up();
+            connection.watch(stop, self.settings.exchange_poll_interval)
+        });
+        self.routes.end();
+        let panicked = || Err(AmqpError::Lost("the broker thread panicked".into()));
+        let outcome = outcome.unwrap_or_else(panicked);
+        if let Err(error) = &outcome {
+            // Before the threads are waited for, which may be in the middle of a call to a service.
+            // Not logged: what broke the connection is known once it is closed.
+            let mut state = self.shared.state.lock();
+            if state.is_ok() {
+                *state = Err(format!("about to reconnect: {error}"));
             }
         }
-        self.down("shutting down".into());
+        connection.leave(outcome)
     }
 
-    /// As [`Self::serve`]; a panic ends this connection, and the next one is opened.
-    fn serve_contained(&mut self) -> Result<(), Failure> {
-        let panicked = || AmqpError::Lost("the broker thread panicked".into());
-        contain(|| self.serve()).unwrap_or_else(|| Err(Failure::Serving(panicked())))
+    fn up(&mut self) {
+        failpoint::reached("broker", "up");
+        *self.shared.state.lock() = Ok(());
+        info!("Broker up: address={}", self.settings.endpoint.address());
+        self.backoff.reset();
+        if let Some(tell) = self.on_owned.take() {
+            tell();
+        }
     }
 
-    /// One connection, from opening to its end; `Ok` when told to quit.
-    fn serve(&mut self) -> Result<(), Failure> {
-        let link = self.opener.open(&self.quit).map_err(Failure::Opening)?;
-        *self.shared.cutter.lock() = Some(link.cutter());
-        let session = Session::declare(&self.parts, link, !self.owned).map_err(Failure::Serving)?;
-        let up = || {
-            failpoint::reached("broker", "up");
-            *self.shared.state.lock() = State::Up;
-            info!("Broker up: address={}", self.settings.endpoint.address());
-            self.backoff.reset();
-            if !mem::replace(&mut self.owned, true) {
-                (self.on_event)(BrokerEvent::Owned);
-            }
-        };
-        // Not logged: what broke the connection is known once it is closed.
-        let lost = |error: &AmqpError| {
-            let mut state = self.shared.state.lock();
-            if *state == State::Up {
-                *state = State::Down(format!("about to reconnect: {error}"));
-            }
-        };
-        let outcome = session.run(&self.quit, up, lost);
-        outcome.map_err(Failure::Serving)
-    }
-
-    /// The reason to give up, if there is one. Only at the start is there any.
-    fn fatal(&mut self, failure: &Failure) -> Option<String> {
-        let id = &self.settings.gateway_id;
-        match failure {
-            _ if self.owned => None,
-            Failure::Serving(AmqpError::InUse(text)) => {
+    /// The reason to give up, if there is one. Only at the start is there any, and not while no
+    /// connection can be opened.
+    fn reason_to_give_up(&mut self, error: &AmqpError, was_open: bool) -> Option<String> {
+        let can_give_up = self.on_owned.is_some() && was_open;
+        let since = self.in_use_since.take();
+        match error {
+            AmqpError::InUse(text) if can_give_up => {
                 // A predecessor that died a moment ago is found out after two heartbeats.
                 let patience = self.settings.heartbeat * 3 + Duration::from_secs(5);
-                let since = *self.in_use_since.get_or_insert_with(Instant::now);
-                let gone = since.elapsed() > patience;
+                let since = *self.in_use_since.insert(since.unwrap_or_else(Instant::now));
+                let (id, gone) = (&self.settings.gateway_id, since.elapsed() > patience);
                 gone.then(|| format!("another gateway runs with gateway.id {id:?}: {text}"))
             }
-            Failure::Serving(error @ AmqpError::Refused(_)) => Some(error.to_string()),
-            _ => {
-                self.in_use_since = None;
-                None
-            }
+            AmqpError::Refused(_) if can_give_up => Some(error.to_string()),
+            _ => None,
         }
     }
 
     /// Says what is wrong, if that is news; answers how long to wait before the next try.
-    fn report(&mut self, failure: Failure) -> Duration {
-        let (Failure::Opening(error) | Failure::Serving(error)) = failure;
-        let wait = match error {
+    fn report(&mut self, error: &AmqpError) -> Duration {
+        let (level, wait) = match error {
             AmqpError::NotListening(_) | AmqpError::InUse(_) => {
-                self.backoff.next_up_to(RETRY_UNHEARD)
+                (Level::Warn, self.backoff.next_up_to(RETRY_UNHEARD))
             }
-            AmqpError::Lost(_) | AmqpError::Refused(_) => self.backoff.next(),
+            AmqpError::Lost(_) => (Level::Warn, self.backoff.next()),
+            AmqpError::Refused(_) => (Level::Error, self.backoff.next()),
         };
         let reason = error.to_string();
-        if self.down(reason.clone()) {
-            match error {
-                AmqpError::Refused(_) => error!("Broker down: reason={reason}, retry_in={wait:?}"),
-                _ => warn!("Broker down: reason={reason}, retry_in={wait:?}"),
-            }
+        if self.down(&reason) {
+            log!(level, "Broker down: reason={reason}, retry_in={wait:?}");
         }
         wait
     }
 
     /// Whether this is news.
-    fn down(&self, reason: String) -> bool {
-        *self.shared.cutter.lock() = None;
-        let state = State::Down(reason);
-        let before = mem::replace(&mut *self.shared.state.lock(), state.clone());
-        before != state
+    fn down(&self, reason: &str) -> bool {
+        *self.shared.abort_handle.lock() = None;
+        let before = mem::replace(&mut *self.shared.state.lock(), Err(reason.into()));
+        before.err().as_deref() != Some(reason)
     }
 }

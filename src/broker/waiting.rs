@@ -1,6 +1,6 @@
 //! Group messages whose group's members are not known yet. The User Service is asked for them, and
 //! meanwhile only these messages wait: the consumer goes on, whatever the service answers and
-//! however late.
+//! however late. Nobody waits for an answer: it is told to a channel, and the consumer is woken.
 //!
 //! They are acknowledged, for a message can be missed without being lost: it is unread for every
 //! member but its sender, and catch-up brings what is unread. So when there is no room for more,
@@ -8,15 +8,18 @@
 //! follow, and once a group's members are known, all of them are caught up. The sender's own copy is
 //! never unread; it needs no list, and is pushed when its message is dropped.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap};
+use std::mem;
+use std::time::{Duration, Instant};
 
+use crossbeam::channel::{Receiver, Sender, bounded};
 use log::{info, warn};
 
-use super::asking::Asking;
+use super::groups::{Answer, Groups};
+use crate::backoff::Backoff;
 use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
-use crate::services::ServiceError;
+use crate::services::{ErrorCode, ServiceError};
 
 /// Messages that wait at most, of all groups together, and their bytes: half of the default
 /// `session.send_queue_bytes`, should they all be of one sender when they are dropped.
@@ -24,49 +27,63 @@ pub const MAX_MESSAGES: usize = 4_096;
 pub const MAX_BYTES: usize = 512 << 10;
 /// How long, where there is no room, the consumer waits for a group that has just been asked for: a
 /// service that is well answers by then, and a busy group whose list has expired is not let go.
-const LAST_WAIT: Duration = Duration::from_millis(100);
+pub const LAST_WAIT: Duration = Duration::from_millis(100);
 /// Groups that wait at most.
 pub const MAX_GROUPS: usize = 10_000;
+/// Groups that are asked for at the same time: so many may be answered late without keeping others
+/// from being asked for.
+pub const MAX_ASKED: usize = 256;
+/// How many of them have failed before, so that there is always room for others.
+pub const MAX_ASKED_AGAIN: usize = 32;
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// A message with its sender.
 pub type Sent = (UserId, Push);
+type Answered = (GroupId, Answer);
 
-/// What waits for the members of groups.
+/// What waits for the members of groups, and the questions for these.
 pub struct Waiting {
-    pub asking: Asking,
-    /// Each of them is asked for, or is to be.
+    /// Each of them is to be asked for, or asked for, until it is answered.
     groups: HashMap<GroupId, Group>,
     messages: usize,
     bytes: usize,
+    /// To be asked for, and when; behind all others those that have failed before.
+    to_ask: BTreeSet<(bool, Instant, GroupId)>,
+    /// How many are asked for: such that have not failed before, and others.
+    asked: [usize; 2],
+    answers: (Sender<Answered>, Receiver<Answered>),
+    /// Wakes the consumer when there is an answer.
+    wake: (Sender<()>, Receiver<()>),
 }
 
+/// What waits for one group's members.
 #[derive(Default)]
-struct Group {
+pub struct Group {
     /// In their order.
-    messages: Vec<Sent>,
-    /// Some were dropped, and more are, until the members are known.
-    let_go: bool,
+    pub messages: Vec<Sent>,
+    /// Some were dropped, and more are, until the members are known: all of these are to be caught
+    /// up then.
+    pub let_go: bool,
     /// Its members changed when it had been asked for, and so many messages had come: the answer
     /// may still name a member who is none any more, and is good for those messages alone.
-    changed_after: Option<usize>,
-}
-
-/// What waited for one group's members.
-pub struct Waited {
-    pub messages: Vec<Sent>,
-    /// All members are to be caught up.
-    pub let_go: bool,
-    /// The answer is outdated already.
-    pub outdated: bool,
+    pub changed_after: Option<usize>,
+    asked_at: Option<Instant>,
+    /// It has failed.
+    backoff: Option<Backoff>,
 }
 
 impl Waiting {
     pub fn new() -> Self {
         Self {
-            asking: Asking::new(),
             groups: HashMap::new(),
             messages: 0,
             bytes: 0,
+            to_ask: BTreeSet::new(),
+            asked: [0; 2],
+            // Room for all answers that can be on their way: whoever tells one never waits.
+            answers: bounded(MAX_ASKED),
+            wake: bounded(1),
         }
     }
 
@@ -90,35 +107,31 @@ impl Waiting {
         !is_let_go && (self.messages >= MAX_MESSAGES || (bytes > MAX_BYTES && self.messages > 0))
     }
 
-    /// Waits a moment for an answer, if the group's own may be the next one; whether one has come.
-    pub fn await_answer(&self, group: &GroupId) -> bool {
-        self.asking.await_answer(group, LAST_WAIT)
+    /// Waits for an answer, if the one for `group` may be the next: it was asked for less than `wait`
+    /// ago, and has not failed before. Answers whether one has come.
+    pub fn await_answer(&self, group: &GroupId, wait: Duration) -> bool {
+        let group = self.groups.get(group);
+        let asked_at = group.and_then(|group| group.asked_at.filter(|_| group.backoff.is_none()));
+        let left = asked_at.and_then(|at| wait.checked_sub(at.elapsed()));
+        left.is_some_and(|left| self.wake.1.recv_timeout(left).is_ok())
     }
 
     /// The group is to be asked for, if it is not yet.
-    pub fn enter(&mut self, group: &GroupId) {
-        self.group(group);
-    }
-
-    fn group(&mut self, group: &GroupId) -> &mut Group {
-        let asking = &mut self.asking;
-        self.groups
-            .entry(group.clone())
-            .or_insert_with_key(|group| {
-                asking.queue(group.clone());
-                Group::default()
-            })
+    pub fn enter(&mut self, group: &GroupId) -> &mut Group {
+        let entry = self.groups.entry(group.clone());
+        entry.or_insert_with_key(|group| {
+            self.to_ask.insert((false, Instant::now(), group.clone()));
+            Group::default()
+        })
     }
 
     /// Has a message wait for its group's members. Answers which messages are dropped for that, or
     /// instead: their senders' copies are to be pushed.
     pub fn add(&mut self, group: &GroupId, message: Sent) -> Vec<Sent> {
-        let mut dropped = Vec::new();
-        if self.is_full(group, &message.1) {
-            dropped = self.let_go();
-        }
+        let is_full = self.is_full(group, &message.1);
+        let mut dropped = if is_full { self.let_go() } else { Vec::new() };
         let bytes = message.1.frame().len();
-        let group = self.group(group);
+        let group = self.enter(group);
         if group.let_go {
             dropped.push(message);
         } else {
@@ -132,29 +145,26 @@ impl Waiting {
     /// The group's members have changed: what comes from now on is for those who are asked for from
     /// now on.
     pub fn members_changed(&mut self, group: &GroupId) {
-        let is_asked = self.asking.is_asked(group);
-        let group = self.group(group);
-        if is_asked {
+        let group = self.enter(group);
+        if group.asked_at.is_some() {
             group.changed_after.get_or_insert(group.messages.len());
         }
     }
 
     fn let_go(&mut self) -> Vec<Sent> {
-        let mut dropped = Vec::with_capacity(self.messages);
-        let mut groups = 0;
-        for group in self.groups.values_mut() {
-            if !group.messages.is_empty() {
-                dropped.append(&mut group.messages);
-                group.let_go = true;
-                groups += 1;
-            }
-        }
+        let mut groups: Vec<_> = self.groups.values_mut().collect();
+        groups.retain(|group| !group.messages.is_empty());
         warn!(
-            "Too much waits for the members of groups, and is left to catch-up: groups={groups}, messages={}",
-            dropped.len()
+            "Too much waits for the members of groups, and is left to catch-up: groups={}, messages={}",
+            groups.len(),
+            self.messages
         );
         (self.messages, self.bytes) = (0, 0);
-        dropped
+        let dropped = groups.into_iter().flat_map(|group| {
+            group.let_go = true;
+            mem::take(&mut group.messages)
+        });
+        dropped.collect()
     }
 
     /// All messages that wait here.
@@ -162,32 +172,150 @@ impl Waiting {
         self.groups.into_values().flat_map(|group| group.messages)
     }
 
-    /// The group's members are not to be had: it is asked for again later.
-    pub fn failed(&mut self, group: GroupId, error: &ServiceError) {
-        // What is asked from now on is asked after the change.
-        self.group(&group).changed_after = None;
-        if self.asking.queue_again(group.clone()) {
-            info!("Waiting for a group's members: group={group}, error={error}");
+    /// Asks for all groups whose turn it is.
+    pub fn ask(&mut self, groups: &Groups) {
+        while self.due_in().is_zero()
+            && let Some((_, _, id)) = self.to_ask.pop_first()
+        {
+            let question = Question {
+                group: id.clone(),
+                answer: None,
+                answers: self.answers.0.clone(),
+                wake: self.wake.0.clone(),
+            };
+            let group = self.enter(&id);
+            group.asked_at = Some(Instant::now());
+            let again = usize::from(group.backoff.is_some());
+            self.asked[again] += 1;
+            groups.ask(&id, move |answer| question.answered(answer));
         }
     }
 
+    /// When [`Waiting::ask`] will have something to do, should no answer come before.
+    pub fn due_in(&self) -> Duration {
+        let [first, again] = self.asked;
+        let has_room = first + again < MAX_ASKED;
+        let next = self
+            .to_ask
+            .first()
+            .filter(|(is_again, _, _)| has_room && (!is_again || again < MAX_ASKED_AGAIN));
+        next.map_or(Duration::MAX, |(_, due, _)| {
+            due.saturating_duration_since(Instant::now())
+        })
+    }
+
+    /// Something comes through it when there is an answer.
+    pub fn woken(&self) -> &Receiver<()> {
+        &self.wake.1
+    }
+
+    /// An answer that has come. [`Waiting::known`] or [`Waiting::failed`] is to follow.
+    pub fn next_answer(&mut self) -> Option<Answered> {
+        let (id, answer) = self.answers.1.try_recv().ok()?;
+        let group = self.enter(&id);
+        group.asked_at = None;
+        let again = usize::from(group.backoff.is_some());
+        self.asked[again] -= 1;
+        Some((id, answer))
+    }
+
+    /// The group's members are not to be had: it is asked for again later, and ever more rarely.
+    pub fn failed(&mut self, id: GroupId, error: &ServiceError) {
+        let group = self.enter(&id);
+        // What is asked from now on is asked after the change.
+        group.changed_after = None;
+        if group.backoff.is_none() {
+            info!("Waiting for a group's members: group={id}, error={error}");
+        }
+        let new = || Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        let wait = group.backoff.get_or_insert_with(new).next();
+        self.to_ask.insert((true, Instant::now() + wait, id));
+    }
+
     /// The group's members are known: what waited for them waits no longer.
-    pub fn known(&mut self, id: &GroupId) -> Waited {
-        if self.asking.end(id) {
+    pub fn known(&mut self, id: &GroupId) -> Group {
+        let mut group = self.groups.remove(id).unwrap_or_default();
+        if group.backoff.is_some() {
             info!("Group's members are known: group={id}");
         }
-        let mut group = self.groups.remove(id).unwrap_or_default();
         if let Some(covered) = group.changed_after {
             let covered = covered.min(group.messages.len());
-            self.group(id).messages = group.messages.split_off(covered);
+            self.enter(id).messages = group.messages.split_off(covered);
         }
         self.messages -= group.messages.len();
         let bytes = group.messages.iter().map(|(_, push)| push.frame().len());
         self.bytes -= bytes.sum::<usize>();
-        Waited {
-            messages: group.messages,
-            let_go: group.let_go,
-            outdated: group.changed_after.is_some(),
+        group
+    }
+}
+
+/// A question on its way. However it ends, its answer is told.
+struct Question {
+    group: GroupId,
+    answer: Option<Answer>,
+    answers: Sender<Answered>,
+    wake: Sender<()>,
+}
+
+impl Question {
+    fn answered(mut self, answer: Answer) {
+        self.answer = Some(answer);
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        let none = || Err(ServiceError::new(ErrorCode::Internal, "No answer came"));
+        let answer = self.answer.take().unwrap_or_else(none);
+        // Neither waits. Where nobody receives, the consumer has ended; where it is about to be
+        // woken, once is enough.
+        let _ = self.answers.try_send((self.group.clone(), answer));
+        let _ = self.wake.try_send(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+
+    use super::*;
+    use crate::registry::Registry;
+    use crate::services::fake::FakeServices;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn an_answer_is_awaited_only_where_it_may_be_the_groups_own() {
+        let (users, group) = (
+            Arc::new(FakeServices::default()),
+            GroupId::new("g").unwrap(),
+        );
+        users.slow_group("g");
+        let (registry, ttl) = (Arc::new(Registry::default()), LONG);
+        let groups = Groups::new(Arc::clone(&users) as _, registry, ttl);
+        let mut waiting = Waiting::new();
+        let start = Instant::now();
+        waiting.enter(&group);
+        assert!(!waiting.await_answer(&group, LONG), "it is not asked for");
+        waiting.ask(&groups);
+        let service = thread::spawn({
+            let users = Arc::clone(&users);
+            move || users.answer()
+        });
+        assert!(waiting.await_answer(&group, LONG));
+        service.join().unwrap();
+        assert!(waiting.next_answer().is_some());
+
+        let error = ServiceError::new(ErrorCode::Internal, "the first failure");
+        waiting.failed(group.clone(), &error);
+        while waiting.due_in() > Duration::ZERO {
+            thread::park_timeout(waiting.due_in());
         }
+        waiting.ask(&groups);
+        assert_eq!(users.unanswered(), 1);
+        assert!(!waiting.await_answer(&group, LONG), "it has failed before");
+        assert!(!waiting.await_answer(&group, Duration::ZERO));
+        assert!(start.elapsed() < LONG);
     }
 }

@@ -166,7 +166,7 @@ impl Acceptor {
         failpoint::reached("accept", peer);
         let admitted = contain(|| {
             failpoint::reached("take", peer);
-            self.context.let_in()?;
+            self.context.reject_if_draining()?;
             self.limits.admit(socket, peer)
         });
         if let Some(Err(refusal)) = admitted {

@@ -23,7 +23,7 @@ use crate::ids::ConnectionId;
 
 /// How long a head is awaited at most once somebody waits for its place; and how long newcomers wait
 /// while nobody at all gets a place.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same while silence holds more than half of the places, for newcomers of an address that holds
 /// fewer. A client sends its head right behind the packet that opens the connection.
 const GRACE: Duration = Duration::from_millis(200);
@@ -261,7 +261,7 @@ impl Table {
     fn take_overdue(&mut self, now: Instant, timeout: Duration) -> Option<Admission> {
         let lines = self.lines.iter().map(|line| (line.1, line.2));
         let (since, address) = lines.min()?;
-        let nobody_begins = self.begun.is_some_and(|begun| now >= begun + PATIENCE);
+        let nobody_begins = self.begun.is_some_and(|begun| now >= begun + PLACE_TIMEOUT);
         let overdue = nobody_begins || now >= since + timeout;
         overdue.then(|| self.change(address, |at| at.waiting.pop_front()))?
     }
@@ -280,7 +280,7 @@ impl Table {
         let crowd = for_long.count() * 2 > places;
         let long_enough = self.silent().filter(|(_, since, handshake)| {
             let hurry = crowd && held(handshake) > own;
-            now >= *since + if hurry { GRACE } else { PATIENCE }
+            now >= *since + if hurry { GRACE } else { PLACE_TIMEOUT }
         });
         let (number, _, handshake) =
             long_enough.max_by_key(|(number, _, it)| (held(it), Reverse(*number)))?;

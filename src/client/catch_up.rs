@@ -2,7 +2,7 @@
 //!
 //! It fetches what is unread page by page, each once the client has taken most of what it was sent
 //! before, and writes it behind what is queued: so it goes at the pace of the client and never
-//! causes a 4001. Pushes that arrive meanwhile wait in the [`Hold`](super::hold::Hold).
+//! causes a 4001. Pushes that arrive meanwhile wait in the [`DeliveryGate`](super::gate::DeliveryGate).
 //!
 //! A service that does not get on, by errors, by a page that is too large or by pages that lead in
 //! circles, is asked ever more slowly, and holds up live pushes for [`HOLD_LONGEST`] at most: then
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 
 use super::connection::Connection;
-use super::hold::Finish;
-use super::permits::Permits;
+use super::gate::Finish;
 use super::protocol::{ChatMessage, Outgoing, timestamp};
 use crate::backoff::Backoff;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
 use crate::services::{ErrorCode, Services};
+use crate::threads::semaphore::Semaphore;
 
 /// Messages asked for at once, at most.
 const PAGE: i32 = 50;
@@ -36,9 +36,9 @@ const PERMIT_WITHIN: Duration = Duration::from_secs(1);
 /// How much a client may have yet to take of what it was sent when the next page is fetched, in
 /// bytes. What it has taken it may have acknowledged, and then is not sent again.
 const LOW_WATER: u64 = 64 << 10;
-/// How long until the next look at how much that is; it doubles up to [`MAX_LOOK`].
-const MIN_LOOK: Duration = Duration::from_millis(10);
-const MAX_LOOK: Duration = Duration::from_millis(500);
+/// How long until the next look at how much that is; it doubles up to [`MAX_POLL_INTERVAL`].
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long ids are remembered after a catch-up: longer than a publication is on its way while
 /// all is well. A message that comes later still is sent again under its same id.
 const SETTLING: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 pub(super) struct CatchUp {
     services: Arc<dyn Services>,
     /// How many connections of this gateway fetch a page at a time.
-    pacing: Arc<Permits>,
+    pacing: Arc<Semaphore>,
     /// What a page should not be larger than, in bytes: it waits in memory for its client.
     page_bytes: usize,
     stage: Stage,
@@ -58,7 +58,7 @@ pub(super) struct CatchUp {
     sent: usize,
     /// `offline_complete` is sent for what was sent.
     announced: bool,
-    look: Duration,
+    poll_interval: Duration,
     /// Since when the service has not got on.
     stuck_since: Option<Instant>,
     backoff: Backoff,
@@ -82,7 +82,7 @@ impl CatchUp {
     /// requested it, the user's route is not there yet: then another one is due, and pushes wait.
     pub fn new(
         services: Arc<dyn Services>,
-        pacing: Arc<Permits>,
+        pacing: Arc<Semaphore>,
         page_bytes: usize,
         start: Instant,
     ) -> Self {
@@ -96,7 +96,7 @@ impl CatchUp {
             limit: PAGE,
             sent: 0,
             announced: false,
-            look: MIN_LOOK,
+            poll_interval: MIN_POLL_INTERVAL,
             stuck_since: None,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF_ANSWERED),
         }
@@ -110,7 +110,7 @@ impl CatchUp {
     /// Does what is due, at most one page; call it when nothing waits for the socket. Answers when
     /// it wants to be called again, if at all before the next request.
     pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
-        let requested = connection.hold.take_request();
+        let requested = connection.gate.take_request();
         match self.stage {
             // A request does not hurry a service that does not get on.
             Stage::Running(_) if requested && self.stuck_since.is_some() => {
@@ -124,25 +124,25 @@ impl CatchUp {
             Stage::Running(due) if now >= due => self.page(connection, now),
             Stage::Finishing => self.finish(connection, now),
             Stage::Settling(end) if now >= end => {
-                connection.hold.settle();
+                connection.gate.settle();
                 self.stage = Stage::Idle;
             }
             _ => {}
         }
-        let open_at = self.stuck_since.map(|since| since + HOLD_LONGEST);
-        if open_at.is_some_and(|open_at| now >= open_at) {
+        if self.open_at().is_some_and(|open_at| now >= open_at) {
             self.open(connection, now);
         }
         match self.stage {
-            Stage::Running(due) => open_at
-                .into_iter()
-                .filter(|at| *at > now)
-                .chain([due])
-                .min(),
+            Stage::Running(due) => self.open_at().into_iter().chain([due]).min(),
             Stage::Waiting(next) | Stage::Settling(next) => Some(next),
             Stage::Finishing => Some(now),
             Stage::Idle => None,
         }
+    }
+
+    /// When live pushes have waited for long enough.
+    fn open_at(&self) -> Option<Instant> {
+        self.stuck_since.map(|since| since + HOLD_LONGEST)
     }
 
     fn begin(&mut self, now: Instant) {
@@ -160,11 +160,11 @@ impl CatchUp {
     #[inline(never)]
     fn page(&mut self, connection: &Connection, now: Instant) {
         if connection.outbox.progress().in_flight > LOW_WATER {
-            self.stage = Stage::Running(now + self.look);
-            self.look = (self.look * 2).min(MAX_LOOK);
+            self.stage = Stage::Running(now + self.poll_interval);
+            self.poll_interval = (self.poll_interval * 2).min(MAX_POLL_INTERVAL);
             return;
         }
-        self.look = MIN_LOOK;
+        self.poll_interval = MIN_POLL_INTERVAL;
         let request = GetOfflineMessagesRequest {
             user_id: connection.user().as_str().into(),
             after_id: self.position.clone(),
@@ -202,7 +202,7 @@ impl CatchUp {
         let unsent = page
             .messages
             .iter()
-            .filter(|message| connection.hold.claim(&message.id));
+            .filter(|message| connection.gate.claim(&message.id));
         let frames: Vec<_> = unsent
             .filter_map(ChatMessage::of)
             .map(|message| message.frame())
@@ -243,7 +243,7 @@ impl CatchUp {
     fn finish(&mut self, connection: &Connection, now: Instant) {
         self.stage = Stage::Finishing;
         while !connection.outbox.is_handed_over() {
-            let finish = connection.hold.finish();
+            let finish = connection.gate.finish();
             if finish == Finish::Again {
                 self.announced = false;
                 self.stage = Stage::Running(now);
@@ -266,22 +266,22 @@ impl CatchUp {
 
     /// Lets live pushes go past a service that does not get on.
     fn open(&mut self, connection: &Connection, now: Instant) {
-        // If it cannot be yet, it is tried again as late.
-        self.stuck_since = Some(now);
-        let hold = &connection.hold;
-        if hold.is_open() {
-            return;
-        }
-        hold.give_up();
-        while !connection.outbox.is_handed_over()
-            && let Finish::Frames(frames) = hold.finish()
-        {
+        let gate = &connection.gate;
+        let was_open = gate.is_open();
+        gate.give_up();
+        while let Finish::Frames(frames) = gate.finish() {
             connection.outbox.write_behind(frames);
+            if connection.outbox.is_handed_over() {
+                // Once more as soon as the client has taken them.
+                return;
+            }
         }
-        if hold.is_open() {
+        if gate.is_open() && !was_open {
             let (user, conn_id) = (connection.user(), connection.id());
             warn!("Live pushes go past what is unread: user={user}, conn_id={conn_id}");
         }
+        // If it cannot be yet, since there is no route, it is tried again as late.
+        self.stuck_since = Some(now);
     }
 
     fn gets_on(&mut self) {
@@ -346,10 +346,10 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::client::protocol::Push;
     use crate::registry::Registry;
+    use crate::services::fake::FakeServices;
     use crate::services::{Result, ServiceError};
 
     const PAGE_BYTES: usize = 1_000;
@@ -377,7 +377,7 @@ mod tests {
     /// A client's catch-up, and a clock that is put forward by hand.
     struct Scene {
         bob: Client,
-        services: Arc<FakeUsers>,
+        services: Arc<FakeServices>,
         catch_up: CatchUp,
         now: Instant,
     }
@@ -386,10 +386,10 @@ mod tests {
         /// The route is bound, and catch-up requested.
         fn new() -> Self {
             let bob = Client::connect(&Registry::default(), "bob");
-            let (services, now) = (Arc::new(FakeUsers::default()), Instant::now());
+            let (services, now) = (Arc::new(FakeServices::default()), Instant::now());
             let catch_up = CatchUp::new(
                 Arc::clone(&services) as _,
-                Permits::new(1),
+                Semaphore::new(1),
                 PAGE_BYTES,
                 now + SETTLING,
             );
@@ -425,8 +425,14 @@ mod tests {
             }
             let end = self.now + time;
             while self.now < end {
-                if self.bob.connection.outbox.is_handed_over() {
-                    self.bob.connection.outbox.drain();
+                let outbox = &self.bob.connection.outbox;
+                if outbox.is_handed_over() {
+                    outbox.flush_blocking();
+                    continue;
+                }
+                // Its clock is not the client's.
+                if outbox.progress().in_flight > LOW_WATER {
+                    std::thread::yield_now();
                     continue;
                 }
                 let next = self.catch_up.advance(&self.bob.connection, self.now);
@@ -453,7 +459,7 @@ mod tests {
     #[test]
     fn whoever_waits_for_a_permit_still_looks_after_the_connection() {
         let bob = Client::join(&Registry::default(), "bob");
-        let (services, nobody_ends) = (Arc::new(FakeUsers::default()), Permits::new(0));
+        let (services, nobody_ends) = (Arc::new(FakeServices::default()), Semaphore::new(0));
         let mut catch_up = CatchUp::new(services, nobody_ends, PAGE_BYTES, Instant::now());
         let (told, returned) = crossbeam::channel::bounded(1);
         std::thread::spawn(move || {
@@ -545,11 +551,11 @@ mod tests {
             scene.answers(answer);
             let first = scene.run(HOLD_LONGEST);
             assert!(first < 20_000, "{name}: {first} calls");
-            let hold = &scene.bob.connection.hold;
-            assert!(!hold.is_open(), "{name}: it waits");
+            let gate = &scene.bob.connection.gate;
+            assert!(!gate.is_open(), "{name}: it waits");
             scene.live("live");
             scene.run(HOLD_LONGEST);
-            assert!(scene.bob.connection.hold.is_open(), "{name}: for ever");
+            assert!(scene.bob.connection.gate.is_open(), "{name}: for ever");
             let later = scene.run(10 * MINUTE);
             assert!((5..50).contains(&later), "{name}: {later} calls");
             let text = scene.bob.has_read(reader);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::close::CloseReason;
 use super::frame::Frame;
+use super::gate::{DeliveryGate, GateDecision};
 use super::handshake::Accepted;
-use super::hold::{Hold, Passage};
 use super::outbox::Outbox;
 use super::protocol::{Push, PushKind};
 use super::token::Token;
@@ -21,7 +21,7 @@ pub struct Connection {
     peer: IpAddr,
     since: Instant,
     pub(super) outbox: Outbox,
-    pub(super) hold: Hold,
+    pub(super) gate: DeliveryGate,
     /// When the last frame came, in milliseconds after `since`.
     last_frame: AtomicU64,
     pub(super) token: Token,
@@ -37,7 +37,7 @@ impl Connection {
         accepted: &Accepted,
         peer: IpAddr,
         outbox: Outbox,
-        hold: Hold,
+        gate: DeliveryGate,
     ) -> Self {
         Self {
             id,
@@ -45,7 +45,7 @@ impl Connection {
             peer,
             since: Instant::now(),
             outbox,
-            hold,
+            gate,
             token: Token::new(&accepted.token),
             last_frame: AtomicU64::new(0),
             expires_at: AtomicI64::new(accepted.expires_at),
@@ -73,18 +73,18 @@ impl Connection {
     /// room makes the connection fall back to its inbox; presence is left out from a half-full queue.
     pub fn push(&self, push: &Push) {
         let is_presence = push.kind() == PushKind::Presence;
-        let passage = match self.hold.pass(push) {
-            Passage::Open if is_presence && self.outbox.is_half_full() => return,
-            Passage::Open if self.outbox.push(push.frame()) || is_presence => return,
+        let decision = match self.gate.pass(push) {
+            GateDecision::Open if is_presence && self.outbox.is_half_full() => return,
+            GateDecision::Open if self.outbox.push(push.frame()) || is_presence => return,
             // Nobody waits for a client: what is unread comes with catch-up, at the client's pace.
-            Passage::Open => {
-                let passage = self.hold.fall_back(push);
+            GateDecision::Open => {
+                let decision = self.gate.fall_back(push);
                 self.outbox.wake_writer();
-                passage
+                decision
             }
-            passage => passage,
+            decision => decision,
         };
-        if let Passage::Overflow(own_copies) = passage {
+        if let GateDecision::Overflow(own_copies) = decision {
             // No catch-up brings them again: who has no room for them gets them from the history.
             if !own_copies.iter().all(|frame| self.outbox.push(frame)) {
                 self.close(CloseReason::SlowConsumer);
@@ -93,16 +93,16 @@ impl Connection {
     }
 
     /// As [`Connection::push`] for chat messages that come one behind the other, already joined to
-    /// a `train`: it is queued whole, unless some of them may have to be held back.
-    pub fn push_train(&self, train: &Frame, pushes: impl Iterator<Item = Push>) {
-        if !(self.hold.is_live() && self.outbox.push(train)) {
+    /// a `batch`: it is queued whole, unless some of them may have to be held back.
+    pub fn push_batch(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) {
+        if !(self.gate.is_live() && self.outbox.push(batch)) {
             pushes.for_each(|push| self.push(&push));
         }
     }
 
-    /// As [`Connection::push_train`] and [`Connection::flush`] in one, which is cheaper.
-    pub fn push_train_and_flush(&self, train: &Frame, pushes: impl Iterator<Item = Push>) {
-        if !(self.hold.is_live() && self.outbox.push_and_flush(train)) {
+    /// As [`Connection::push_batch`] and [`Connection::flush`] in one, which is cheaper.
+    pub fn push_batch_and_flush(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) {
+        if !(self.gate.is_live() && self.outbox.push_and_flush(batch)) {
             pushes.for_each(|push| self.push(&push));
             self.flush();
         }
@@ -116,20 +116,20 @@ impl Connection {
     /// What is published for the user may not come here: until the route is bound and what was
     /// missed is caught up, pushes wait, so that none comes before an earlier one.
     pub fn unrouted(&self) {
-        self.hold.unrouted();
+        self.gate.unrouted();
     }
 
     /// The user's route is bound: what was published before is to be pushed now, before anything
     /// new; and the token may have been revoked before.
     pub fn routed(&self) {
         self.token.doubt();
-        self.hold.routed();
+        self.gate.routed();
         self.outbox.wake_writer();
     }
 
     /// Something may have been missed: what is unread is to be pushed again, before anything new.
     pub fn request_catch_up(&self) {
-        self.hold.request();
+        self.gate.request();
         self.outbox.wake_writer();
     }
 
@@ -139,9 +139,9 @@ impl Connection {
     }
 
     /// Ends the connection at once, without a Close frame.
-    pub fn cut(&self, reason: CloseReason) {
+    pub fn abort(&self, reason: CloseReason) {
         self.outbox.close(reason);
-        self.outbox.cut();
+        self.outbox.abort();
     }
 
     pub fn is_closing(&self) -> bool {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::close::CloseReason;
 use super::connection::Connection;
 use super::frame::Frame;
+use super::gate::{DeliveryGate, Finish};
 use super::handshake::Accepted;
-use super::hold::{Finish, Hold};
 use super::outbox::Outbox;
 use crate::config::OverLimit;
 use crate::ids::{ConnectionId, UserId};
@@ -33,10 +33,10 @@ impl Client {
     /// As [`Client::connect`], and caught up: nothing is held back until catch-up is requested.
     pub fn join(registry: &Registry, user: &str) -> Self {
         let client = Self::connect(registry, user);
-        client.connection.hold.routed();
-        assert!(client.connection.hold.take_request());
-        assert_eq!(client.connection.hold.finish(), Finish::Settled);
-        assert!(client.connection.hold.is_live());
+        client.connection.gate.routed();
+        assert!(client.connection.gate.take_request());
+        assert_eq!(client.connection.gate.finish(), Finish::Settled);
+        assert!(client.connection.gate.is_live());
         client
     }
 
@@ -48,7 +48,7 @@ impl Client {
         let accepted = Arc::new(accepted);
         let outbox = Outbox::new(accepted, Frame::raw(b""), 1_024, 1 << 20);
         // Nothing is unread here, so nothing may be left to a later page.
-        let hold = Hold::new(usize::MAX, usize::MAX / 2);
+        let gate = DeliveryGate::new(usize::MAX, usize::MAX / 2);
         let accepted = Accepted {
             user: UserId::new(user).unwrap(),
             expires_at: 0,
@@ -56,7 +56,7 @@ impl Client {
             switching: String::new(),
         };
         let id = ConnectionId::random();
-        let connection = Arc::new(Connection::new(id, &accepted, peer.ip(), outbox, hold));
+        let connection = Arc::new(Connection::new(id, &accepted, peer.ip(), outbox, gate));
         connection.outbox.write_behind([]);
         registry
             .admit(&connection, usize::MAX, OverLimit::Reject)
@@ -101,10 +101,10 @@ impl Client {
     /// Does what the writer thread would, if catch-up was requested. Nothing is unread here, so
     /// what was held back is all there is to send; what was sent is remembered from then on.
     fn catch_up(&self) {
-        if !self.connection.hold.take_request() {
+        if !self.connection.gate.take_request() {
             return;
         }
-        while let Finish::Frames(held) = self.connection.hold.finish() {
+        while let Finish::Frames(held) = self.connection.gate.finish() {
             self.connection.outbox.write_behind(held);
         }
         self.caught_up.set(true);
@@ -144,7 +144,7 @@ impl Client {
 
     /// Ends the connection. Answers all that came.
     pub fn has_read(&self, reader: JoinHandle<Vec<u8>>) -> String {
-        self.connection.cut(CloseReason::ShuttingDown);
+        self.connection.abort(CloseReason::ShuttingDown);
         String::from_utf8_lossy(&reader.join().unwrap()).into_owned()
     }
 

@@ -20,7 +20,7 @@ const MAX_HEADER: usize = 10;
 /// frees it (1,032 bytes), or each connection's threads would keep one.
 const SCRATCH: usize = 2 << 10;
 
-/// Bytes that are ready for the socket: a frame, or a train of several. Cloning shares them.
+/// Bytes that are ready for the socket: a frame, or a batch of several. Cloning shares them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     bytes: Arc<[u8]>,
@@ -79,7 +79,7 @@ impl Frame {
     }
 
     /// Several frames that leave one behind the other; one alone is the frame itself.
-    pub fn train<'a>(frames: impl Iterator<Item = &'a Self> + Clone) -> Self {
+    pub fn batch<'a>(frames: impl Iterator<Item = &'a Self> + Clone) -> Self {
         let count: u32 = frames.clone().map(|frame| frame.count).sum();
         match frames.clone().next() {
             Some(only) if count == 1 => only.clone(),
@@ -173,15 +173,15 @@ mod tests {
     }
 
     #[test]
-    fn a_train_is_its_frames_one_behind_the_other() {
+    fn a_batch_is_its_frames_one_behind_the_other() {
         let frames = [text("a"), text("bc")];
-        let train = Frame::train(frames.iter());
+        let batch = Frame::batch(frames.iter());
         assert_eq!(
-            train.bytes(),
+            batch.bytes(),
             [frames[0].bytes(), frames[1].bytes()].concat()
         );
-        assert_eq!(train.count(), 2);
-        let alone = Frame::train(frames[..1].iter());
+        assert_eq!(batch.count(), 2);
+        let alone = Frame::batch(frames[..1].iter());
         assert!(
             std::ptr::eq(alone.bytes(), frames[0].bytes()),
             "shared, not copied"

@@ -21,8 +21,12 @@ pub(super) struct Accepted {
     pub switching: String,
 }
 
-/// Judges an upgrade request: header fields, Origin, token. The limits come after it.
-pub(super) fn judge(head: &Head<'_>, socket: &Socket, context: &Context) -> http::Result<Accepted> {
+/// Validates an upgrade request: header fields, Origin, token. The limits come after it.
+pub(super) fn validate_upgrade(
+    head: &Head<'_>,
+    socket: &Socket,
+    context: &Context,
+) -> http::Result<Accepted> {
     let key = head.websocket_key()?;
     check_origin(head, &context.config.listen.allowed_origins)?;
     let token = token(head)?.ok_or_else(|| {
@@ -53,7 +57,7 @@ pub(super) fn judge(head: &Head<'_>, socket: &Socket, context: &Context) -> http
 }
 
 /// The answer to what is no request for the WebSocket: a page, or an error.
-pub(super) fn page(head: &Head<'_>, context: &Context) -> Option<HttpResponse> {
+pub(super) fn plain_response(head: &Head<'_>, context: &Context) -> Option<HttpResponse> {
     let path = &context.config.listen.path;
     if head.path != path {
         let missing = format!("Nothing here; the WebSocket is at {path}");

@@ -16,7 +16,7 @@ use crate::http::{self, Head, HttpResponse, parse_head};
 pub(super) const RECEIVE_WITHIN: Duration = Duration::from_secs(10);
 /// How long it may go on sending then: cutting it off at once would reset the connection, and the
 /// response might be lost.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reads a head from `socket` into `bytes`, to be complete before `deadline`. `None`: the client is
 /// gone, and nobody is to be answered.
@@ -78,7 +78,7 @@ pub(super) fn wait_for(sockets: &mut [PollFd<'_>], patience: Option<Duration>) -
     poll(sockets, patience.as_ref()) != Ok(0)
 }
 
-/// Sends a response on a socket that does not block, and then reads for [`LINGER`] what the client
+/// Sends a response on a socket that does not block, and then reads for [`LINGER_TIMEOUT`] what the client
 /// still sends, or until it closes its end.
 pub(super) struct Responder {
     pub socket: Socket,
@@ -118,7 +118,7 @@ impl Responder {
             self.unsent.advance(sent);
             if self.unsent.is_empty() {
                 self.socket.shutdown_write();
-                self.deadline = now + LINGER;
+                self.deadline = now + LINGER_TIMEOUT;
             }
         }
         self.socket.read(&mut [0; 1024])

@@ -20,9 +20,9 @@ const STEP: u64 = 64 << 10;
 /// With the default of 10 s, a minute.
 const STEP_TIMEOUTS: u32 = 6;
 /// How long before an overdue client is looked at once more.
-const SECOND_LOOK: Duration = Duration::from_millis(250);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a client is looked at whose ping has not reached it.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the writer thread sees of its client.
 pub(super) struct Seen {
@@ -145,7 +145,7 @@ impl Liveness {
         let since = ping.reached_at.unwrap_or(self.taken_at.max(ping.sent_at));
         let idle_at = since + self.idle_timeout;
         if now < idle_at {
-            let look_at = ping.reached_at.map_or(now + LOOK, |_| idle_at);
+            let look_at = ping.reached_at.map_or(now + POLL_INTERVAL, |_| idle_at);
             return Ok(Some(look_at.min(idle_at)));
         }
         if !has_input() {
@@ -154,7 +154,7 @@ impl Liveness {
             }
             self.overdue = true;
         }
-        Ok(Some(now + SECOND_LOOK))
+        Ok(Some(now + RECHECK_INTERVAL))
     }
 }
 
@@ -232,7 +232,7 @@ mod tests {
         client.seen.progress.taken += 2;
         assert_eq!(client.after(IDLE - SECOND), Ok(()));
         assert_eq!(client.after(SECOND), Ok(()), "once more");
-        assert_eq!(client.after(SECOND_LOOK), Err(CloseReason::Idle));
+        assert_eq!(client.after(RECHECK_INTERVAL), Err(CloseReason::Idle));
     }
 
     #[test]

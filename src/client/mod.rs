@@ -21,11 +21,10 @@ mod dispatch;
 pub(crate) mod failpoint;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod gate;
 mod handshake;
 mod head;
-mod hold;
 mod liveness;
-pub mod permits;
 mod rate;
 pub(crate) mod refuser;
 mod request;
@@ -43,8 +42,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::config::Config;
 use crate::http::{self, HttpResponse, Page};
 use crate::services::Services;
+use crate::threads::semaphore::Semaphore;
 use connection::Connection;
-use permits::Permits;
 
 /// What every connection uses of the gateway.
 pub struct Context {
@@ -54,9 +53,9 @@ pub struct Context {
     /// Nobody is let in any more.
     pub draining: Arc<AtomicBool>,
     /// How many connections fetch a page of unread messages at a time.
-    pub pacing: Arc<Permits>,
+    pub pacing: Arc<Semaphore>,
     /// How many connections have their token validated again at a time.
-    pub validating: Arc<Permits>,
+    pub validating: Arc<Semaphore>,
     /// What there is besides the WebSocket. None is at `listen.path`, which a configuration may not
     /// have there.
     pub pages: Vec<Page>,
@@ -64,7 +63,7 @@ pub struct Context {
 
 impl Context {
     /// Refuses newcomers while the gateway shuts down.
-    fn let_in(&self) -> http::Result<()> {
+    fn reject_if_draining(&self) -> http::Result<()> {
         if self.draining.load(Ordering::SeqCst) {
             return Err(HttpResponse::unavailable("The gateway is shutting down"));
         }

@@ -3,7 +3,7 @@
 //! Delivering wakes no thread. Whoever has a frame puts it into the queue and, if nobody holds the
 //! write side, takes it and empties the queue with one write that never blocks. A socket that takes
 //! no more, or has taken a fair share, is handed over to the connection's writer thread, which
-//! blocks as ever ([`Outbox::drain`]).
+//! blocks as ever ([`Outbox::flush_blocking`]).
 //!
 //! No frame is stranded. It is the store-buffering pattern (Dekker's): either of two threads first
 //! stores, and then loads what the other one stores. Without the fences both loads could be done
@@ -25,7 +25,7 @@
 //! unlocks.
 //!
 //! Nobody waits here for a client but its own two threads: a push that finds no room is refused, and
-//! its connection falls back to its inbox (see [`hold`](super::hold)).
+//! its connection falls back to its inbox (see [`gate`](super::gate)).
 //!
 //! This file is longer than others, so that the proof stands beside every line that it is about.
 
@@ -46,11 +46,11 @@ use super::transport::Socket;
 
 /// What one system call carries at most, and what one deliverer writes to one connection before it
 /// hands over, so that a busy connection does not keep it from the others. In bytes.
-const WRITE_SHARE: usize = 64 << 10;
+const WRITE_QUANTUM: usize = 64 << 10;
 
 /// How long a blocking write waits for a socket that takes nothing before its thread looks up: the
 /// connection may have been closed meanwhile, or be due for a ping.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The queue and the write side of one connection.
 pub struct Outbox {
@@ -116,10 +116,10 @@ pub(super) struct Progress {
 impl Outbox {
     /// `opening`, the answer to the upgrade request, is written before anything else, whatever
     /// happens. Queues at most `max_frames` frames and `max_bytes` bytes; an empty queue takes any one
-    /// frame or train.
+    /// frame or batch.
     pub fn new(socket: Socket, opening: Frame, max_frames: usize, max_bytes: usize) -> Self {
         // It is not zero, so setting it cannot fail on a socket of ours.
-        let _ = socket.set_write_timeout(Some(LOOK));
+        let _ = socket.set_write_timeout(Some(POLL_INTERVAL));
         Self {
             socket,
             queue: OnceLock::new(),
@@ -138,17 +138,17 @@ impl Outbox {
         }
     }
 
-    /// Names the thread that [`Outbox::drain`]s after a hand-over.
+    /// Names the thread that [`Outbox::flush_blocking`]s after a hand-over.
     pub fn set_writer(&self, writer: thread::Thread) {
         // A second name would be a bug of the one caller; the first one stands.
         let _ = self.writer.set(writer);
     }
 
-    /// Queues `frame` (a frame or a train) and writes nothing, save to make room for it: an
+    /// Queues `frame` (a frame or a batch) and writes nothing, save to make room for it: an
     /// [`Outbox::flush`] is to follow. Answers whether there was room. Never blocks.
     #[must_use]
     pub fn push(&self, frame: &Frame) -> bool {
-        self.queue_up(frame) || (self.make_room() && self.queue_up(frame))
+        self.try_enqueue(frame) || (self.make_room() && self.try_enqueue(frame))
     }
 
     /// Writes a share of a full queue, if nobody else is at it.
@@ -161,7 +161,7 @@ impl Outbox {
     /// it and nobody else at the write side.
     #[must_use]
     pub fn push_and_flush(&self, frame: &Frame) -> bool {
-        if self.write_past_queue(frame) {
+        if self.try_write_direct(frame) {
             return true;
         }
         let queued = self.push(frame);
@@ -172,11 +172,11 @@ impl Outbox {
     /// Writes or queues `frame` on behalf of the connection's own reader or writer thread, which
     /// waits while the queue is full: that slows down only the client that does not read.
     pub fn send(&self, frame: &Frame) {
-        if self.write_past_queue(frame) {
+        if self.try_write_direct(frame) {
             return;
         }
-        while !self.queue_up(frame) {
-            self.drain();
+        while !self.try_enqueue(frame) {
+            self.flush_blocking();
         }
         self.flush();
     }
@@ -184,7 +184,7 @@ impl Outbox {
     /// Writes `frame` if nothing is before it and nobody else at the write side; else it answers
     /// false, and another way has to be gone, a flush at its end. (So a connection that is only asked
     /// and answered has no queue, and a group message costs a tenth less for each of 1,000 recipients.)
-    fn write_past_queue(&self, frame: &Frame) -> bool {
+    fn try_write_direct(&self, frame: &Frame) -> bool {
         if self.closing.get().is_some() || self.is_handed_over() {
             return false;
         }
@@ -257,7 +257,7 @@ impl Outbox {
     }
 
     /// Queues `frame`, or drops it if the connection is closing; false if there is no room.
-    fn queue_up(&self, frame: &Frame) -> bool {
+    fn try_enqueue(&self, frame: &Frame) -> bool {
         if self.closing.get().is_some() {
             return true;
         }
@@ -324,8 +324,8 @@ impl Outbox {
     }
 
     /// Writes a share of what is queued, and blocks while the socket takes nothing, though not for
-    /// longer than a [`LOOK`]: call it as long as it [is handed over](Outbox::is_handed_over).
-    pub fn drain(&self) {
+    /// longer than a [`POLL_INTERVAL`]: call it as long as it [is handed over](Outbox::is_handed_over).
+    pub fn flush_blocking(&self) {
         let mut side = self.write_side.lock();
         match self.write_queue(&mut side, true) {
             Written::Everything => {}
@@ -346,7 +346,7 @@ impl Outbox {
         Some(frame)
     }
 
-    /// Whether the writer thread is to [`Outbox::drain`].
+    /// Whether the writer thread is to [`Outbox::flush_blocking`].
     pub fn is_handed_over(&self) -> bool {
         self.handed_over.load(SeqCst)
     }
@@ -354,9 +354,9 @@ impl Outbox {
     /// Moves up to a share from the queue to the socket. A frame leaves the queue only when its turn
     /// is near, so that the queue's bounds hold.
     fn write_queue(&self, side: &mut WriteSide, may_block: bool) -> Written {
-        let end = side.sent + WRITE_SHARE as u64;
+        let end = side.sent + WRITE_QUANTUM as u64;
         loop {
-            while side.unsent_bytes < WRITE_SHARE
+            while side.unsent_bytes < WRITE_QUANTUM
                 && let Some(frame) = self.pop()
             {
                 side.push(frame);
@@ -376,7 +376,7 @@ impl Outbox {
     fn write(&self, side: &mut WriteSide, may_block: bool) -> Written {
         while let Some(first) = side.unsent.front() {
             let rest = &first.bytes()[side.written..];
-            let bytes = if side.unsent.len() == 1 || rest.len() >= WRITE_SHARE {
+            let bytes = if side.unsent.len() == 1 || rest.len() >= WRITE_QUANTUM {
                 Cow::Borrowed(rest)
             } else {
                 Cow::Owned(side.gather())
@@ -418,7 +418,7 @@ impl Outbox {
 
     /// The last act of the write side, within `patience`: what is queued is dropped, a frame that
     /// is half written is finished, `close` follows. Afterwards nothing more can be written.
-    pub fn say_goodbye(&self, close: Option<Frame>, patience: Duration) {
+    pub fn finish_close(&self, close: Option<Frame>, patience: Duration) {
         let mut side = self.write_side.lock();
         while self.pop().is_some() {}
         let begun = side.begun();
@@ -443,7 +443,7 @@ impl Outbox {
     }
 
     /// Cuts the connection: whoever blocks on the socket returns at once.
-    pub fn cut(&self) {
+    pub fn abort(&self) {
         self.socket.abort();
     }
 }
@@ -463,12 +463,12 @@ impl WriteSide {
     /// A share of the unsent bytes, side by side: one plain write of them is cheaper than a
     /// vectored one of many small frames.
     fn gather(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.unsent_bytes.min(2 * WRITE_SHARE));
+        let mut bytes = Vec::with_capacity(self.unsent_bytes.min(2 * WRITE_QUANTUM));
         let mut skip = self.written;
         for frame in &self.unsent {
             bytes.extend(&frame.bytes()[skip..]);
             skip = 0;
-            if bytes.len() >= WRITE_SHARE {
+            if bytes.len() >= WRITE_QUANTUM {
                 break;
             }
         }
@@ -568,14 +568,14 @@ mod tests {
     }
 
     #[test]
-    fn a_train_counts_for_its_frames() {
+    fn a_batch_counts_for_its_frames() {
         let (outbox, _client) = outbox(4, 1024);
         let three = [number(1), number(2), number(3)];
-        assert!(outbox.queue_up(&Frame::train(three.iter())));
+        assert!(outbox.try_enqueue(&Frame::batch(three.iter())));
         assert!(outbox.is_half_full());
-        assert!(!outbox.queue_up(&Frame::train(three[..2].iter())));
-        assert!(outbox.queue_up(&number(4)));
-        assert!(!outbox.queue_up(&number(5)));
+        assert!(!outbox.try_enqueue(&Frame::batch(three[..2].iter())));
+        assert!(outbox.try_enqueue(&number(4)));
+        assert!(!outbox.try_enqueue(&number(5)));
     }
 
     #[test]
@@ -601,7 +601,7 @@ mod tests {
         assert_eq!(outbox.closing(), None);
         let reader = thread::spawn(move || read(&mut client, 1 + taken * 60_000).len());
         while outbox.is_handed_over() {
-            outbox.drain();
+            outbox.flush_blocking();
         }
         assert_eq!(
             reader.join().unwrap(),
@@ -625,8 +625,8 @@ mod tests {
         for _ in 0..10 {
             assert!(outbox.make_room());
         }
-        outbox.drain();
-        assert!(outbox.write_side.lock().unsent_bytes < WRITE_SHARE + frame.len());
+        outbox.flush_blocking();
+        assert!(outbox.write_side.lock().unsent_bytes < WRITE_QUANTUM + frame.len());
     }
 
     #[test]
@@ -634,7 +634,7 @@ mod tests {
         let (outbox, _client) = outbox(4, 1 << 20);
         assert!(deliver(&outbox, &Frame::raw(&vec![7; 32 << 20])));
         let before = outbox.progress();
-        outbox.drain();
+        outbox.flush_blocking();
         assert!(outbox.is_handed_over());
         assert!(before.in_flight > 0 && outbox.progress().in_flight > 0);
     }
@@ -650,7 +650,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         while outbox.progress().taken < before.taken + (1 << 20) {
             read(&mut client, 1 << 16);
-            outbox.drain();
+            outbox.flush_blocking();
             assert!(Instant::now() < deadline, "{:?}", outbox.progress());
         }
     }
@@ -669,7 +669,7 @@ mod tests {
         assert_eq!(outbox.ping(), position);
         let reader = thread::spawn(move || read(&mut client, long + 6));
         while outbox.is_handed_over() {
-            outbox.drain();
+            outbox.flush_blocking();
         }
         let end = reader.join().unwrap().split_off(long);
         assert_eq!(end, [ping.bytes(), &[0, 0, 0, 1]].concat());
@@ -688,7 +688,7 @@ mod tests {
         assert!(deliver(&outbox, &frame));
         let reader = thread::spawn(move || read(&mut client, 1 + (sent + 1) * 60_000).len());
         while outbox.is_handed_over() {
-            outbox.drain();
+            outbox.flush_blocking();
         }
         assert_eq!(reader.join().unwrap(), 1 + (sent + 1) * 60_000);
         assert_eq!(outbox.closing(), None);
@@ -707,7 +707,7 @@ mod tests {
             client.read_to_end(&mut bytes).map(|_| bytes).unwrap()
         });
         outbox.close(CloseReason::ShuttingDown);
-        outbox.say_goodbye(Some(Frame::close(1012, "")), Duration::from_secs(10));
+        outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_secs(10));
         let bytes = reader.join().unwrap();
         assert!(bytes.ends_with(Frame::close(1012, "").bytes()));
         assert_eq!((bytes.len() - 1 - 4) % 60_000, 0, "only whole frames");
@@ -730,8 +730,8 @@ mod tests {
         let start = Instant::now();
         outbox.write_behind(std::iter::repeat_n(Frame::raw(&[7; 60_000]), 2_000));
         assert!(outbox.is_handed_over(), "it does not block");
-        outbox.drain();
-        outbox.drain();
+        outbox.flush_blocking();
+        outbox.flush_blocking();
         assert!(outbox.is_handed_over());
         assert!(
             start.elapsed() < Duration::from_secs(5),
@@ -750,7 +750,7 @@ mod tests {
         trickle(client);
         outbox.close(CloseReason::ShuttingDown);
         let start = Instant::now();
-        outbox.say_goodbye(Some(Frame::close(1012, "")), Duration::from_millis(500));
+        outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_millis(500));
         assert!(start.elapsed() < Duration::from_secs(10));
     }
 
@@ -759,7 +759,7 @@ mod tests {
         let (outbox, mut client) = outbox(8, 1024);
         assert!(outbox.push(&number(1)));
         outbox.close(CloseReason::Replaced);
-        outbox.say_goodbye(Some(Frame::close(4004, "")), Duration::from_secs(1));
+        outbox.finish_close(Some(Frame::close(4004, "")), Duration::from_secs(1));
         let mut bytes = Vec::new();
         client.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, [&[0], Frame::close(4004, "").bytes()].concat());
@@ -800,7 +800,7 @@ mod tests {
                 outbox.set_writer(thread::current());
                 while outbox.closing().is_none() {
                     if outbox.is_handed_over() {
-                        outbox.drain();
+                        outbox.flush_blocking();
                     } else {
                         thread::park_timeout(Duration::from_micros(50));
                         outbox.progress();

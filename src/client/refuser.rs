@@ -10,12 +10,12 @@ use crossbeam::channel::{Receiver, Select, Sender, bounded};
 use log::{info, warn};
 use parking_lot::Mutex;
 
-use super::handshake::page;
+use super::handshake::plain_response;
 use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_for};
-use super::permits::{Permit, Permits};
 use super::transport::Socket;
 use super::{Context, failpoint};
 use crate::http::{HttpResponse, parse_head};
+use crate::threads::semaphore::{Permit, Semaphore};
 use crate::threads::{Fatal, StopSignal, Worker, contain};
 
 /// How many wait for their answer at a time, each with a descriptor. Those beyond are cut off without
@@ -23,12 +23,12 @@ use crate::threads::{Fatal, StopSignal, Worker, contain};
 pub(crate) const CAPACITY: usize = 256;
 /// How long each has to send its head: an answer that is sent before the request was read is lost
 /// to a reset.
-const PATIENCE: Duration = Duration::from_secs(1);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often newcomers are looked for while others are waited for.
 const ROUND: Duration = Duration::from_millis(10);
 
 pub(super) struct Refuser {
-    places: Arc<Permits>,
+    places: Arc<Semaphore>,
     newcomers: Sender<Refused>,
     /// When somebody was last cut off.
     cut: Mutex<Option<Instant>>,
@@ -54,7 +54,7 @@ impl Refuser {
             run(&news, &mut waiting, &context, stop);
         })?;
         let refuser = Self {
-            places: Permits::new(CAPACITY),
+            places: Semaphore::new(CAPACITY),
             newcomers,
             cut: Mutex::default(),
         };
@@ -64,7 +64,7 @@ impl Refuser {
     /// Answers `socket` with `refusal` once its head is there.
     pub fn refuse(&self, socket: &Socket, refusal: HttpResponse) {
         let now = Instant::now();
-        let Ok(responder) = Responder::new(socket, now + PATIENCE) else {
+        let Ok(responder) = Responder::new(socket, now + HEAD_TIMEOUT) else {
             return;
         };
         if let Some(place) = self.places.acquire_within(Duration::ZERO) {
@@ -79,7 +79,7 @@ impl Refuser {
         }
         // Those who come to be cut off come by the thousand.
         let last = self.cut.lock().replace(now);
-        if last.is_none_or(|last| now - last >= PATIENCE) {
+        if last.is_none_or(|last| now - last >= HEAD_TIMEOUT) {
             warn!("Too many connections to refuse: they are cut off without an answer");
         }
     }
@@ -104,7 +104,7 @@ fn run(news: &Receiver<Refused>, waiting: &mut Vec<Refused>, context: &Context, 
         }
         if stops {
             // The gateway ends, and waits for them.
-            let end = Instant::now() + PATIENCE;
+            let end = Instant::now() + HEAD_TIMEOUT;
             let responders = waiting.iter_mut().map(|refused| &mut refused.responder);
             responders.for_each(|responder| responder.deadline = end.min(responder.deadline));
         }
@@ -124,7 +124,7 @@ impl Refused {
                 Ok(None) => return is_open && now < self.responder.deadline,
                 Ok(Some(head)) => {
                     failpoint::reached("answer", self.peer());
-                    page(&head, context).unwrap_or_else(|| refusal.clone())
+                    plain_response(&head, context).unwrap_or_else(|| refusal.clone())
                 }
                 Err(response) => response,
             };
@@ -152,10 +152,10 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::connection::Connection;
     use crate::client::{ConnectionObserver, OverUserLimit, Route};
     use crate::http::Page;
+    use crate::services::fake::FakeServices;
 
     struct Nobody;
 
@@ -171,11 +171,11 @@ mod tests {
         let page = move || HttpResponse::page(200, "text/html", "x".repeat(size));
         let context = Context {
             config: crate::config::load::parse("test", "", [], None).unwrap(),
-            services: Arc::new(FakeUsers::default()),
+            services: Arc::new(FakeServices::default()),
             observer: Arc::new(Nobody),
             draining: Arc::new(AtomicBool::new(false)),
-            pacing: Permits::new(1),
-            validating: Permits::new(1),
+            pacing: Semaphore::new(1),
+            validating: Semaphore::new(1),
             pages: vec![Page::new("/", page)],
         };
         Refuser::start(Arc::new(context), &crossbeam::channel::unbounded().0).unwrap()

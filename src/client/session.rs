@@ -12,9 +12,9 @@ use super::admission::{Admission, no_room};
 use super::close::CloseReason;
 use super::connection::Connection;
 use super::frame::Frame;
-use super::handshake::{Accepted, judge, page};
+use super::gate::DeliveryGate;
+use super::handshake::{Accepted, plain_response, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
-use super::hold::Hold;
 use super::outbox::Outbox;
 use super::protocol::{Outgoing, timestamp};
 use super::rate::{RateLimit, Verdict};
@@ -27,7 +27,7 @@ use crate::error::ErrorCode;
 use crate::http::{self, HttpResponse, MAX_HEAD};
 
 /// How long the first catch-up waits for the user's route.
-const ROUTE_PATIENCE: Duration = Duration::from_secs(2);
+const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves one accepted socket until its end.
 pub(super) fn run(mut admission: Box<Admission>, context: &Arc<Context>) {
@@ -52,9 +52,9 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> Option<Sess
     let trusted_proxies = &context.config.listen.trusted_proxies;
     let client = client_address(&head, admission.peer, trusted_proxies);
     let counted = admission.count_for(client);
-    let accepted = match page(&head, context) {
+    let accepted = match plain_response(&head, context) {
         Some(answer) => Err(answer),
-        None => counted.and_then(|()| judge(&head, &admission.socket, context)),
+        None => counted.and_then(|()| validate_upgrade(&head, &admission.socket, context)),
     };
     let opened = accepted.and_then(|accepted| {
         failpoint::reached("handshake", &accepted.user);
@@ -110,7 +110,7 @@ impl Session {
             accepted,
             admission.peer,
             Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes),
-            Hold::new(frames, bytes),
+            DeliveryGate::new(frames, bytes),
         ));
         let route = context.observer.connected(&connection);
         let route =
@@ -121,7 +121,7 @@ impl Session {
             writer: None,
         };
         // It is in the registry, so that a shutdown that begins after this look finds it there.
-        context.let_in().inspect_err(|_| {
+        context.reject_if_draining().inspect_err(|_| {
             session.connection.close(CloseReason::ShuttingDown);
         })?;
         session.start_writer(route)?;
@@ -135,7 +135,7 @@ impl Session {
                 self.connection.routed();
                 now
             }
-            Route::Pending => now + ROUTE_PATIENCE,
+            Route::Pending => now + ROUTE_TIMEOUT,
             Route::Away => now,
         };
         let (connection, context) = (Arc::clone(&self.connection), Arc::clone(&self.context));

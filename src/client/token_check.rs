@@ -8,10 +8,10 @@ use log::{info, warn};
 
 use super::close::CloseReason;
 use super::connection::Connection;
-use super::permits::Permits;
 use super::token::{TokenError, validate};
 use crate::backoff::Backoff;
 use crate::services::Services;
+use crate::threads::semaphore::Semaphore;
 
 /// How long a call waits for its permit before the thread looks after the connection again.
 const PERMIT_WITHIN: Duration = Duration::from_secs(1);
@@ -23,14 +23,14 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 pub(super) struct TokenCheck {
     services: Arc<dyn Services>,
     /// How many connections of this gateway ask at a time.
-    pacing: Arc<Permits>,
+    pacing: Arc<Semaphore>,
     backoff: Backoff,
     /// Not before this time.
     due: Option<Instant>,
 }
 
 impl TokenCheck {
-    pub fn new(services: Arc<dyn Services>, pacing: Arc<Permits>) -> Self {
+    pub fn new(services: Arc<dyn Services>, pacing: Arc<Semaphore>) -> Self {
         Self {
             services,
             pacing,
@@ -102,17 +102,17 @@ impl TokenCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::error::ErrorCode;
     use crate::registry::Registry;
+    use crate::services::fake::FakeServices;
     use crate::services::proto::{ValidateTokenRequest, ValidateTokenResponse};
     use crate::services::{Result, ServiceError};
     use parking_lot::Mutex;
 
     struct Scene {
         bob: Client,
-        services: Arc<FakeUsers>,
+        services: Arc<FakeServices>,
         check: TokenCheck,
         now: Instant,
     }
@@ -131,8 +131,8 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
-            let services = Arc::new(FakeUsers::default());
-            let check = TokenCheck::new(Arc::clone(&services) as _, Permits::new(1));
+            let services = Arc::new(FakeServices::default());
+            let check = TokenCheck::new(Arc::clone(&services) as _, Semaphore::new(1));
             Self {
                 bob: Client::connect(&Registry::default(), "bob"),
                 services,

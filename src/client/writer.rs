@@ -21,7 +21,7 @@ use super::token::seconds_left;
 use super::token_check::TokenCheck;
 
 /// The longest sleep, so that a change of the wall clock is noticed.
-const NAP: Duration = Duration::from_secs(60);
+const MAX_SLEEP: Duration = Duration::from_secs(60);
 
 /// Serves `connection` until it ends, then ends its socket. The first catch-up starts at
 /// `catch_up_at`, unless it is requested earlier.
@@ -98,7 +98,7 @@ impl<'c> Writer<'c> {
     fn work(&mut self) -> Result<Instant, CloseReason> {
         let connection = self.connection;
         if connection.outbox.is_handed_over() {
-            connection.outbox.drain();
+            connection.outbox.flush_blocking();
         }
         let now = Instant::now();
         let next_look = self.look_after_client(now)?;
@@ -109,7 +109,9 @@ impl<'c> Writer<'c> {
         if connection.outbox.is_handed_over() {
             return Ok(now);
         }
-        let nap = token.map_or(NAP, |seconds| NAP.min(Duration::from_secs(seconds)));
+        let sleep = token.map_or(MAX_SLEEP, |seconds| {
+            MAX_SLEEP.min(Duration::from_secs(seconds))
+        });
         let next_check = self.token_check.advance(connection, now);
         let next_catch_up = if connection.is_closing() {
             None
@@ -123,7 +125,7 @@ impl<'c> Writer<'c> {
         Ok(next
             .into_iter()
             .flatten()
-            .fold(self.next_ping.min(now + nap), Instant::min))
+            .fold(self.next_ping.min(now + sleep), Instant::min))
     }
 
     /// Pings, and judges how the client takes it.
@@ -133,7 +135,7 @@ impl<'c> Writer<'c> {
             heard: connection.last_heard(),
             progress: connection.outbox.progress(),
             is_waiting: connection.outbox.is_handed_over(),
-            is_behind: connection.hold.fell_back(),
+            is_behind: connection.gate.fell_back(),
         };
         let was_behind = mem::replace(&mut self.is_behind, seen.is_behind);
         if seen.is_behind && !was_behind {
@@ -159,7 +161,7 @@ impl<'c> Writer<'c> {
 /// Sends the Close frame and ends the socket, within `patience` and a write that was under way.
 fn leave(connection: &Connection, patience: Duration) {
     let Some(reason) = connection.outbox.closing() else {
-        return connection.outbox.cut();
+        return connection.outbox.abort();
     };
     // Whoever has been silent for so long gets a Close if there is room for it.
     let patience = match reason {
@@ -170,9 +172,9 @@ fn leave(connection: &Connection, patience: Duration) {
     let close = reason
         .frame()
         .map(|(code, words)| Frame::close(code, words));
-    connection.outbox.say_goodbye(close, patience);
+    connection.outbox.finish_close(close, patience);
     while reason.lingers() && !connection.is_reader_done() && Instant::now() < deadline {
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
     }
-    connection.outbox.cut();
+    connection.outbox.abort();
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use percent_encoding::percent_decode_str;
+use thiserror::Error;
 use url::Url;
 
 use super::forms::is_host;
@@ -23,56 +24,32 @@ pub struct Endpoint {
 }
 
 /// `broker.url` is no AMQP URL. The text never repeats the URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}: must be of the form amqp://user:password@host:port/vhost")]
 pub struct InvalidUrl(pub String);
-
-impl fmt::Display for InvalidUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: must be of the form amqp://user:password@host:port/vhost",
-            self.0
-        )
-    }
-}
-
-impl std::error::Error for InvalidUrl {}
 
 impl Endpoint {
     /// User and password default to `guest`, the port to 5672, the vhost to `/`; all but host and
     /// port may be percent-encoded (a vhost `/` is written `%2f`).
     pub fn parse(text: &str) -> Result<Self, InvalidUrl> {
-        let invalid = |reason: &str| InvalidUrl(reason.into());
         let url = Url::parse(text).map_err(|error| InvalidUrl(error.to_string()))?;
-        if url.scheme() != "amqp" {
-            return Err(invalid("unsupported scheme"));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(invalid("unsupported parameter"));
-        }
-        let host = url
-            .host_str()
-            .filter(|host| !host.is_empty())
-            .ok_or_else(|| invalid("no host"))?;
-        if !is_host(host) {
-            return Err(invalid("the host is neither a name nor an address"));
-        }
-        let vhost = match url.path().strip_prefix('/').unwrap_or_default() {
-            "" => "/".into(),
-            path if path.contains('/') => return Err(invalid("a / in the vhost is written %2f")),
-            path => decode(path)?,
-        };
-        if vhost.len() > MAX_VHOST {
-            return Err(invalid("the vhost is longer than 255 bytes"));
-        }
-        let user = match url.username() {
-            "" => "guest".into(),
-            user => decode(user)?,
-        };
-        let password = url.password().map_or(Ok("guest".into()), decode)?;
-        if user.contains('\0') || password.contains('\0') {
-            return Err(invalid("user and password hold no NUL"));
-        }
+        let host = url.host_str().unwrap_or_default();
+        let has_parameters = url.query().or(url.fragment()).is_some();
+        ensure(url.scheme() == "amqp", "unsupported scheme")?;
+        ensure(!has_parameters, "unsupported parameter")?;
+        ensure(!host.is_empty(), "no host")?;
+        ensure(is_host(host), "the host is neither a name nor an address")?;
+        let path = url.path().strip_prefix('/').unwrap_or_default();
+        ensure(!path.contains('/'), "a / in the vhost is written %2f")?;
+        let vhost = decode(path, "/")?;
+        ensure(
+            vhost.len() <= MAX_VHOST,
+            "the vhost is longer than 255 bytes",
+        )?;
+        let user = decode(url.username(), "guest")?;
+        let password = decode(url.password().unwrap_or("guest"), "")?;
+        let has_nul = user.contains('\0') || password.contains('\0');
+        ensure(!has_nul, "user and password hold no NUL")?;
         Ok(Self {
             host: host.into(),
             port: url.port().unwrap_or(DEFAULT_PORT),
@@ -88,11 +65,16 @@ impl Endpoint {
     }
 }
 
-fn decode(text: &str) -> Result<String, InvalidUrl> {
-    match percent_decode_str(text).decode_utf8() {
-        Ok(decoded) => Ok(decoded.into_owned()),
-        Err(_) => Err(InvalidUrl("a percent-encoded part is not UTF-8".into())),
-    }
+fn ensure(holds: bool, reason: &str) -> Result<(), InvalidUrl> {
+    holds.then_some(()).ok_or_else(|| InvalidUrl(reason.into()))
+}
+
+/// What is percent-encoded in `text`; or `default`, if that is empty.
+fn decode(text: &str, default: &str) -> Result<String, InvalidUrl> {
+    let text = if text.is_empty() { default } else { text };
+    let decoded = percent_decode_str(text).decode_utf8();
+    ensure(decoded.is_ok(), "a percent-encoded part is not UTF-8")?;
+    Ok(decoded.unwrap_or_default().into_owned())
 }
 
 impl fmt::Debug for Endpoint {

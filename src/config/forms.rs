@@ -1,23 +1,16 @@
-//! How addresses, origins and paths are written.
+//! How addresses, origins, paths and keys are written.
 
 use std::net::Ipv6Addr;
 
 use http::Uri;
 use http::uri::Scheme;
 
-/// `http://host:port`. Read by the parser that tonic has for addresses, so that it refuses none that passes here. It
-/// would take user, path and query too, and use nothing of them.
+/// `http://host:port`. Read by the parser that tonic has for addresses too, so that it refuses none
+/// that passes here. It would take user, path and query, and use nothing of them.
 pub(super) fn is_service(address: &str) -> bool {
-    let Ok(uri) = address.parse::<Uri>() else {
-        return false;
-    };
-    let Some(authority) = uri.authority() else {
-        return false;
-    };
-    uri.scheme() == Some(&Scheme::HTTP)
-        && uri.path_and_query().is_none_or(|rest| rest == "/")
-        && !address.contains('#')
-        && is_authority(authority.as_str())
+    let uri = address.parse::<Uri>();
+    uri.is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
+        && is_origin(address.strip_suffix('/').unwrap_or(address))
 }
 
 /// `scheme://host` or `scheme://host:port`, as a browser writes it.
@@ -34,14 +27,11 @@ pub(super) fn is_origin(text: &str) -> bool {
 /// `host` or `host:port`.
 fn is_authority(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
-        // The colon is one of an IPv6 address.
-        Some((_, rest)) if rest.ends_with(']') => (text, None),
-        Some((host, port)) => (host, Some(port)),
-        None => (text, None),
+        // Else the colon is one of an IPv6 address.
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (text, "0"),
     };
-    let is_port =
-        |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
-    is_host(host) && port.is_none_or(is_port)
+    is_host(host) && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
 /// RFC 3986, section 3.3: `pchar`, and the slashes between.
@@ -58,4 +48,10 @@ pub(super) fn is_host(text: &str) -> bool {
             !text.is_empty() && text.bytes().all(plain)
         }
     }
+}
+
+/// Whether the key `inner` is one of the table `outer`, or an element of it.
+pub(super) fn is_within(outer: &str, inner: &str) -> bool {
+    let rest = inner.strip_prefix(outer);
+    rest.is_some_and(|rest| rest.starts_with(['.', '[']))
 }

@@ -3,67 +3,27 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::{env, fmt, fs, io};
+use std::{env, fs};
 
+use thiserror::Error;
 use toml::{Table, Value};
 
+use super::forms::is_within;
 use super::{Config, secrets, validate};
 
-/// Why there is no configuration. Nothing starts; the user mends what is named.
-#[derive(Debug)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    Read { file: String, error: io::Error },
-    /// The file is no TOML. The line is not shown: it may hold a secret.
-    Syntax {
-        file: String,
-        line: usize,
-        reason: String,
-    },
-    /// A key is unknown, of the wrong type, or out of range.
-    Key {
-        origin: String,
-        key: String,
-        reason: String,
-    },
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Read { file, error } => write!(f, "{file}: cannot be read: {error}"),
-            Self::Syntax { file, line, reason } => write!(f, "{file}: line {line}: {reason}"),
-            Self::Key {
-                origin,
-                key,
-                reason,
-            } => write!(f, "{origin}: {key}: {reason}"),
-        }
-    }
-}
-
-impl std::error::Error for ConfigError {}
+/// Why there is no configuration: the file or variable that is at fault, the key or the line, and
+/// what is wrong with it. Nothing starts; the user mends what is named.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
 
 /// Reads `file` (`None`: built-in defaults only) and the process's environment, and validates.
-pub fn load(file: Option<&Path>) -> Result<Config, ConfigError> {
-    load_for(file, None)
-}
-
-/// As [`load`], while the reference services' users are let in at `bound`. The sample tokens are
-/// refused there as at the start, even if the file names another address by now.
-pub fn reload(file: Option<&Path>, bound: SocketAddr) -> Result<Config, ConfigError> {
-    load_for(file, Some(bound))
-}
-
-fn load_for(file: Option<&Path>, bound: Option<SocketAddr>) -> Result<Config, ConfigError> {
+/// `bound`: where the reference services' users are let in already. The sample tokens are refused
+/// there as at the start, even if the file names another address by now.
+pub fn load(file: Option<&Path>, bound: Option<SocketAddr>) -> Result<Config, ConfigError> {
     let name = file.map_or("(defaults)".into(), |file| file.display().to_string());
-    let text = match file {
-        Some(file) => fs::read_to_string(file).map_err(|error| ConfigError::Read {
-            file: name.clone(),
-            error,
-        })?,
-        None => String::new(),
-    };
+    let text = file.map_or(Ok(String::new()), fs::read_to_string);
+    let text = text.map_err(|error| ConfigError(format!("{name}: cannot be read: {error}")))?;
     // A name or value that is no UTF-8 is no key of ours.
     let variables = env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
@@ -81,42 +41,34 @@ pub fn parse(
         .parse()
         .map_err(|error| syntax_error(file, text, &error))?;
     let overrides = override_keys(&mut table, variables)?;
-    let refused = |key: &str, reason: String| {
+    let refused = |key: &str, reason: &str| {
         // A table that does not exist is the variable's fault, too.
-        let covers = |path: &str| key == path || within(path, key) || within(key, path);
+        let covers = |path: &str| key == path || is_within(path, key) || is_within(key, path);
         let found = overrides.iter().find(|(path, _)| covers(path));
         let origin = found.map_or(file.to_owned(), |(_, variable)| secrets::variable(variable));
-        ConfigError::Key {
-            origin,
-            key: secrets::key(key),
-            reason,
-        }
+        key_error(&origin, key, reason)
     };
 
-    let mut config: Config = serde_path_to_error::deserialize(table).map_err(|error| {
+    let config: Config = serde_path_to_error::deserialize(table).map_err(|error| {
         let key = error.path().to_string();
-        let reason = secrets::reason(&key, first_line(error.inner()));
-        refused(&key, reason)
+        refused(&key, &secrets::reason(&key, first_line(error.inner())))
     })?;
-    validate::validate(&mut config)
-        .and_then(|()| bound.map_or(Ok(()), |bound| validate::bound(&config, bound)))
-        .map_err(|invalid| refused(&invalid.key, invalid.reason))?;
-    Ok(config)
+    validate::validate(config, bound).map_err(|invalid| refused(&invalid.key, &invalid.reason))
 }
 
-/// Whether `inner` is a key or an element within `outer`.
-fn within(outer: &str, inner: &str) -> bool {
-    let rest = inner.strip_prefix(outer);
-    rest.is_some_and(|rest| rest.starts_with(['.', '[']))
+fn key_error(origin: &str, key: &str, reason: &str) -> ConfigError {
+    ConfigError(format!("{origin}: {}: {reason}", secrets::key(key)))
 }
 
+/// The line is not shown: it may hold a secret.
 fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> ConfigError {
     let before = error.span().and_then(|span| text.get(..span.start));
-    ConfigError::Syntax {
-        file: file.into(),
-        line: before.unwrap_or_default().matches('\n').count() + 1,
-        reason: first_line(error).to_owned(),
-    }
+    let line = before.unwrap_or_default().matches('\n').count() + 1;
+    ConfigError(format!("{file}: line {line}: {}", first_line(error)))
+}
+
+fn first_line(error: &toml::de::Error) -> &str {
+    error.message().lines().next().unwrap_or_default()
 }
 
 /// Puts each `GATEWAY_TABLE__KEY` into `table`. Returns the keys and the variables they came from.
@@ -124,63 +76,37 @@ fn override_keys(
     table: &mut Table,
     variables: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Vec<(String, String)>, ConfigError> {
-    let defaults = Table::try_from(Config::default()).expect("the defaults are TOML");
+    let defaults = Value::try_from(Config::default()).expect("the defaults are TOML");
     let mut overrides = Vec::new();
     for (variable, text) in variables {
-        let Some(path) = variable
-            .strip_prefix("GATEWAY_")
-            .filter(|path| path.contains("__"))
-        else {
-            continue;
-        };
+        let path = variable.strip_prefix("GATEWAY_").unwrap_or_default();
         let path = path.to_lowercase();
         let keys: Vec<&str> = path.split("__").collect();
+        let Some((last, tables @ [_, ..])) = keys.split_last() else {
+            continue;
+        };
         let key = keys.join(".");
-        let value = value_of(&text, default_at(&defaults, &keys));
-        insert(table, &keys, value).map_err(|reason| ConfigError::Key {
-            origin: secrets::variable(&variable),
-            key: secrets::key(&key),
-            reason: reason.into(),
-        })?;
+        let default = keys.iter().try_fold(&defaults, |value, key| value.get(key));
+        let holder = tables.iter().try_fold(&mut *table, |table, key| {
+            let inner = table.entry(*key).or_insert_with(|| Table::new().into());
+            inner.as_table_mut()
+        });
+        let Some(holder) = holder else {
+            let variable = secrets::variable(&variable);
+            return Err(key_error(&variable, &key, "what holds it is not a table"));
+        };
+        holder.insert((*last).into(), value_of(text, default));
         overrides.push((key, variable));
     }
     Ok(overrides)
 }
 
 /// A key whose default is a string takes the text as it is; any other takes it as TOML.
-fn value_of(text: &str, default: Option<&Value>) -> Value {
-    if default.is_some_and(Value::is_str) {
-        return Value::String(text.into());
-    }
-    let parsed = format!("value = {text}").parse::<Table>().ok();
-    parsed
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| Value::String(text.into()))
-}
-
-fn default_at<'a>(defaults: &'a Table, keys: &[&str]) -> Option<&'a Value> {
-    let (first, rest) = keys.split_first()?;
-    rest.iter()
-        .try_fold(defaults.get(*first)?, |value, key| value.get(*key))
-}
-
-fn insert(table: &mut Table, keys: &[&str], value: Value) -> Result<(), &'static str> {
-    match keys {
-        [] => Ok(()),
-        [key] => {
-            table.insert((*key).into(), value);
-            Ok(())
-        }
-        [key, rest @ ..] => {
-            let inner = table
-                .entry(*key)
-                .or_insert_with(|| Value::Table(Table::new()));
-            let inner = inner.as_table_mut().ok_or("what holds it is not a table")?;
-            insert(inner, rest, value)
-        }
-    }
-}
-
-fn first_line(error: &toml::de::Error) -> &str {
-    error.message().lines().next().unwrap_or_default()
+fn value_of(text: String, default: Option<&Value>) -> Value {
+    let parsed = match default {
+        Some(Value::String(_)) => None,
+        _ => format!("value = {text}").parse::<Table>().ok(),
+    };
+    let value = parsed.and_then(|mut table| table.remove("value"));
+    value.unwrap_or(Value::String(text))
 }

@@ -1,7 +1,6 @@
-//! The configuration: every key of `gateway.toml`, with its default. [`mod@load`] says where values
-//! come from, [`validate`] what they must be.
+//! The configuration: every key of `gateway.toml`, with its type, its default and what its value
+//! must be ([`validate`]). [`mod@load`] says where values come from.
 
-mod display;
 mod endpoint;
 mod forms;
 pub mod load;
@@ -19,83 +18,178 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use display::display;
+use self::values::duration;
+
 pub use endpoint::{Endpoint, InvalidUrl};
-pub use load::{ConfigError, load, reload};
+pub use load::{ConfigError, load};
 pub use network::{Network, Networks};
+pub use secrets::display;
 pub use validate::may_listen;
 pub use values::{Addresses, Token};
 
-/// The users that the shipped configuration lets in: `(token, user)`. Everybody knows them.
-pub const SAMPLE_TOKENS: [(&str, &str); 3] = [
-    ("alice-token", "alice"),
-    ("bob-token", "bob"),
-    ("carol-token", "carol"),
-];
+/// The users that the shipped configuration lets in, alice with `alice-token` and so on: everybody
+/// knows these tokens.
+const SAMPLE_USERS: [&str; 3] = ["alice", "bob", "carol"];
 
-/// Declares one table of the configuration: its keys, their types and their defaults.
-macro_rules! table {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $key:ident: $type:ty = $default:expr,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Serialize, Deserialize)]
+/// Declares the tables of the configuration and their keys, each as
+///
+/// ```text
+/// key: type as "module that reads and writes it" = default => rule(arguments),
+/// ```
+///
+/// where `as` is for types that serde cannot read as they are written, and the rule is a function of
+/// [`validate`] that says what the value must be beyond its type. Neither is needed.
+macro_rules! tables {
+    ($($(#[$doc:meta])* $table:ident: $name:ident {
+        $(
+            $(#[$key_doc:meta])*
+            $key:ident: $type:ty $(as $form:literal)? = $default:expr
+                $(=> $rule:ident $(($($argument:expr),*))?)?,
+        )*
+    })*) => {
+        /// The whole of `gateway.toml`.
+        #[derive(Debug, Clone, Default, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
-        pub struct $name { $($(#[$field_doc])* pub $key: $type,)* }
+        pub struct Config { $(pub $table: $name,)* }
 
-        impl Default for $name {
-            fn default() -> Self {
-                Self { $($key: $default,)* }
-            }
+        /// Checks each value by the rule of its key.
+        fn check_rules(config: &Config) -> Result<(), validate::Invalid> {
+            $($($(
+                let checked = validate::$rule(&config.$table.$key $($(, $argument)*)?);
+                validate::check(concat!(stringify!($table), ".", stringify!($key)), checked)?;
+            )?)*)*
+            Ok(())
         }
+
+        $(
+            $(#[$doc])*
+            #[derive(Debug, Clone, Serialize, Deserialize)]
+            #[serde(default, deny_unknown_fields)]
+            pub struct $name {
+                $($(#[$key_doc])* $(#[serde(with = $form)])? pub $key: $type,)*
+            }
+
+            impl Default for $name {
+                fn default() -> Self {
+                    Self { $($key: $default,)* }
+                }
+            }
+        )*
     };
 }
 
-table! {
-    /// The whole of `gateway.toml`.
-    Config {
-        gateway: Gateway = Gateway::default(),
-        listen: Listen = Listen::default(),
-        tls: Tls = Tls::default(),
-        limits: Limits = Limits::default(),
-        session: Session = Session::default(),
-        backend: Backend = Backend::default(),
-        services: Services = Services::default(),
-        broker: Broker = Broker::default(),
-        groups: Groups = Groups::default(),
-        presence: Presence = Presence::default(),
-        admin: Admin = Admin::default(),
-        discovery: Discovery = Discovery::default(),
-        shutdown: Shutdown = Shutdown::default(),
-        log: Log = Log::default(),
-        embedded: Embedded = Embedded::default(),
-    }
-}
-
-table! {
-    Gateway {
+tables! {
+    gateway: Gateway {
         /// Names this gateway's queues and its presence lease. Empty as written, the host's name
         /// once validated. Two running gateways need two ids.
-        id: String = String::new(),
+        id: String = String::new() => gateway_id,
     }
-}
 
-table! {
-    Listen {
+    listen: Listen {
         addr: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080)),
-        path: String = "/ws".into(),
+        path: String = "/ws".into() => path,
         /// `scheme://host[:port]` of the pages that may connect; empty: any.
-        allowed_origins: Vec<String> = Vec::new(),
+        allowed_origins: Vec<String> = Vec::new() => origins,
         /// The proxies whose X-Forwarded-For is believed: addresses and networks.
         trusted_proxies: Networks = Networks::default(),
         /// For the whole request head, however slowly it comes.
-        #[serde(with = "values::duration")]
-        handshake_timeout: Duration = Duration::from_secs(10),
+        handshake_timeout: Duration as "duration" = Duration::from_secs(10) => positive,
     }
-}
 
-table! {
-    Tls {
-        cert: String = String::new(),
-        key: String = String::new(),
+    tls: Tls {
+        cert: String = String::new() => unset,
+        key: String = String::new() => unset,
+    }
+
+    limits: Limits {
+        max_connections: usize = 10_000 => at_least_one,
+        max_connections_per_user: usize = 5 => at_least_one,
+        over_limit: OverLimit = OverLimit::Reject,
+        max_connections_per_ip: usize = 1_000 => at_least_one,
+        /// Heads and tokens being read at once.
+        max_handshakes: usize = 256 => at_least_one,
+        /// Of a message from a client, in bytes.
+        max_message_size: usize = 65_536 => within(128..=16 << 20, " bytes"),
+        /// Requests per second and connection, on average.
+        rate: u32 = 20 => at_least_one,
+        /// Requests that may come at once.
+        burst: u32 = 40 => at_least_one,
+    }
+
+    session: Session {
+        ping_interval: Duration as "duration" = Duration::from_secs(30) => positive,
+        idle_timeout: Duration as "duration" = Duration::from_secs(60) => countable,
+        write_timeout: Duration as "duration" = Duration::from_secs(10) => positive,
+        /// In frames.
+        send_queue: usize = 256 => within(1..=1_000_000, " frames"),
+        send_queue_bytes: usize = 1_048_576 => at_least_one,
+    }
+
+    backend: Backend {
+        mode: Mode = Mode::Embedded => built_in,
+    }
+
+    services: Services {
+        user: Addresses = Addresses::one("http://127.0.0.1:50051") => services,
+        message: Addresses = Addresses::one("http://127.0.0.1:50051") => services,
+        presence: Addresses = Addresses::one("http://127.0.0.1:50051") => services,
+        /// The deadline of each call.
+        timeout: Duration as "duration" = Duration::from_secs(3) => positive,
+        worker_threads: usize = 1 => within(1..=8, ""),
+        ca: String = String::new() => unset,
+    }
+
+    broker: Broker {
+        url: String = "amqp://guest:guest@127.0.0.1:5672/%2f".into() => url,
+        /// Deliveries that are on their way to a consumer, or in its hand.
+        prefetch: u16 = 512 => within(1..=u16::MAX, ""),
+        heartbeat: Duration as "duration" = Duration::from_secs(10) => whole_seconds(1..=60, r#""1s" to "60s""#),
+        ca: String = String::new() => unset,
+    }
+
+    groups: Groups {
+        cache_ttl: Duration as "duration" = Duration::from_secs(30) => countable,
+    }
+
+    presence: Presence {
+        lease: Duration as "duration" = Duration::from_secs(60) => whole_seconds(3..=86_400, r#""3s" to "1day""#),
+        /// How long after the last connection a user counts as gone.
+        offline_grace: Duration as "duration" = Duration::from_secs(5) => countable,
+    }
+
+    admin: Admin {
+        addr: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9090)),
+        token: String = String::new() => unset,
+    }
+
+    discovery: Discovery {
+        endpoints: Vec<String> = Vec::new() => unset,
+        prefix: String = "/services".into(),
+        ttl: Duration as "duration" = Duration::from_secs(10),
+        advertise: String = String::new(),
+    }
+
+    shutdown: Shutdown {
+        drain: Duration as "duration" = Duration::from_secs(30) => positive,
+    }
+
+    log: Log {
+        level: log::LevelFilter = log::LevelFilter::Info,
+        /// Empty: standard error.
+        file: PathBuf = PathBuf::new(),
+    }
+
+    /// The reference services' own keys, in both of their forms.
+    embedded: Embedded {
+        /// An SQLite file; `:memory:` keeps nothing.
+        database: PathBuf = "gateway.db".into() => not_empty,
+        page: bool = true,
+        /// Token to user.
+        tokens: BTreeMap<String, Token> =
+            SAMPLE_USERS.map(|user| (format!("{user}-token"), Token::of(user))).into(),
+        /// Group to members.
+        groups: BTreeMap<String, Vec<String>> =
+            [("team".into(), SAMPLE_USERS.map(String::from).into())].into(),
     }
 }
 
@@ -109,37 +203,6 @@ pub enum OverLimit {
     CloseOldest,
 }
 
-table! {
-    Limits {
-        max_connections: usize = 10_000,
-        max_connections_per_user: usize = 5,
-        over_limit: OverLimit = OverLimit::Reject,
-        max_connections_per_ip: usize = 1_000,
-        /// Heads and tokens being read at once.
-        max_handshakes: usize = 256,
-        /// Of a message from a client, in bytes.
-        max_message_size: usize = 65_536,
-        /// Requests per second and connection, on average.
-        rate: u32 = 20,
-        /// Requests that may come at once.
-        burst: u32 = 40,
-    }
-}
-
-table! {
-    Session {
-        #[serde(with = "values::duration")]
-        ping_interval: Duration = Duration::from_secs(30),
-        #[serde(with = "values::duration")]
-        idle_timeout: Duration = Duration::from_secs(60),
-        #[serde(with = "values::duration")]
-        write_timeout: Duration = Duration::from_secs(10),
-        /// In frames.
-        send_queue: usize = 256,
-        send_queue_bytes: usize = 1_048_576,
-    }
-}
-
 /// Where the backend is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -148,98 +211,4 @@ pub enum Mode {
     Embedded,
     /// RabbitMQ and gRPC services.
     Remote,
-}
-
-table! {
-    Backend {
-        mode: Mode = Mode::Embedded,
-    }
-}
-
-table! {
-    Services {
-        user: Addresses = Addresses::one("http://127.0.0.1:50051"),
-        message: Addresses = Addresses::one("http://127.0.0.1:50051"),
-        presence: Addresses = Addresses::one("http://127.0.0.1:50051"),
-        /// The deadline of each call.
-        #[serde(with = "values::duration")]
-        timeout: Duration = Duration::from_secs(3),
-        worker_threads: usize = 1,
-        ca: String = String::new(),
-    }
-}
-
-table! {
-    Broker {
-        url: String = "amqp://guest:guest@127.0.0.1:5672/%2f".into(),
-        /// Deliveries that are on their way to a consumer, or in its hand.
-        prefetch: u16 = 512,
-        #[serde(with = "values::duration")]
-        heartbeat: Duration = Duration::from_secs(10),
-        ca: String = String::new(),
-    }
-}
-
-table! {
-    Groups {
-        #[serde(with = "values::duration")]
-        cache_ttl: Duration = Duration::from_secs(30),
-    }
-}
-
-table! {
-    Presence {
-        #[serde(with = "values::duration")]
-        lease: Duration = Duration::from_secs(60),
-        /// How long after the last connection a user counts as gone.
-        #[serde(with = "values::duration")]
-        offline_grace: Duration = Duration::from_secs(5),
-    }
-}
-
-table! {
-    Admin {
-        addr: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9090)),
-        token: String = String::new(),
-    }
-}
-
-table! {
-    Discovery {
-        endpoints: Vec<String> = Vec::new(),
-        prefix: String = "/services".into(),
-        #[serde(with = "values::duration")]
-        ttl: Duration = Duration::from_secs(10),
-        advertise: String = String::new(),
-    }
-}
-
-table! {
-    Shutdown {
-        #[serde(with = "values::duration")]
-        drain: Duration = Duration::from_secs(30),
-    }
-}
-
-table! {
-    Log {
-        level: log::LevelFilter = log::LevelFilter::Info,
-        /// Empty: standard error.
-        file: PathBuf = PathBuf::new(),
-    }
-}
-
-table! {
-    /// The reference services' own keys, in both of their forms.
-    Embedded {
-        /// An SQLite file; `:memory:` keeps nothing.
-        database: PathBuf = "gateway.db".into(),
-        page: bool = true,
-        /// Token to user.
-        tokens: BTreeMap<String, Token> =
-            SAMPLE_TOKENS.iter().map(|(token, user)| ((*token).into(), Token::of(user))).collect(),
-        /// Group to members.
-        groups: BTreeMap<String, Vec<String>> =
-            [("team".into(), SAMPLE_TOKENS.iter().map(|(_, user)| (*user).into()).collect())].into(),
-    }
 }

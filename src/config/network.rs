@@ -5,11 +5,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use serde::de::Visitor;
+use ipnet::Ipv6Net;
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_untagged::UntaggedEnumVisitor;
 
 /// The length of the prefix that makes an IPv6 address out of an IPv4 one (`::ffff:0:0`).
-const MAPPED: u32 = 96;
+const MAPPED: u8 = 96;
 
 /// Any number of networks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,69 +20,44 @@ pub struct Networks(Vec<Network>);
 
 impl Networks {
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(address))
+        let address = as_ipv6(address);
+        self.0.iter().any(|network| network.0.contains(&address))
     }
 }
 
-/// Some first bits of an address, and all the addresses that begin with them.
+/// Some first bits of an address, and all the addresses that begin with them: as IPv6, and with no
+/// bits set behind the prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    /// As IPv6; 0 behind the prefix.
-    bits: u128,
-    /// In bits.
-    prefix: u32,
-}
+pub struct Network(Ipv6Net);
 
-impl Network {
-    fn new(address: IpAddr, prefix: u32) -> Self {
-        let bits = bits(address) & mask(prefix);
-        Self { bits, prefix }
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        bits(address) & mask(self.prefix) == self.bits
-    }
-}
-
-fn bits(address: IpAddr) -> u128 {
+fn as_ipv6(address: IpAddr) -> Ipv6Addr {
     match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(address) => address.to_bits(),
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
     }
-}
-
-fn mask(prefix: u32) -> u128 {
-    u128::MAX.checked_shl(u128::BITS - prefix).unwrap_or(0)
 }
 
 impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
         let no_network = || {
             format!("`{text}` is no address such as 10.0.0.1, and no network such as 10.0.0.0/8")
         };
+        let (address, digits) = text.split_once('/').unwrap_or((text, ""));
         let address: IpAddr = address.parse().map_err(|_| no_network())?;
-        let (before, longest) = match address {
-            IpAddr::V4(_) => (MAPPED, u128::BITS - MAPPED),
-            IpAddr::V6(_) => (0, u128::BITS),
+        let before = if address.is_ipv4() { MAPPED } else { 0 };
+        let longest = 128 - before;
+        let prefix = match digits {
+            "" if !text.contains('/') => longest,
+            "" => return Err(no_network()),
+            _ if !digits.bytes().all(|b| b.is_ascii_digit()) => return Err(no_network()),
+            _ => digits.parse().unwrap_or(u8::MAX),
         };
-        let prefix = match prefix {
-            Some(digits) if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) => {
-                return Err(no_network());
-            }
-            Some(digits) => digits.parse().unwrap_or(u32::MAX),
-            None => longest,
-        };
-        if prefix > longest {
-            return Err(format!("`{text}`: the prefix is {longest} bits at most"));
-        }
-        let network = Self::new(address, before + prefix);
-        if network.bits != bits(address) {
+        let written = Ipv6Net::new(as_ipv6(address), prefix.saturating_add(before))
+            .map_err(|_| format!("`{text}`: the prefix is {longest} bits at most"))?;
+        let network = Self(written.trunc());
+        if network.0 != written {
             return Err(format!(
                 "`{text}` has bits set behind its prefix: write {network}, or {address} for this one address"
             ));
@@ -91,13 +68,11 @@ impl FromStr for Network {
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = Ipv6Addr::from_bits(self.bits);
+        let (address, prefix) = (self.0.addr(), self.0.prefix_len());
         match address.to_ipv4_mapped() {
-            _ if self.prefix == u128::BITS => address.to_canonical().fmt(f),
-            Some(address) if self.prefix >= MAPPED => {
-                write!(f, "{address}/{}", self.prefix - MAPPED)
-            }
-            _ => write!(f, "{address}/{}", self.prefix),
+            _ if prefix == self.0.max_prefix_len() => address.to_canonical().fmt(f),
+            Some(address) if prefix >= MAPPED => write!(f, "{address}/{}", prefix - MAPPED),
+            _ => self.0.fmt(f),
         }
     }
 }
@@ -110,21 +85,10 @@ impl Serialize for Network {
 
 impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-
-        impl Visitor<'_> for Text {
-            type Value = Network;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an address such as \"10.0.0.1\" or a network such as \"10.0.0.0/8\"")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Network, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-
-        deserializer.deserialize_str(Text)
+        UntaggedEnumVisitor::new()
+            .expecting("an address such as \"10.0.0.1\" or a network such as \"10.0.0.0/8\"")
+            .string(|text| text.parse().map_err(Error::custom))
+            .deserialize(deserializer)
     }
 }
 
@@ -134,6 +98,12 @@ mod tests {
 
     fn network(text: &str) -> Network {
         text.parse().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    impl Network {
+        fn contains(self, address: IpAddr) -> bool {
+            Networks(vec![self]).contains(address)
+        }
     }
 
     #[test]
@@ -191,13 +161,13 @@ mod tests {
         let base = "2001:db8:1234:5678:9abc:def0:1357:9bdf"
             .parse::<Ipv6Addr>()
             .unwrap();
-        for prefix in 0..=128 {
-            let network = Network::new(base.into(), prefix);
+        for prefix in 0..=128u8 {
+            let network = Network(Ipv6Net::new(base, prefix).unwrap());
             for bit in 0..128u32 {
                 let other = Ipv6Addr::from_bits(base.to_bits() ^ (1 << (127 - bit)));
                 assert_eq!(
                     network.contains(other.into()),
-                    bit >= prefix,
+                    bit >= prefix.into(),
                     "{prefix} {bit}"
                 );
             }

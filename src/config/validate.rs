@@ -1,265 +1,177 @@
-//! What values must be, beyond their types. A value that would be accepted and then not acted
-//! upon is an error too.
+//! What values must be, beyond their types: the rules that the keys name, and what holds across
+//! keys. A value that would be accepted and then not acted upon is an error too.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
 use super::forms::{is_of_a_path, is_origin, is_service};
-use super::{Addresses, Config, Endpoint, Mode, SAMPLE_TOKENS, Token};
-use crate::ids::{GroupId, UserId};
+use super::{Addresses, Config, Embedded, Endpoint, Mode, check_rules};
+use crate::ids::is_id;
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A key whose value cannot be used.
-pub(super) struct Invalid {
+pub struct Invalid {
     /// As far as the value is concerned alone: `embedded.groups.team`.
     pub key: String,
     pub reason: String,
 }
 
-type Checked = Result<(), Invalid>;
+/// What a rule says to a value; an error is the reason against it.
+type Checked = Result<(), String>;
 
-fn require(holds: bool, key: &str, reason: impl Into<String>) -> Checked {
-    if holds {
-        Ok(())
-    } else {
-        Err(Invalid {
-            key: key.into(),
-            reason: reason.into(),
-        })
-    }
+fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
+    if holds { Ok(()) } else { Err(reason.into()) }
 }
 
-/// Checks every value, and puts the host's name where `gateway.id` is empty.
-pub(super) fn validate(config: &mut Config) -> Checked {
-    gateway_id(config)?;
-    listen(config)?;
-    limits(config)?;
-    session(config)?;
-    backend(config)?;
-    embedded(config)?;
-    not_yet(config)
+/// Names the key that was checked.
+pub fn check(key: impl Into<String>, checked: Checked) -> Result<(), Invalid> {
+    let key = key.into();
+    checked.map_err(|reason| Invalid { key, reason })
 }
 
-fn gateway_id(config: &mut Config) -> Checked {
+/// Checks every value, and puts the host's name where `gateway.id` is empty. What is `bound` is left
+/// to whoever can reach it: the tokens must not be ones that everybody knows, whatever address the
+/// configuration names by now.
+pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config, Invalid> {
     let id = &mut config.gateway.id;
     if id.is_empty() {
-        *id = rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned();
+        let host = rustix::system::uname();
+        *id = host.nodename().to_string_lossy().into_owned();
     }
-    require(
-        UserId::new(id).is_ok(),
-        "gateway.id",
-        "must be 1 to 200 bytes without control characters (empty: the host's name)",
-    )
-}
+    check_rules(&config)?;
+    tokens_and_groups(&config.embedded)?;
 
-fn listen(config: &Config) -> Checked {
-    let listen = &config.listen;
-    let path = &listen.path;
-    require(
-        path.starts_with('/') && path.bytes().all(is_of_a_path),
-        "listen.path",
-        "must start with / and hold nothing but what a URL's path may (RFC 3986, 3.3)",
-    )?;
-    require(
-        path != "/" && path != "/healthz" && path != "/readyz",
-        "listen.path",
-        "/, /healthz and /readyz are taken",
-    )?;
-    for origin in &listen.allowed_origins {
-        require(
-            is_origin(origin),
-            "listen.allowed_origins",
-            format!("`{origin}` is not of the form scheme://host or scheme://host:port"),
-        )?;
-    }
-    positive(listen.handshake_timeout, "listen.handshake_timeout")
-}
-
-fn limits(config: &Config) -> Checked {
-    let limits = &config.limits;
-    at_least_one(limits.max_connections, "limits.max_connections")?;
-    at_least_one(
-        limits.max_connections_per_user,
-        "limits.max_connections_per_user",
-    )?;
-    at_least_one(
-        limits.max_connections_per_ip,
-        "limits.max_connections_per_ip",
-    )?;
-    at_least_one(limits.max_handshakes, "limits.max_handshakes")?;
-    require(
-        (128..=16 << 20).contains(&limits.max_message_size),
-        "limits.max_message_size",
-        "must be 128 to 16777216 bytes",
-    )?;
-    at_least_one(limits.rate as usize, "limits.rate")?;
-    at_least_one(limits.burst as usize, "limits.burst")
-}
-
-fn session(config: &Config) -> Checked {
     let session = &config.session;
-    positive(session.ping_interval, "session.ping_interval")?;
-    positive(session.write_timeout, "session.write_timeout")?;
-    require(
-        session.ping_interval < session.idle_timeout,
-        "session.ping_interval",
-        "must be shorter than session.idle_timeout: a quiet client is known to live by its pongs",
-    )?;
-    countable(session.idle_timeout, "session.idle_timeout")?;
-    require(
-        (1..=1_000_000).contains(&session.send_queue),
-        "session.send_queue",
-        "must be 1 to 1000000 frames",
-    )?;
-    at_least_one(session.send_queue_bytes, "session.send_queue_bytes")
+    let shorter = |key: &str, duration: Duration, why: &str| {
+        let reason = format!("must be shorter than session.idle_timeout: {why}");
+        check(key, ensure(duration < session.idle_timeout, reason))
+    };
+    let why = "a quiet client is known to live by its pongs";
+    shorter("session.ping_interval", session.ping_interval, why)?;
+    let why = "a connection that waits for an answer is not idle";
+    shorter("services.timeout", config.services.timeout, why)?;
+    if config.backend.mode == Mode::Embedded {
+        check("listen.addr", may_listen(&config, config.listen.addr))?;
+    }
+    if let Some(bound) = bound {
+        let reason = format!(
+            "holds sample tokens, which everybody knows, and {bound} is listened on: they are for \
+             a loopback address only"
+        );
+        let checked = may_listen(&config, bound).or(Err(reason));
+        check("embedded.tokens", checked)?;
+    }
+    Ok(config)
 }
 
-fn backend(config: &Config) -> Checked {
-    require(
-        cfg!(feature = "reference") || config.backend.mode == Mode::Remote,
-        "backend.mode",
-        "this binary was built without the embedded services",
-    )?;
-    let services = &config.services;
-    positive(services.timeout, "services.timeout")?;
-    require(
-        services.timeout < config.session.idle_timeout,
-        "services.timeout",
-        "must be shorter than session.idle_timeout: a connection that waits for an answer is not idle",
-    )?;
-    require(
-        (1..=8).contains(&services.worker_threads),
-        "services.worker_threads",
-        "must be 1 to 8",
-    )?;
-    addresses(&services.user, "services.user")?;
-    addresses(&services.message, "services.message")?;
-    addresses(&services.presence, "services.presence")?;
-
-    let broker = &config.broker;
-    let endpoint = Endpoint::parse(&broker.url);
-    let reason = endpoint.err().map(|invalid| invalid.to_string());
-    require(reason.is_none(), "broker.url", reason.unwrap_or_default())?;
-    require(broker.prefetch > 0, "broker.prefetch", "must be 1 to 65535")?;
-    require(
-        whole_seconds(broker.heartbeat, 1..=60),
-        "broker.heartbeat",
-        "must be whole seconds, \"1s\" to \"60s\"",
-    )?;
-    require(
-        whole_seconds(config.presence.lease, 3..=86_400),
-        "presence.lease",
-        "must be whole seconds, \"3s\" to \"1day\"",
-    )?;
-    countable(config.groups.cache_ttl, "groups.cache_ttl")?;
-    countable(config.presence.offline_grace, "presence.offline_grace")?;
-    positive(config.shutdown.drain, "shutdown.drain")
-}
-
-fn addresses(addresses: &Addresses, key: &str) -> Checked {
-    require(!addresses.0.is_empty(), key, "needs at least one address")?;
-    for address in &addresses.0 {
-        // What may be a password is not repeated.
-        let shown = address.rsplit('@').next().unwrap_or_default();
-        let of_this_version = !["etcd://", "https://"]
-            .iter()
-            .any(|scheme| address.starts_with(scheme));
-        require(
-            of_this_version,
-            key,
-            format!("`{shown}`: only http:// addresses are supported by this version"),
-        )?;
-        require(
-            is_service(address),
-            key,
-            format!("`{shown}` is not of the form http://host:port"),
-        )?;
+fn tokens_and_groups(embedded: &Embedded) -> Result<(), Invalid> {
+    for (text, token) in &embedded.tokens {
+        let key = format!("embedded.tokens.{text}");
+        check(&key, ensure(!text.is_empty(), "a token is not empty"))?;
+        // Who writes user = token by mistake shows no token.
+        let reason = "a user is 1 to 200 bytes without control characters";
+        check(&key, ensure(is_id(&token.user), reason))?;
+    }
+    for (group, members) in &embedded.groups {
+        let reason = "group and members are 1 to 200 bytes without control characters";
+        let are_ids = is_id(group) && members.iter().all(|user| is_id(user));
+        check(format!("embedded.groups.{group}"), ensure(are_ids, reason))?;
     }
     Ok(())
 }
 
-fn embedded(config: &Config) -> Checked {
-    let embedded = &config.embedded;
-    require(
-        !embedded.database.as_os_str().is_empty(),
-        "embedded.database",
-        "must not be empty",
-    )?;
-    for (text, Token { user, .. }) in &embedded.tokens {
-        let key = format!("embedded.tokens.{text}");
-        require(!text.is_empty(), &key, "a token is not empty")?;
-        // Who writes user = token by mistake shows no token.
-        let reason = "a user is 1 to 200 bytes without control characters";
-        require(UserId::new(user).is_ok(), &key, reason)?;
-    }
-    for (group, members) in &embedded.groups {
-        require(
-            GroupId::new(group).is_ok() && members.iter().all(|user| UserId::new(user).is_ok()),
-            &format!("embedded.groups.{group}"),
-            "group and members are 1 to 200 bytes without control characters",
-        )?;
-    }
-    require(
-        config.backend.mode == Mode::Remote || may_listen(config, config.listen.addr),
-        "listen.addr",
+/// Whether the reference services' tokens may be in force behind this address: the shipped ones,
+/// which let anybody in, on this machine alone.
+pub fn may_listen(config: &Config, addr: SocketAddr) -> Result<(), String> {
+    let tokens = &config.embedded.tokens;
+    let samples = Embedded::default().tokens;
+    let has_sample = samples.keys().any(|token| tokens.contains_key(token));
+    ensure(
+        // An IPv4 address that is written as IPv6 is the IPv4 one.
+        !has_sample || addr.ip().to_canonical().is_loopback(),
         "only a loopback address while embedded.tokens holds sample tokens, which everybody knows",
     )
 }
 
-/// What is `bound` is left to whoever can reach it: the tokens must not be ones that everybody
-/// knows, whatever address the configuration names by now.
-pub(super) fn bound(config: &Config, bound: SocketAddr) -> Checked {
-    require(
-        may_listen(config, bound),
-        "embedded.tokens",
-        format!(
-            "holds sample tokens, which everybody knows, and {bound} is listened on: they are for \
-             a loopback address only"
-        ),
-    )
+/// Of parts that are not built yet: better an error than a setting without effect.
+pub fn unset<T: Default + PartialEq>(value: &T) -> Checked {
+    let reason = "is not supported by this version: leave it empty";
+    ensure(*value == T::default(), reason)
 }
 
-/// Whether the reference services' tokens may be in force behind this address: the shipped ones,
-/// which let anybody in, on this machine alone.
-pub fn may_listen(config: &Config, addr: SocketAddr) -> bool {
-    // An IPv4 address that is written as IPv6 is the IPv4 one.
-    let mut samples = SAMPLE_TOKENS.iter();
-    addr.ip().to_canonical().is_loopback()
-        || !samples.any(|(token, _)| config.embedded.tokens.contains_key(*token))
+pub fn not_empty(path: &Path) -> Checked {
+    ensure(!path.as_os_str().is_empty(), "must not be empty")
 }
 
-/// Keys of parts that are not built yet: better an error than a setting without effect.
-fn not_yet(config: &Config) -> Checked {
-    let unset = "is not supported by this version: leave it empty";
-    require(config.tls.cert.is_empty(), "tls.cert", unset)?;
-    require(config.tls.key.is_empty(), "tls.key", unset)?;
-    require(config.services.ca.is_empty(), "services.ca", unset)?;
-    require(config.broker.ca.is_empty(), "broker.ca", unset)?;
-    require(config.admin.token.is_empty(), "admin.token", unset)?;
-    require(
-        config.discovery.endpoints.is_empty(),
-        "discovery.endpoints",
-        unset,
-    )
+pub fn at_least_one<T: PartialOrd + From<u8>>(number: &T) -> Checked {
+    ensure(*number >= T::from(1), "must be at least 1")
 }
 
-fn positive(duration: Duration, key: &str) -> Checked {
-    require(!duration.is_zero(), key, "must be longer than 0")?;
-    countable(duration, key)
+pub fn within<T: PartialOrd + Display>(value: &T, range: RangeInclusive<T>, unit: &str) -> Checked {
+    let reason = format!("must be {} to {}{unit}", range.start(), range.end());
+    ensure(range.contains(value), reason)
+}
+
+pub fn positive(duration: &Duration) -> Checked {
+    ensure(!duration.is_zero(), "must be longer than 0")?;
+    countable(duration)
 }
 
 /// Added to the time of day, it still is a time.
-fn countable(duration: Duration, key: &str) -> Checked {
-    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-    require(duration <= YEAR, key, "must be a year at most")
+pub fn countable(duration: &Duration) -> Checked {
+    ensure(*duration <= YEAR, "must be a year at most")
 }
 
-fn at_least_one(number: usize, key: &str) -> Checked {
-    require(number >= 1, key, "must be at least 1")
+pub fn whole_seconds(duration: &Duration, range: RangeInclusive<u64>, shown: &str) -> Checked {
+    let is_whole = duration.subsec_nanos() == 0;
+    let reason = format!("must be whole seconds, {shown}");
+    ensure(is_whole && range.contains(&duration.as_secs()), reason)
 }
 
-fn whole_seconds(duration: Duration, range: std::ops::RangeInclusive<u64>) -> bool {
-    duration.subsec_nanos() == 0 && range.contains(&duration.as_secs())
+pub fn gateway_id(id: &str) -> Checked {
+    let reason = "must be 1 to 200 bytes without control characters (empty: the host's name)";
+    ensure(is_id(id), reason)
+}
+
+pub fn path(path: &str) -> Checked {
+    let is_path = path.starts_with('/') && path.bytes().all(is_of_a_path);
+    let reason = "must start with / and hold nothing but what a URL's path may (RFC 3986, 3.3)";
+    ensure(is_path, reason)?;
+    let is_taken = ["/", "/healthz", "/readyz"].contains(&path);
+    ensure(!is_taken, "/, /healthz and /readyz are taken")
+}
+
+pub fn origins(origins: &[String]) -> Checked {
+    origins.iter().try_for_each(|origin| {
+        let reason = format!("`{origin}` is not of the form scheme://host or scheme://host:port");
+        ensure(is_origin(origin), reason)
+    })
+}
+
+pub fn built_in(mode: &Mode) -> Checked {
+    let reason = "this binary was built without the embedded services";
+    ensure(cfg!(feature = "reference") || *mode == Mode::Remote, reason)
+}
+
+pub fn services(addresses: &Addresses) -> Checked {
+    ensure(!addresses.0.is_empty(), "needs at least one address")?;
+    addresses.0.iter().try_for_each(|address| {
+        let reason = match address.split_once("://") {
+            Some(("etcd" | "https", _)) => ": only http:// addresses are supported by this version",
+            _ if is_service(address) => return Ok(()),
+            _ => " is not of the form http://host:port",
+        };
+        // What may be a password is not repeated.
+        let shown = address.rsplit('@').next().unwrap_or_default();
+        Err(format!("`{shown}`{reason}"))
+    })
+}
+
+pub fn url(url: &str) -> Checked {
+    let parsed = Endpoint::parse(url);
+    parsed.map(drop).map_err(|error| error.to_string())
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::RwLock;
 use prost::Message;
 
+use super::publisher::Publication;
 use crate::broker::{
-    DIRECT_EXCHANGE, KIND_GROUP_MEMBERS_CHANGED, KIND_SESSION_REVOKED, Publication, TOPIC_EXCHANGE,
+    DIRECT_EXCHANGE, KIND_GROUP_MEMBERS_CHANGED, KIND_SESSION_REVOKED, TOPIC_EXCHANGE,
 };
 use crate::config::{Embedded, Token};
 use crate::services::proto::{GroupMembersChanged, SessionRevoked};

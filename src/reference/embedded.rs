@@ -4,13 +4,17 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::bus::LocalBus;
 use super::{Reference, ReferenceError};
-use crate::broker::{Deliver, LocalBus};
+use crate::broker::DeliveryContext;
+use crate::broker::source::{DeliverySource, ReloadError};
 use crate::config::{Addresses, Config};
-use crate::gateway::Feed;
 use crate::threads::Fatal;
+
+/// For what the bus holds when the services have taken all the time that there was.
+const DELIVER_WITHIN: Duration = Duration::from_secs(1);
 
 /// The services and the bus.
 pub struct Embedded {
@@ -34,7 +38,7 @@ impl Embedded {
     }
 
     /// Delivers from now on.
-    pub fn consume(self, deliver: &Arc<Deliver>, fatal: &Fatal) -> io::Result<Self> {
+    pub fn consume(self, deliver: &Arc<DeliveryContext>, fatal: &Fatal) -> io::Result<Self> {
         let Self { bus, reference } = self;
         Ok(Self {
             bus: bus.start(deliver, fatal)?,
@@ -49,20 +53,20 @@ impl Embedded {
     }
 }
 
-impl Feed for Embedded {
+impl DeliverySource for Embedded {
     fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
         Box::new(|| Ok(()))
     }
 
-    fn reload(&self, config: &Config) -> Result<(), String> {
-        self.reference
-            .reload(&config.embedded)
-            .map_err(|error| error.to_string())
+    fn reload(&self, config: &Config) -> Result<(), ReloadError> {
+        let reloaded = self.reference.reload(&config.embedded);
+        reloaded.map_err(|error| ReloadError::Services(Box::new(error)))
     }
 
     fn stop(self: Box<Self>, deadline: Instant) {
         let Self { bus, mut reference } = *self;
         reference.stop(deadline);
-        bus.stop();
+        // What is in its queues is delivered in a moment.
+        bus.stop(deadline.max(Instant::now() + DELIVER_WITHIN));
     }
 }

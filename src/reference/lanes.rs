@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::lane::{Entry, Key, Lane, bytes, key_of};
-use super::backoff::Backoff;
-use crate::broker::{Outcome, Publication};
+use super::publisher::{Outcome, Publication};
+use crate::backoff::Backoff;
 
 /// Publications that the broker has not answered yet: one for each lane.
 const MAX_IN_FLIGHT: usize = 256;
@@ -38,6 +38,7 @@ const BETWEEN_RETRIES: Duration = Duration::from_millis(1);
 /// Every lane that has something to publish. Each is in exactly one of the four collections: due,
 /// unread, in flight, resting.
 pub(super) struct Lanes {
+    /// For lanes to come.
     backoff: Backoff,
     lanes: HashMap<Key, Lane>,
     /// The next publication is loaded, and may leave.
@@ -79,7 +80,8 @@ impl Lanes {
             row: Some(row),
             publication,
         };
-        let lane = self.lanes.entry(Arc::clone(&key)).or_default();
+        let lane = self.lanes.entry(Arc::clone(&key));
+        let lane = lane.or_insert_with(|| Lane::new(&self.backoff));
         let is_new = lane.loaded.is_empty() && !lane.behind;
         if lane.behind || lane.loaded.len() >= ROWS_PER_LANE as usize {
             lane.behind = true;
@@ -100,7 +102,8 @@ impl Lanes {
             row: None,
             publication,
         };
-        let lane = self.lanes.entry(Arc::clone(&key)).or_default();
+        let lane = self.lanes.entry(Arc::clone(&key));
+        let lane = lane.or_insert_with(|| Lane::new(&self.backoff));
         if lane.resting {
             self.resting_bytes += entry.bytes();
             lane.loaded.push_back(entry);
@@ -191,7 +194,7 @@ impl Lanes {
             return None;
         }
         let lane = self.lanes.get_mut(&key)?;
-        lane.failures = 0;
+        lane.backoff.reset();
         let published = lane.loaded.pop_front()?;
         self.bytes -= published.bytes();
         self.go_on(key);
@@ -256,9 +259,8 @@ impl Lanes {
         let Some(lane) = self.lanes.get_mut(&key) else {
             return;
         };
-        lane.failures = lane.failures.saturating_add(1);
         lane.resting = true;
-        let pause = self.backoff.pause(lane.failures) + BETWEEN_RETRIES.saturating_mul(others);
+        let pause = lane.backoff.next() + BETWEEN_RETRIES.saturating_mul(others);
         let bytes = bytes(&lane.loaded);
         self.bytes -= bytes;
         if let Some(row) = lane.loaded.front().and_then(|entry| entry.row) {

@@ -9,6 +9,28 @@ use std::time::{Duration, Instant};
 /// The lease of a gateway that has not renewed yet.
 pub(super) const FIRST_LEASE: Duration = Duration::from_secs(60);
 
+/// Something that happened to a user's presence. Whom it concerns is found out when it is
+/// published, so that no call waits for the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PresenceChange {
+    pub user: String,
+    pub what: Change,
+    /// Unix time in seconds.
+    pub timestamp: i64,
+    /// See [`Leases::moment`].
+    pub moment: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The user was offline before: their watchers are told, and they are told who is online.
+    Online,
+    /// One more gateway holds the user, or says so again: they are told who is online.
+    Announced,
+    /// Nobody holds the user any more: their watchers are told.
+    Offline,
+}
+
 /// All leases. Time is a parameter throughout; [`expire`](Self::expire) goes before any other
 /// call with the same `now`.
 #[derive(Debug, Default)]

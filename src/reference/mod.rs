@@ -12,9 +12,9 @@
 //! `ref-store`, which owns the database; `ref-publisher`, which owns the [`Publisher`].
 
 mod arguments;
-mod backoff;
+mod bus;
 mod directory;
-mod embedded;
+pub mod embedded;
 mod error;
 mod lanes;
 mod leases;
@@ -22,9 +22,10 @@ mod message;
 mod outbox;
 mod outgoing;
 mod presence;
+pub mod publisher;
+mod rabbit;
 mod server;
 mod store;
-mod thread;
 mod user;
 mod watchers;
 
@@ -40,25 +41,28 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use self::backoff::Backoff;
 use self::directory::{Directories, Directory};
 use self::leases::Leases;
 use self::message::Messages;
 use self::outbox::PublisherThread;
 use self::outgoing::Outgoing;
 use self::presence::Presence;
+use self::publisher::Publisher;
 use self::server::Services;
 use self::store::{Opened, Store};
-use self::thread::Worker;
 use self::user::Users;
 use self::watchers::Announcer;
-use crate::broker::Publisher;
+use crate::backoff::Backoff;
 use crate::config;
-use crate::threads::Fatal;
+use crate::threads::{Fatal, Worker};
 
-pub use self::embedded::Embedded;
 pub use self::error::ReferenceError;
+pub use self::rabbit::AmqpPublisher;
 
+/// The waits before publishing again are jittered: half of these, up to all. A broker that returns
+/// is found within the longest: what is committed meanwhile waits for that.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_LONGEST: Duration = Duration::from_secs(2);
 /// How long a [`Reference`] that is dropped without [`Reference::stop`] takes to end, at most.
 const DROP_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -95,7 +99,8 @@ impl Reference {
         publisher: Box<dyn Publisher>,
         fatal: &Fatal,
     ) -> Result<Self, ReferenceError> {
-        Self::start_with(listen, embedded, publisher, Backoff::DEFAULT, fatal)
+        let backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        Self::start_with(listen, embedded, publisher, backoff, fatal)
     }
 
     fn start_with(
@@ -238,10 +243,10 @@ impl Reference {
             log::warn!("Calls cut: reason=deadline");
         }
         outgoing.stop_by(Instant::now() + half(deadline));
-        publisher_thread.join_by(Instant::now() + half(deadline));
+        publisher_thread.stop(Instant::now() + half(deadline));
         // Without room in its queue until then, the thread is stuck on the disk, and is left.
         drop(runtime.block_on(async { timeout(half(deadline), self.store.stop()).await }));
-        store_thread.join_by(deadline);
+        store_thread.stop(deadline);
         runtime.shutdown_timeout(left(deadline));
         log::info!("Services stopped");
     }

@@ -15,15 +15,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::backoff::Backoff;
 use super::lanes::{Lanes, ROWS_PER_LANE};
 use super::outgoing::Outgoing;
+use super::publisher::{Outcome, Publication, PublishError, Publisher};
 use super::store::Store;
 use super::store::outbox::OutboxQuery;
-use super::thread::Worker;
 use super::watchers::Announcer;
-use crate::broker::{Outcome, Publication, PublishError, Publisher};
-use crate::threads::Fatal;
+use crate::backoff::Backoff;
+use crate::threads::{Fatal, StopSignal, Worker};
 
 /// The most new outbox rows that are read at once.
 const ROWS_AT_ONCE: u32 = 256;
@@ -31,6 +30,8 @@ const ROWS_AT_ONCE: u32 = 256;
 const CHANGES_AT_ONCE: usize = 64;
 /// How long the thread waits when nothing says when it has to go on; news ends every wait.
 const IDLE: Duration = Duration::from_secs(60);
+/// After the outbox could not be read.
+const STORE_PAUSE: Duration = Duration::from_secs(2);
 /// What the broker refuses is told of so often at most.
 const BETWEEN_REPORTS: Duration = Duration::from_secs(10);
 
@@ -40,7 +41,6 @@ pub(super) struct PublisherThread {
     store: Store,
     announcer: Announcer,
     publisher: Box<dyn Publisher>,
-    backoff: Backoff,
     lanes: Lanes,
     /// Presence that has no lane yet.
     events: VecDeque<Publication>,
@@ -50,6 +50,7 @@ pub(super) struct PublisherThread {
     more: bool,
     /// Of the publisher, one after another.
     failures: u32,
+    backoff: Backoff,
     refusals: Refusals,
 }
 
@@ -72,12 +73,12 @@ impl PublisherThread {
             store,
             announcer,
             publisher,
-            backoff,
-            lanes: Lanes::new(backoff),
+            lanes: Lanes::new(backoff.clone()),
             events: VecDeque::new(),
             known: 0,
             more: false,
             failures: 0,
+            backoff,
             refusals: Refusals {
                 count: 0,
                 report_at: Instant::now(),
@@ -86,11 +87,9 @@ impl PublisherThread {
     }
 
     pub fn spawn(mut self, fatal: &Fatal) -> io::Result<Worker> {
-        Worker::spawn(
-            "ref-publisher",
-            fatal,
-            move || while self.round().is_some() {},
-        )
+        // It ends at a time that `Outgoing` knows, once all is published.
+        let run = move |_: &StopSignal| while self.round().is_some() {};
+        Worker::start("ref-publisher", fatal, run)
     }
 
     /// Reads, publishes, and waits for answers or for news. `None`: the thread is to end.
@@ -149,7 +148,7 @@ impl PublisherThread {
             limit_per_key: ROWS_PER_LANE,
         };
         let Ok(page) = self.store.outbox(query) else {
-            return self.outgoing.pause(self.backoff.longest);
+            return self.outgoing.pause(STORE_PAUSE);
         };
         for (rows, more) in page.of_keys {
             self.lanes.read(rows, more);
@@ -186,6 +185,7 @@ impl PublisherThread {
         if !outcomes.is_empty() && self.failures > 0 {
             log::info!("Publishing works again: failures={}", self.failures);
             self.failures = 0;
+            self.backoff.reset();
         }
         let mut published = Vec::new();
         for (ticket, outcome) in outcomes {
@@ -205,7 +205,7 @@ impl PublisherThread {
     /// Nothing is answered any more. `None`: the thread is to end.
     fn failed(&mut self, error: &PublishError) -> Option<()> {
         self.failures += 1;
-        let pause = self.backoff.pause(self.failures);
+        let pause = self.backoff.next();
         log::warn!(
             "Publishing failed: failures={}, retry_in={pause:?}, error={error}",
             self.failures

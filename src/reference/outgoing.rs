@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use super::presence::PresenceChange;
+use super::leases::PresenceChange;
 
 /// Changes of presence that wait while the broker is away: a few megabytes.
 const MAX_WAITING_CHANGES: usize = 65_536;
@@ -141,7 +141,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::reference::presence::Change;
+    use crate::reference::leases::Change;
 
     fn change(user: usize) -> PresenceChange {
         PresenceChange {

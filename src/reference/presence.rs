@@ -10,35 +10,13 @@ use tonic::{Request, Response, Status};
 
 use super::arguments::{self, invalid};
 use super::directory::unix_seconds;
-use super::leases::Leases;
+use super::leases::{Change, Leases, PresenceChange};
 use super::outgoing::Outgoing;
 use crate::services::proto::presence_service_server::PresenceService;
 use crate::services::proto::{
     RenewLeaseRequest, RenewLeaseResponse, UserOfflineRequest, UserOfflineResponse,
     UserOnlineRequest, UserOnlineResponse,
 };
-
-/// Something that happened to a user's presence. Whom it concerns is found out when it is
-/// published, so that no call waits for the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct PresenceChange {
-    pub user: String,
-    pub what: Change,
-    /// Unix time in seconds.
-    pub timestamp: i64,
-    /// See [`Leases::moment`].
-    pub moment: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    /// The user was offline before: their watchers are told, and they are told who is online.
-    Online,
-    /// One more gateway holds the user, or says so again: they are told who is online.
-    Announced,
-    /// Nobody holds the user any more: their watchers are told.
-    Offline,
-}
 
 pub(super) struct Presence {
     leases: Arc<Mutex<Leases>>,

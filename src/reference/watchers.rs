@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use super::directory::{Directories, Directory};
-use super::leases::Leases;
-use super::presence::{Change, PresenceChange};
+use super::leases::{Change, Leases, PresenceChange};
+use super::publisher::Publication;
 use super::store::{Store, messages};
-use crate::broker::{Publication, TOPIC_EXCHANGE};
+use crate::broker::TOPIC_EXCHANGE;
 use crate::services::proto::{PresenceEvent, PresenceStatus};
 
 /// Turns changes of presence into publications.

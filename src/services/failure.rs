@@ -2,13 +2,13 @@
 //! call may be repeated.
 
 use std::error::Error;
-use std::{fmt, iter};
+use std::iter;
 
 use http::StatusCode;
 use percent_encoding::percent_decode;
-use tonic::{Code, ConnectError, Status, TimeoutExpired};
+use tonic::{Code, ConnectError, TimeoutExpired};
 
-use super::{ErrorCode, Kind, ServiceError};
+use super::{ErrorCode, ServiceError};
 
 /// How much of a status message is passed on, in characters.
 const MAX_TEXT: usize = 256;
@@ -23,7 +23,7 @@ const OWN_LIMIT: [&str; 5] = [
     "attempted to send message with a size larger",
 ];
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub why: Why,
     pub code: Code,
@@ -66,7 +66,12 @@ impl Failure {
             Why::Late => Code::DeadlineExceeded,
             _ => Code::Unavailable,
         };
-        let text = readable(text);
+        Self::with_code(why, code, text)
+    }
+
+    fn with_code(why: Why, code: Code, text: &str) -> Self {
+        let readable = text.chars().filter(|char| !char.is_control());
+        let text = readable.take(MAX_TEXT).collect();
         Self { why, code, text }
     }
 
@@ -77,14 +82,13 @@ impl Failure {
         let too_large = matches!(code, Code::OutOfRange | Code::ResourceExhausted)
             && OWN_LIMIT.iter().any(|words| lower.contains(words));
         let why = if too_large { Why::TooLarge } else { Why::Told };
-        let text = readable(&text);
-        Self { why, code, text }
+        Self::with_code(why, code, &text)
     }
 
     /// An answer that is no gRPC: by gRPC's mapping of HTTP statuses, except that 401 and 403 are
     /// UNAVAILABLE. They are about this gateway, which the proxy does not let through; taken for the
     /// User Service's word they would log every client out. So is 200, which says nothing here.
-    pub fn not_grpc(status: StatusCode, what: impl fmt::Display) -> Self {
+    pub fn not_grpc(status: StatusCode, what: &str) -> Self {
         let code = match status.as_u16() {
             400 => Code::Internal,
             404 => Code::Unimplemented,
@@ -92,36 +96,18 @@ impl Failure {
             _ => Code::Unknown,
         };
         let text = format!("no gRPC: HTTP status {}, {what}", status.as_u16());
-        Self {
-            code,
-            ..Self::new(Why::Lost, &text)
-        }
+        Self::with_code(Why::Lost, code, &text)
     }
 
-    /// What went wrong on the way to an answer. Only what is certain counts as not processed: a
-    /// GOAWAY covers only the calls above its last stream (RFC 9113, 6.8), and h2 gives its error to
-    /// no other.
+    /// An answer that a service gave, and that is none of the contract's: the service's own fault.
+    pub fn unusable(text: &str) -> Self {
+        Self::with_code(Why::Told, Code::Internal, text)
+    }
+
+    /// What went wrong on the way to an answer.
     pub fn on_the_way(error: &(dyn Error + 'static)) -> Self {
-        let why = chain(error).find_map(|error| {
-            if error.is::<ConnectError>() {
-                return Some(Why::Unreached);
-            }
-            if error.is::<TimeoutExpired>() {
-                return Some(Why::Late);
-            }
-            // hyper still had the whole request.
-            if error.downcast_ref().is_some_and(hyper::Error::is_canceled) {
-                return Some(Why::GoingAway);
-            }
-            let http2: &h2::Error = error
-                .downcast_ref()
-                .filter(|e: &&h2::Error| e.is_remote())?;
-            if http2.is_go_away() {
-                return Some(Why::GoingAway);
-            }
-            (http2.reason() == Some(h2::Reason::REFUSED_STREAM)).then_some(Why::Refused)
-        });
-        Self::new(why.unwrap_or(Why::Lost), &root(error))
+        let why = chain(error).find_map(certain).unwrap_or(Why::Lost);
+        Self::new(why, &root(error))
     }
 
     /// What went wrong once an answer had begun: the server looked at the call.
@@ -129,83 +115,58 @@ impl Failure {
         Self::new(Why::Lost, &root(error))
     }
 
-    /// What a client of tonic's makes of a call: a failure from below comes as its source.
-    pub fn of(status: &Status) -> Self {
-        let below = status.source().and_then(<dyn Error>::downcast_ref::<Self>);
-        below.cloned().unwrap_or_else(|| Self {
-            why: Why::Told,
-            code: status.code(),
-            text: readable(status.message()),
-        })
-    }
-
-    /// Whether the address is there and speaks for the service: its word on the call counts.
-    pub fn is_answer(&self) -> bool {
-        match self.why {
-            Why::Told => self.code != Code::Unavailable,
-            Why::TooLarge => true,
-            _ => false,
-        }
-    }
-
-    /// What the address is good for, after this. One that is late may have much to do.
+    /// What the address is good for, after this. Whatever else it tells, one that speaks for the
+    /// service is well; one that is late may have much to do.
     pub fn health(&self) -> Health {
         match self.why {
+            Why::Told if self.code == Code::Unavailable => Health::Broken,
+            Why::Told | Why::TooLarge | Why::Late => Health::Well,
             Why::GoingAway | Why::Refused => Health::Leaving,
-            Why::Late => Health::Well,
-            _ if self.is_answer() => Health::Well,
-            _ => Health::Broken,
+            Why::Unreached | Why::Lost => Health::Broken,
         }
     }
 
     /// What a client is told. A service's own words are passed on where they concern the request;
     /// what went wrong inside stays inside.
     pub fn for_client(self, service: &str) -> ServiceError {
-        let own_words = || self.text.clone();
-        let (code, message) = match self.code {
-            _ if self.why == Why::TooLarge => (
-                ErrorCode::Internal,
-                format!("The {service}'s answer is too large"),
-            ),
-            Code::InvalidArgument | Code::OutOfRange => (ErrorCode::InvalidMessage, own_words()),
-            Code::Unauthenticated => (ErrorCode::Unauthenticated, own_words()),
-            Code::PermissionDenied => (ErrorCode::PermissionDenied, own_words()),
-            Code::NotFound => (ErrorCode::NotFound, own_words()),
-            Code::ResourceExhausted => (ErrorCode::RateLimited, own_words()),
-            Code::Unavailable => (
-                ErrorCode::ServiceUnavailable,
-                format!("The {service} is not available"),
-            ),
-            Code::DeadlineExceeded => (
-                ErrorCode::DeadlineExceeded,
-                format!("The {service} did not answer in time"),
-            ),
-            _ => (ErrorCode::Internal, format!("The {service} failed")),
+        let (code, words) = match self.code {
+            _ if self.why == Why::TooLarge => (ErrorCode::Internal, "'s answer is too large"),
+            Code::InvalidArgument | Code::OutOfRange => (ErrorCode::InvalidMessage, ""),
+            Code::Unauthenticated => (ErrorCode::Unauthenticated, ""),
+            Code::PermissionDenied => (ErrorCode::PermissionDenied, ""),
+            Code::NotFound => (ErrorCode::NotFound, ""),
+            Code::ResourceExhausted => (ErrorCode::RateLimited, ""),
+            Code::Unavailable => (ErrorCode::ServiceUnavailable, " is not available"),
+            Code::DeadlineExceeded => (ErrorCode::DeadlineExceeded, " did not answer in time"),
+            _ => (ErrorCode::Internal, " failed"),
         };
-        let error = ServiceError::new(code, message);
-        ServiceError {
-            kind: match self.why {
-                Why::Told => error.kind,
-                Why::TooLarge => Kind::TooLarge,
-                _ => Kind::OutOfReach,
-            },
-            cause: if error.message == self.text {
-                String::new()
-            } else {
-                self.text
-            },
-            ..error
+        let mut error = match words {
+            "" => ServiceError::new(code, self.text.as_str()),
+            words => ServiceError::new(code, format!("The {service}{words}")),
+        };
+        error.too_large = self.why == Why::TooLarge;
+        error.out_of_reach |= !matches!(self.why, Why::Told | Why::TooLarge);
+        if error.message != self.text {
+            error.cause = self.text;
         }
+        error
     }
 }
 
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+/// What an error says for certain of a call; only that counts as not processed. A GOAWAY covers only
+/// the calls above its last stream (RFC 9113, 6.8), and h2 gives its error to no other.
+fn certain(error: &(dyn Error + 'static)) -> Option<Why> {
+    let from_server = |error: &&h2::Error| error.is_remote();
+    match error.downcast_ref::<h2::Error>().filter(from_server) {
+        Some(http2) if http2.is_go_away() => Some(Why::GoingAway),
+        Some(http2) if http2.reason() == Some(h2::Reason::REFUSED_STREAM) => Some(Why::Refused),
+        _ if error.is::<ConnectError>() => Some(Why::Unreached),
+        _ if error.is::<TimeoutExpired>() => Some(Why::Late),
+        // hyper still had the whole request.
+        _ if error.downcast_ref().is_some_and(hyper::Error::is_canceled) => Some(Why::GoingAway),
+        _ => None,
     }
 }
-
-impl Error for Failure {}
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(Some(error), |&error| error.source())
@@ -213,14 +174,7 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 
 /// The last error of the chain: "connection refused", not "transport error".
 fn root(error: &(dyn Error + 'static)) -> String {
-    let root = chain(error).last().map(ToString::to_string);
-    root.unwrap_or_default()
-}
-
-/// The beginning of `text`, without control characters.
-fn readable(text: &str) -> String {
-    let readable = text.chars().filter(|char| !char.is_control());
-    readable.take(MAX_TEXT).collect()
+    chain(error).last().unwrap_or(error).to_string()
 }
 
 #[cfg(test)]

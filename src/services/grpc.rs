@@ -3,221 +3,142 @@
 //! A small tokio runtime carries the calls. A caller's thread hands its call over and waits for
 //! the answer; it never polls a future itself, so that connection threads touch little stack.
 
-use std::future::{Future, poll_fn};
+use std::io;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
+use prost::Message;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
 
-use super::answer::{Checked, MAX_ANSWER};
 use super::failure::Failure;
-use super::proto::message_service_client::MessageServiceClient;
-use super::proto::presence_service_client::PresenceServiceClient;
-use super::proto::user_service_client::UserServiceClient;
 use super::proto::*;
-use super::upstream::Upstream;
+use super::unary::Request;
+use super::upstream::{InvalidAddress, Upstream};
 use super::{ErrorCode, Result, ServiceError, Services, Told};
 use crate::config;
 
 /// How long the runtime may take to end.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
+/// Methods of which it is also asked whether a service answers at all.
+const VALIDATE_TOKEN: &str = "/im.v1.UserService/ValidateToken";
+const ACK_MESSAGES: &str = "/im.v1.MessageService/AckMessages";
+const USER_OFFLINE: &str = "/im.v1.PresenceService/UserOffline";
+
 /// The User, Message and Presence services at the configured addresses.
 pub struct Grpc {
     /// Taken out when this is dropped.
     runtime: Option<Runtime>,
-    /// Those handed over. It has no bound of its own: each caller waits for its answer.
-    calls: mpsc::UnboundedSender<Call>,
-    user: Service,
-    message: Service,
-    presence: Service,
-    timeout: Duration,
+    user: Arc<Upstream>,
+    message: Arc<Upstream>,
+    presence: Arc<Upstream>,
 }
 
-/// A call under way, from its first attempt to its caller's being told.
-type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-#[derive(Clone)]
-struct Service {
-    name: &'static str,
-    upstream: Arc<Upstream>,
+/// Why the services cannot be called at all.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The system has no room for the runtime: give it more, or try later.
+    #[error("the gRPC runtime does not start: {0}")]
+    Runtime(io::Error),
+    /// Mend the configuration.
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
 }
 
-fn user(channel: Checked) -> UserServiceClient<Checked> {
-    UserServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
-}
-
-fn message(channel: Checked) -> MessageServiceClient<Checked> {
-    MessageServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
-}
-
-fn presence(channel: Checked) -> PresenceServiceClient<Checked> {
-    PresenceServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
-}
+/// The answer to a call that was handed over.
+type Pending<A> = oneshot::Receiver<Result<A>>;
 
 impl Grpc {
-    /// Starts the runtime; connects to a service when it is first called. An error is an address
-    /// that is none, or a system without room for a thread.
-    pub fn start(config: &config::Services) -> std::result::Result<Self, String> {
+    /// Starts the runtime; connects to a service when it is first called.
+    pub fn start(config: &config::Services) -> std::result::Result<Self, StartError> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.worker_threads)
             .thread_name("grpc")
             .enable_all()
             .build()
-            .map_err(|error| format!("the gRPC runtime does not start: {error}"))?;
-        let _within = runtime.enter();
-        let service = |name, addresses: &config::Addresses, ping| {
-            Upstream::new(&addresses.0, config.timeout, ping)
-                .map(|upstream| Service {
-                    name,
-                    upstream: Arc::new(upstream),
-                })
-                .map_err(|error| format!("{name} at {:?}: {error}", addresses.0))
-        };
-        let user = service("User Service", &config.user, |channel| {
-            Box::pin(async move {
-                user(channel)
-                    .validate_token(ValidateTokenRequest::default())
-                    .await
-                    .map(drop)
-            })
-        })?;
-        let message = service("Message Service", &config.message, |channel| {
-            Box::pin(async move {
-                message(channel)
-                    .ack_messages(AckMessagesRequest::default())
-                    .await
-                    .map(drop)
-            })
-        })?;
-        let presence = service("Presence Service", &config.presence, |channel| {
-            Box::pin(async move {
-                presence(channel)
-                    .user_offline(UserOfflineRequest::default())
-                    .await
-                    .map(drop)
-            })
-        })?;
-        drop(_within);
+            .map_err(StartError::Runtime)?;
         let (calls, handed_over) = mpsc::unbounded_channel();
         runtime.spawn(carry(handed_over));
+        let upstream = |name, ping, addresses: &config::Addresses| {
+            let (runtime, calls) = (runtime.handle().clone(), calls.clone());
+            let upstream = Upstream::new(name, ping, config.timeout, runtime, calls);
+            upstream.set_addresses(&addresses.0)?;
+            Ok::<_, InvalidAddress>(Arc::new(upstream))
+        };
         Ok(Self {
+            user: upstream("User Service", VALIDATE_TOKEN, &config.user)?,
+            message: upstream("Message Service", ACK_MESSAGES, &config.message)?,
+            presence: upstream("Presence Service", USER_OFFLINE, &config.presence)?,
             runtime: Some(runtime),
-            calls,
-            user,
-            message,
-            presence,
-            timeout: config.timeout,
         })
     }
 
-    /// Carries one call to `service` and waits for its answer, at most the timeout.
-    fn call<Q, A, F>(
-        &self,
-        service: &Service,
-        idempotent: bool,
-        request: Q,
-        attempt: impl Fn(Checked, Request<Q>) -> F + Send + Sync + 'static,
-    ) -> Result<A>
-    where
-        Q: Clone + Send + Sync + 'static,
-        A: Send + 'static,
-        F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
-    {
-        self.begin(service, idempotent, request, attempt).wait()
+    /// The User, the Message and the Presence Service, for whoever sets their addresses.
+    pub fn upstreams(&self) -> [Arc<Upstream>; 3] {
+        [&self.user, &self.message, &self.presence].map(Arc::clone)
+    }
+}
+
+/// The blocking face of a service.
+impl Upstream {
+    /// Carries one call and waits for its answer, at most the timeout.
+    fn call<A: Message + Default + 'static>(self: &Arc<Self>, request: Request) -> Result<A> {
+        wait(self.begin(request))
+    }
+
+    /// Begins all before it waits for the first.
+    fn call_each(self: &Arc<Self>, requests: impl Iterator<Item = Request>) -> Vec<Result<()>> {
+        let begun: Vec<_> = requests.map(|request| self.begin(request)).collect();
+        begun.into_iter().map(wait).collect()
     }
 
     /// Hands one call over, to be waited for.
-    fn begin<Q, A, F>(
-        &self,
-        service: &Service,
-        idempotent: bool,
-        request: Q,
-        attempt: impl Fn(Checked, Request<Q>) -> F + Send + Sync + 'static,
-    ) -> Pending<A>
-    where
-        Q: Clone + Send + Sync + 'static,
-        A: Send + 'static,
-        F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
-    {
+    fn begin<A: Message + Default + 'static>(self: &Arc<Self>, request: Request) -> Pending<A> {
         let (answer, answered) = oneshot::channel();
         // The caller waits for nothing else, so it is still there.
-        let told = |result| drop(answer.send(result));
-        self.hand_over(service, idempotent, request, attempt, told);
-        Pending {
-            service: service.name,
-            answered,
-        }
+        self.hand_over(request, |result| drop(answer.send(result)));
+        answered
     }
 
     /// Hands one call over, whose answer the runtime's thread passes to `told`. A call that panics
     /// ends alone and drops it, as does a runtime that has ended.
-    fn hand_over<Q, A, F>(
-        &self,
-        service: &Service,
-        idempotent: bool,
-        request: Q,
-        attempt: impl Fn(Checked, Request<Q>) -> F + Send + Sync + 'static,
-        told: impl FnOnce(std::result::Result<A, Failure>) + Send + 'static,
-    ) where
-        Q: Clone + Send + Sync + 'static,
-        A: Send + 'static,
-        F: Future<Output = std::result::Result<Response<A>, Status>> + Send,
-    {
-        let upstream = Arc::clone(&service.upstream);
-        let deadline = Instant::now() + self.timeout;
+    fn hand_over<A: Message + Default>(
+        self: &Arc<Self>,
+        request: Request,
+        told: impl FnOnce(Result<A>) + Send + 'static,
+    ) {
+        let (upstream, deadline) = (Arc::clone(self), Instant::now() + self.timeout);
         let call = async move {
             // Boxed here, so that the worker's stack builds the call: it is several KiB large, and
             // moving it through a connection thread's would cost each connection that much.
-            told(Box::pin(upstream.call(deadline, idempotent, request, attempt)).await);
+            let answer = Box::pin(upstream.ask(&request, deadline)).await;
+            let answer = answer.and_then(|answer| {
+                A::decode(answer).map_err(|error| Failure::unusable(&error.to_string()))
+            });
+            told(answer.map_err(|failure| failure.for_client(upstream.name)));
         };
         let call = AssertUnwindSafe(call).catch_unwind().map(drop);
-        let _ = self.calls.send(Box::pin(call));
+        let _ = self.calls.send(call.boxed());
     }
+}
+
+fn wait<A>(pending: Pending<A>) -> Result<A> {
+    let code = ErrorCode::ServiceUnavailable;
+    let stopping = |_| Err(ServiceError::new(code, "The gateway is stopping"));
+    pending.blocking_recv().unwrap_or_else(stopping)
 }
 
 /// Carries the calls that are handed over, all within one task. A task for each would be allocated
 /// aligned to 128 bytes, which glibc's malloc does slowly and with holes: a quarter of the runtime's
 /// time, and 8 KiB more for each connection once it had sent a few messages.
-async fn carry(mut handed_over: mpsc::UnboundedReceiver<Call>) {
-    let mut under_way = FuturesUnordered::new();
-    poll_fn(|context| {
-        while let Poll::Ready(call) = handed_over.poll_recv(context) {
-            match call {
-                Some(call) => under_way.push(call),
-                None => return Poll::Ready(()),
-            }
-        }
-        while let Poll::Ready(Some(())) = under_way.poll_next_unpin(context) {}
-        Poll::Pending
-    })
-    .await;
-}
-
-/// A call that was handed over.
-struct Pending<A> {
-    service: &'static str,
-    answered: oneshot::Receiver<std::result::Result<A, Failure>>,
-}
-
-impl<A> Pending<A> {
-    fn wait(self) -> Result<A> {
-        match self.answered.blocking_recv() {
-            Ok(answer) => answer.map_err(|failure| failure.for_client(self.service)),
-            Err(_) => Err(ServiceError::new(
-                ErrorCode::ServiceUnavailable,
-                "The gateway is stopping",
-            )),
-        }
-    }
+async fn carry(mut handed_over: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>) {
+    let calls = stream::poll_fn(|context| handed_over.poll_recv(context));
+    calls.for_each_concurrent(None, |call| call).await;
 }
 
 impl Drop for Grpc {
@@ -230,139 +151,70 @@ impl Drop for Grpc {
 
 impl Services for Grpc {
     fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
-        self.call(&self.user, true, request, |channel, request| async move {
-            user(channel).validate_token(request).await
-        })
+        self.user.call(Request::new(VALIDATE_TOKEN, &request))
     }
 
     fn group_members(&self, request: GetGroupMembersRequest, told: Told<Vec<String>>) {
-        let name = self.user.name;
-        self.hand_over(
-            &self.user,
-            true,
-            request,
-            |channel, request| async move { user(channel).get_group_members(request).await },
-            move |answer| match answer {
-                Ok(answer) => told(Ok(answer.user_ids)),
-                Err(failure) => told(Err(failure.for_client(name))),
-            },
-        );
+        let request = Request::new("/im.v1.UserService/GetGroupMembers", &request);
+        let told = |answer: Result<GetGroupMembersResponse>| told(answer.map(|a| a.user_ids));
+        self.user.hand_over(request, told);
     }
 
     fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse> {
-        let repeatable = !request.client_message_id.is_empty();
-        self.call(
-            &self.message,
-            repeatable,
-            request,
-            |channel, request| async move { message(channel).send_message(request).await },
-        )
-        .and_then(sent)
+        let mut send = Request::new("/im.v1.MessageService/SendMessage", &request);
+        send.idempotent = !request.client_message_id.is_empty();
+        self.message.call(send).and_then(sent)
     }
 
     fn send_group_message(&self, request: SendGroupMessageRequest) -> Result<SendMessageResponse> {
-        let repeatable = !request.client_message_id.is_empty();
-        self.call(
-            &self.message,
-            repeatable,
-            request,
-            |channel, request| async move { message(channel).send_group_message(request).await },
-        )
-        .and_then(sent)
+        let mut send = Request::new("/im.v1.MessageService/SendGroupMessage", &request);
+        send.idempotent = !request.client_message_id.is_empty();
+        self.message.call(send).and_then(sent)
     }
 
     fn history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse> {
-        self.call(
-            &self.message,
-            true,
-            request,
-            |channel, request| async move { message(channel).get_history(request).await },
-        )
+        let request = Request::new("/im.v1.MessageService/GetHistory", &request);
+        self.message.call(request)
     }
 
     fn group_history(&self, request: GetGroupHistoryRequest) -> Result<GetHistoryResponse> {
-        self.call(
-            &self.message,
-            true,
-            request,
-            |channel, request| async move { message(channel).get_group_history(request).await },
-        )
+        let request = Request::new("/im.v1.MessageService/GetGroupHistory", &request);
+        self.message.call(request)
     }
 
     fn offline_messages(
         &self,
         request: GetOfflineMessagesRequest,
     ) -> Result<GetOfflineMessagesResponse> {
-        self.call(
-            &self.message,
-            true,
-            request,
-            |channel, request| async move { message(channel).get_offline_messages(request).await },
-        )
+        let request = Request::new("/im.v1.MessageService/GetOfflineMessages", &request);
+        self.message.call(request)
     }
 
     fn ack_messages(&self, request: AckMessagesRequest) -> Result<()> {
-        self.call(
-            &self.message,
-            true,
-            request,
-            |channel, request| async move { message(channel).ack_messages(request).await },
-        )
-        .map(drop)
+        self.message.call(Request::new(ACK_MESSAGES, &request))
     }
 
     fn users_online(&self, requests: Vec<UserOnlineRequest>) -> Vec<Result<()>> {
-        let begin = |request| {
-            self.begin(
-                &self.presence,
-                true,
-                request,
-                |channel, request| async move { presence(channel).user_online(request).await },
-            )
-        };
-        wait_for_all(requests.into_iter().map(begin))
+        let online = |user| Request::new("/im.v1.PresenceService/UserOnline", user);
+        self.presence.call_each(requests.iter().map(online))
     }
 
     fn users_offline(&self, requests: Vec<UserOfflineRequest>) -> Vec<Result<()>> {
-        let begin = |request| {
-            self.begin(
-                &self.presence,
-                true,
-                request,
-                |channel, request| async move { presence(channel).user_offline(request).await },
-            )
-        };
-        wait_for_all(requests.into_iter().map(begin))
+        let offline = |user| Request::new(USER_OFFLINE, user);
+        self.presence.call_each(requests.iter().map(offline))
     }
 
     fn renew_lease(&self, request: RenewLeaseRequest) -> Result<bool> {
-        let answer = self.call(
-            &self.presence,
-            true,
-            request,
-            |channel, request| async move { presence(channel).renew_lease(request).await },
-        )?;
+        let request = Request::new("/im.v1.PresenceService/RenewLease", &request);
+        let answer: RenewLeaseResponse = self.presence.call(request)?;
         Ok(answer.known)
     }
-}
-
-/// Begins all before it waits for the first.
-fn wait_for_all<A>(calls: impl Iterator<Item = Pending<A>>) -> Vec<Result<()>> {
-    let begun: Vec<_> = calls.collect();
-    begun
-        .into_iter()
-        .map(|call| call.wait().map(drop))
-        .collect()
 }
 
 /// An answer without an id is none: the client could acknowledge nothing.
 fn sent(answer: SendMessageResponse) -> Result<SendMessageResponse> {
     if answer.id.is_empty() {
-        let error = ServiceError::new(ErrorCode::Internal, "The Message Service failed");
-        return Err(ServiceError {
-            cause: "an answer without an id".into(),
-            ..error
-        });
+        return Err(Failure::unusable("an answer without an id").for_client("Message Service"));
     }
     Ok(answer)
 }

@@ -2,15 +2,23 @@
 //! wire contract. [`grpc`] implements it; tests implement it with fakes. Nothing outside this
 //! folder knows gRPC or async.
 
-mod answer;
 mod failure;
+#[cfg(test)]
+pub mod fake;
 pub mod grpc;
 pub mod probe;
+#[cfg(test)]
+mod tests {
+    mod addresses;
+    mod decorators;
+}
+mod unary;
 mod upstream;
 
 use std::fmt;
 
 pub use crate::error::ErrorCode;
+pub use upstream::{InvalidAddress, Upstream};
 
 /// The types of `proto/*.proto`, package `im.v1`.
 #[expect(missing_docs, clippy::pedantic)]
@@ -18,16 +26,12 @@ pub mod proto {
     tonic::include_proto!("im.v1");
 }
 
-use proto::{
-    AckMessagesRequest, GetGroupHistoryRequest, GetGroupMembersRequest, GetHistoryRequest,
-    GetHistoryResponse, GetOfflineMessagesRequest, GetOfflineMessagesResponse, RenewLeaseRequest,
-    SendGroupMessageRequest, SendMessageRequest, SendMessageResponse, UserOfflineRequest,
-    UserOnlineRequest, ValidateTokenRequest, ValidateTokenResponse,
-};
+use proto::*;
 
 /// The User, Message and Presence services. Each method blocks until the answer is there or the
 /// call's deadline has passed, save where it says otherwise; the contract's comments say what each
-/// call means.
+/// call means. What is to be done with every call, such as counting, is a decorator: it implements
+/// this for any `S: Services` that it holds.
 pub trait Services: Send + Sync + 'static {
     fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse>;
     /// Returns at once, for the thread that delivers to all groups waits for none. `told` is called
@@ -66,60 +70,47 @@ pub struct ServiceError {
     pub message: String,
     /// For the log alone: what lies behind it, empty where the message says it all.
     pub cause: String,
-    kind: Kind,
-}
-
-/// What a failed call tells of the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// It answers, and said no.
-    Answered,
-    /// It cannot be had now.
-    OutOfReach,
-    /// It answers, with more than is taken at once.
-    TooLarge,
+    out_of_reach: bool,
+    too_large: bool,
 }
 
 impl ServiceError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let kind = match code {
-            ErrorCode::ServiceUnavailable | ErrorCode::DeadlineExceeded => Kind::OutOfReach,
-            _ => Kind::Answered,
-        };
+        let unanswered = [ErrorCode::ServiceUnavailable, ErrorCode::DeadlineExceeded];
         Self {
             code,
             message: message.into(),
             cause: String::new(),
-            kind,
+            out_of_reach: unanswered.contains(&code),
+            too_large: false,
         }
     }
 
     /// An answer that is larger than may be sent or taken: no fault of the client's request.
+    #[cfg(test)]
     pub fn too_large(message: impl Into<String>) -> Self {
         Self {
-            kind: Kind::TooLarge,
+            too_large: true,
             ..Self::new(ErrorCode::Internal, message)
         }
     }
 
     /// Nobody answered: the call may succeed later, and another call tells nothing new.
     pub fn is_out_of_reach(&self) -> bool {
-        self.kind == Kind::OutOfReach
+        self.out_of_reach
     }
 
     /// The answer would be too large: asking for less may help, asking again does not.
     pub fn is_too_large(&self) -> bool {
-        self.kind == Kind::TooLarge
+        self.too_large
     }
 }
 
 impl fmt::Display for ServiceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.message)?;
-        if self.cause.is_empty() {
-            Ok(())
-        } else {
-            write!(f, " ({})", self.cause)
+        match self.cause.as_str() {
+            "" => write!(f, "{}: {}", self.code, self.message),
+            cause => write!(f, "{}: {} ({cause})", self.code, self.message),
         }
     }
 }

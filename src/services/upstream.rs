@@ -1,17 +1,20 @@
 //! The addresses of one service. They take turns; one that fails rests until it answers again.
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use log::{info, warn};
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::transport::Endpoint;
-use tonic::{Request, Response, Status};
+use tonic::transport::{Channel, Endpoint};
 
-use super::answer::{Checked, MAX_ANSWER};
 use super::failure::{Failure, Health, Why};
+use super::unary::{MAX_ANSWER, Request};
 
 /// How often an address that rests is asked whether it answers again.
 const REST: Duration = Duration::from_secs(1);
@@ -23,160 +26,182 @@ const STALE: usize = 3;
 /// more the connection.
 const MAX_STATUS: u32 = MAX_ANSWER as u32;
 
-/// An empty call, to which any answer will do.
-pub(super) type Ping = fn(Checked) -> Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
-
-/// One service, behind one address or several.
-pub(super) struct Upstream {
-    addresses: Vec<Arc<Address>>,
+/// One service, behind one address or several. They may be exchanged while it is called.
+pub struct Upstream {
+    pub(super) name: &'static str,
+    /// The method that an address that rests is asked, with an empty message: any answer will do.
+    ping: &'static str,
+    pub(super) timeout: Duration,
+    /// Carries the connections.
+    runtime: Handle,
+    /// Those handed over. It has no bound of its own: each caller waits for its answer.
+    pub(super) calls: UnboundedSender<BoxFuture<'static, ()>>,
+    addresses: RwLock<Vec<Arc<Address>>>,
     turn: AtomicUsize,
-    ping: Ping,
 }
 
 struct Address {
     uri: String,
-    channel: Checked,
+    channel: Channel,
     /// A [`Health`]; all but the best rest.
     health: AtomicU8,
 }
 
+/// An address that is none: to be mended where it was written.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidAddress(String);
+
 impl Upstream {
-    /// Connects when it is first called. Call it within the runtime.
-    pub fn new(
-        uris: &[String],
-        call_timeout: Duration,
-        ping: Ping,
-    ) -> Result<Self, tonic::transport::Error> {
-        let address = |uri: &String| {
-            let endpoint = Endpoint::from_shared(uri.clone())?
-                .connect_timeout(call_timeout)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .keep_alive_timeout(call_timeout)
-                .keep_alive_while_idle(true)
-                .http2_max_header_list_size(MAX_STATUS);
-            let channel = Checked(endpoint.connect_lazy());
-            Ok(Arc::new(Address {
-                uri: uri.clone(),
-                channel,
-                health: AtomicU8::new(Health::Well as u8),
-            }))
-        };
-        let addresses = uris.iter().map(address).collect::<Result<_, _>>()?;
-        Ok(Self {
-            addresses,
-            turn: AtomicUsize::new(0),
+    /// Has no address yet. Connects to one, within `timeout`, when it is first called.
+    pub(super) fn new(
+        name: &'static str,
+        ping: &'static str,
+        timeout: Duration,
+        runtime: Handle,
+        calls: UnboundedSender<BoxFuture<'static, ()>>,
+    ) -> Self {
+        Self {
+            name,
             ping,
-        })
+            timeout,
+            runtime,
+            calls,
+            addresses: RwLock::default(),
+            turn: AtomicUsize::new(0),
+        }
     }
 
-    /// Calls the address whose turn it is, to be answered before `deadline`. A call that is certain
+    /// From now on the service is at these addresses, `http://host:port` each, and at no other; any
+    /// thread may say so. One that it has already keeps its connection, and rests if it does; calls
+    /// under way end at the address that they have. Without an address every call fails at once. An
+    /// error changes nothing.
+    pub fn set_addresses(&self, uris: &[String]) -> Result<(), InvalidAddress> {
+        let _within = self.runtime.enter();
+        let mut addresses = self.addresses.write();
+        let address = |uri: &String| {
+            let known = addresses.iter().find(|address| address.uri == *uri);
+            known.map_or_else(|| self.address(uri), |known| Ok(Arc::clone(known)))
+        };
+        let set = uris.iter().map(address).collect::<Result<_, _>>();
+        *addresses = set.map_err(|error: tonic::transport::Error| {
+            InvalidAddress(format!("{} at {uris:?}: {error}", self.name))
+        })?;
+        Ok(())
+    }
+
+    fn address(&self, uri: &str) -> Result<Arc<Address>, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(uri.to_owned())?
+            .connect_timeout(self.timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(self.timeout)
+            .keep_alive_while_idle(true)
+            .http2_max_header_list_size(MAX_STATUS);
+        Ok(Arc::new(Address {
+            uri: uri.to_owned(),
+            channel: endpoint.connect_lazy(),
+            health: AtomicU8::new(Health::Well as u8),
+        }))
+    }
+
+    /// Calls the address whose turn it is, to be answered before the deadline. A call that is certain
     /// not to have been processed is repeated once, on another address if there is one; so is an
     /// idempotent one whenever the service was not available.
-    pub async fn call<Q, A, F>(
-        &self,
-        deadline: Instant,
-        idempotent: bool,
-        request: Q,
-        attempt: impl Fn(Checked, Request<Q>) -> F,
-    ) -> Result<A, Failure>
-    where
-        Q: Clone,
-        F: Future<Output = Result<Response<A>, Status>>,
-    {
-        let mut address = self.pick(None);
-        let (mut stale, mut repeated) = (0, false);
+    pub(super) async fn ask(&self, request: &Request, deadline: Instant) -> Result<Bytes, Failure> {
+        let nowhere = || Failure::new(Why::Unreached, "no address of it is known");
+        let mut address = self.pick(None).ok_or_else(nowhere)?;
+        let (mut stale, mut repeats) = (STALE, 1);
         loop {
-            let attempted = self.attempt(address, deadline, request.clone(), &attempt);
-            let failure = match attempted.await {
-                Err(failure) => failure,
-                Ok(answer) => return Ok(answer),
+            let left = deadline.saturating_duration_since(Instant::now());
+            let attempt = request.send(address.channel.clone(), Some(left));
+            let failure = match timeout(left, attempt).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::new(Why::Late, "no answer in time"),
             };
-            let other = self.pick(Some(address));
-            let repeat = match failure.why {
-                Why::GoingAway => stale < STALE,
-                Why::Refused => !repeated,
-                Why::Unreached if !Arc::ptr_eq(address, other) => !repeated,
-                _ => idempotent && failure.health() == Health::Broken && !repeated,
+            self.rest(&address, &failure);
+            let Some(other) = self.pick(Some(&address)) else {
+                return Err(failure);
             };
-            if !repeat {
+            let safe = request.idempotent && failure.health() == Health::Broken;
+            let (repeatable, left) = match failure.why {
+                Why::GoingAway => (true, &mut stale),
+                Why::Refused => (true, &mut repeats),
+                Why::Unreached if !Arc::ptr_eq(&address, &other) => (true, &mut repeats),
+                _ => (safe, &mut repeats),
+            };
+            if !repeatable || *left == 0 {
                 return Err(failure);
             }
-            match failure.why {
-                Why::GoingAway => stale += 1,
-                _ => repeated = true,
-            }
+            *left -= 1;
             address = other;
         }
     }
 
-    async fn attempt<Q, A, F>(
-        &self,
-        address: &Arc<Address>,
-        deadline: Instant,
-        request: Q,
-        attempt: &impl Fn(Checked, Request<Q>) -> F,
-    ) -> Result<A, Failure>
-    where
-        F: Future<Output = Result<Response<A>, Status>>,
-    {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut request = Request::new(request);
-        request.set_timeout(left);
-        let failure = match timeout(left, attempt(address.channel.clone(), request)).await {
-            Ok(Ok(response)) => return Ok(response.into_inner()),
-            Ok(Err(status)) => Failure::of(&status),
-            Err(_) => Failure::new(Why::Late, "no answer in time"),
-        };
-        self.rest(address, &failure);
-        Err(failure)
-    }
-
     /// The next address of the best health, and `failed` last of these.
-    fn pick(&self, failed: Option<&Arc<Address>>) -> &Arc<Address> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let count = self.addresses.len();
-        let next = |step| &self.addresses[(turn + step) % count];
-        let rank = |address: &&Arc<Address>| {
+    fn pick(&self, failed: Option<&Arc<Address>>) -> Option<Arc<Address>> {
+        let addresses = self.addresses.read();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len().max(1);
+        let in_turn = addresses.iter().cycle().skip(turn).take(addresses.len());
+        // The first of several that are as good.
+        let best = in_turn.min_by_key(|address| {
             let failed = failed.is_some_and(|failed| Arc::ptr_eq(failed, address));
             (address.health.load(Ordering::Relaxed), failed)
-        };
-        // The first of several that are as good.
-        let best = (0..count).map(next).min_by_key(rank);
-        best.unwrap_or(next(0))
+        });
+        best.cloned()
     }
 
     /// Passes `address` over until it answers again, if its health asks for it. The only one there is
     /// never rests.
-    fn rest(&self, address: &Arc<Address>, why: &Failure) {
-        let health = why.health();
-        if self.addresses.len() == 1 || health == Health::Well {
+    fn rest(&self, address: &Arc<Address>, failure: &Failure) {
+        if self.addresses.read().len() < 2 {
             return;
         }
+        let health = failure.health();
         let before = address.health.fetch_max(health as u8, Ordering::Relaxed);
-        if before >= health as u8 {
-            return;
-        }
-        let uri = &address.uri;
+        let (uri, error) = (&address.uri, &failure.text);
         match health {
-            Health::Broken => warn!("Service address rests: address={uri}, error={why}"),
-            _ => info!("Service address turned a call away: address={uri}, error={why}"),
+            // As before, or better: it is asked already, if it rests.
+            _ if before >= health as u8 => return,
+            Health::Broken => warn!("Service address rests: address={uri}, error={error}"),
+            _ => info!("Service address turned a call away: address={uri}, error={error}"),
         }
-        if before != Health::Well as u8 {
+        if before == Health::Well as u8 {
+            let ping = Request::new(self.ping, &());
+            tokio::spawn(until_it_answers(Arc::downgrade(address), ping));
+        }
+    }
+}
+
+/// Asks an address that rests, unless it was given up.
+async fn until_it_answers(resting: Weak<Address>, ping: Request) {
+    loop {
+        sleep(REST).await;
+        let Some(address) = resting.upgrade() else {
             return;
-        }
-        let (address, ping) = (Arc::clone(address), self.ping);
-        tokio::spawn(async move {
-            loop {
-                sleep(REST).await;
-                match timeout(REST, ping(address.channel.clone())).await {
-                    Ok(Ok(())) => break,
-                    Ok(Err(status)) if Failure::of(&status).is_answer() => break,
-                    _ => {}
-                }
-            }
+        };
+        let asked = timeout(REST, ping.send(address.channel.clone(), None)).await;
+        let is_well = |failure: Failure| failure.health() == Health::Well;
+        if asked.is_ok_and(|answer| answer.err().is_none_or(is_well)) {
             address.health.store(Health::Well as u8, Ordering::Relaxed);
-            info!("Service address answers again: address={}", address.uri);
-        });
+            return info!("Service address answers again: address={}", address.uri);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_given_up_is_asked_no_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let asked = until_it_answers(Weak::new(), Request::new("/", &()));
+        let ended = runtime.block_on(async { timeout(20 * REST, asked).await });
+        assert!(ended.is_ok());
     }
 }

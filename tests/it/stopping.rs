@@ -32,10 +32,10 @@ fn threads() -> Vec<String> {
 /// Starts a gateway here, has clients come and go, stops it while some are there.
 fn come_and_go(settings: &Settings) {
     let file = settings.write(&watchdog::directory("here"));
-    let config = config::load(Some(&file)).expect("a configuration");
+    let config = config::load(Some(&file), None).expect("a configuration");
     let path = config.listen.path.clone();
     let (fatal, died) = crossbeam::channel::unbounded();
-    let gateway = gateway::Gateway::start(config, fatal).expect("it starts");
+    let gateway = gateway::Gateway::start(config, &fatal).expect("it starts");
     let url = gateway.url();
     let addr = url.trim_start_matches("ws://").trim_end_matches(&path);
     let addr = addr.parse().expect("an address");

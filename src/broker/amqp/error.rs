@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use amiquip::Error;
+
 pub type Result<T> = std::result::Result<T, AmqpError>;
 
 /// None of the texts holds the broker's URL or password.
@@ -31,9 +33,40 @@ impl fmt::Display for AmqpError {
 
 impl std::error::Error for AmqpError {}
 
+/// Says in an error what was being done when it came.
+pub(super) trait Context<T> {
+    fn context(self, what: impl fmt::Display) -> Result<T>;
+}
+
+impl<T> Context<T> for amiquip::Result<T> {
+    fn context(self, what: impl fmt::Display) -> Result<T> {
+        self.map_err(|error| told(error, what))
+    }
+}
+
+/// Translates an error that came while `what` was being done. The variants of amiquip's errors
+/// that hold a URL come from functions that are not used here.
+pub(super) fn told(error: Error, what: impl fmt::Display) -> AmqpError {
+    match error {
+        Error::ServerClosedChannel { code, message, .. }
+        | Error::ServerClosedConnection { code, message } => closed_by_broker(code, &message, what),
+        // amiquip says so of every connection that ends while the broker judges the login.
+        Error::InvalidCredentials => bad_login(),
+        other => AmqpError::Lost(format!("{what}: {other}")),
+    }
+}
+
+pub(super) fn bad_login() -> AmqpError {
+    AmqpError::Refused("login: wrong user or password, or no answer".into())
+}
+
+pub(super) fn lost(text: &str) -> AmqpError {
+    AmqpError::Lost(text.into())
+}
+
 /// Sorts a close by the broker (AMQP 0-9-1, section 1.1.2, reply codes) that came while `what` was
 /// being done. RabbitMQ names the object in its text, and says "in use" under several codes.
-pub(super) fn closed_by_broker(code: u16, text: &str, what: &str) -> AmqpError {
+fn closed_by_broker(code: u16, text: &str, what: impl fmt::Display) -> AmqpError {
     const ACCESS_REFUSED: u16 = 403;
     const RESOURCE_LOCKED: u16 = 405;
     const PRECONDITION_FAILED: u16 = 406;
@@ -41,13 +74,11 @@ pub(super) fn closed_by_broker(code: u16, text: &str, what: &str) -> AmqpError {
     // RabbitMQ's word for a queue that is not a classic one. It ends the connection.
     const NOT_IMPLEMENTED: u16 = 540;
 
-    let another = code == NOT_IMPLEMENTED || text.contains("inequivalent arg");
-    let text = match another {
-        true => {
-            format!("{what}: {text}; delete it on the broker, and it is declared as it must be")
-        }
-        false => format!("{what}: {text}"),
-    };
+    let exists_otherwise = code == NOT_IMPLEMENTED || text.contains("inequivalent arg");
+    let mut text = format!("{what}: {text}");
+    if exists_otherwise {
+        text += "; delete it on the broker, and it is declared as it must be";
+    }
     match code {
         RESOURCE_LOCKED => AmqpError::InUse(text),
         ACCESS_REFUSED if text.ends_with("in exclusive use") => AmqpError::InUse(text),

@@ -5,7 +5,7 @@
 //! Only whole frames can be judged (AMQP 0-9-1, section 4.2.2), so they are put together here. A
 //! name that is not UTF-8 becomes one that nobody has. Of a content header's properties only `type`
 //! is left. Bodies pass untouched. No frame gets longer, so all is done in the buffer that was read
-//! into.
+//! into. Where a function answers `None`, it is no AMQP frame, or its fields do not fit into it.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -49,26 +49,16 @@ enum Field {
     Table,
 }
 
-/// The beginning of a frame is not that of an AMQP frame, or its fields do not fit into it.
-struct Malformed;
-
 /// The frames that were read and not passed on yet.
+#[derive(Default)]
 pub struct Frames {
     buffer: Vec<u8>,
     /// What of `buffer` is filled.
     filled: Range<usize>,
     /// How many bytes may pass, beginning with the first: the rest of a frame that has been judged.
     passing: usize,
-}
-
-impl Default for Frames {
-    fn default() -> Self {
-        Self {
-            buffer: vec![0; BUFFER],
-            filled: 0..0,
-            passing: 0,
-        }
-    }
+    /// Where a payload is made anew.
+    anew: Vec<u8>,
 }
 
 impl Frames {
@@ -76,24 +66,17 @@ impl Frames {
     /// there is nothing to pass on: its `WouldBlock` means that all of it has been.
     pub fn read(&mut self, source: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
         loop {
-            let passed = self
-                .pass(into)
-                .map_err(|Malformed| io::Error::new(io::ErrorKind::InvalidData, "no AMQP frame"))?;
-            if passed > 0 || into.is_empty() {
+            let malformed = || io::Error::new(io::ErrorKind::InvalidData, "no AMQP frame");
+            let passed = self.pass(into).ok_or_else(malformed)?;
+            if passed > 0 || into.is_empty() || self.fill(source)? == 0 {
                 return Ok(passed);
-            }
-            if self.fill(source)? == 0 {
-                return Ok(0);
             }
         }
     }
 
-    fn pass(&mut self, into: &mut [u8]) -> Result<usize, Malformed> {
+    fn pass(&mut self, into: &mut [u8]) -> Option<usize> {
         let mut passed = 0;
-        while passed < into.len() {
-            if self.passing == 0 && !self.judge()? {
-                break;
-            }
+        while passed < into.len() && (self.passing > 0 || self.judge()?) {
             let count = self.passing.min(self.filled.len()).min(into.len() - passed);
             if count == 0 {
                 break;
@@ -104,29 +87,30 @@ impl Frames {
             self.passing -= count;
             passed += count;
         }
-        Ok(passed)
+        Some(passed)
     }
 
     /// Makes the next frame pass; `false` when more of it must be read first.
-    fn judge(&mut self) -> Result<bool, Malformed> {
+    fn judge(&mut self) -> Option<bool> {
         let waiting = &mut self.buffer[self.filled.clone()];
         let Some(&[kind, _, _, size @ ..]) = waiting.first_chunk::<HEAD>() else {
-            return Ok(false);
+            return Some(false);
         };
         let whole = HEAD + u32::from_be_bytes(size) as usize + 1;
         if whole > LARGEST {
-            return Err(Malformed);
+            return None;
         }
+        self.anew.clear();
         let cut = match (kind, waiting.get_mut(..whole)) {
             (BODY | HEARTBEAT, _) => 0,
-            (METHOD | CONTENT_HEADER, None) => return Ok(false),
-            (METHOD, Some(frame)) => method(frame)?,
-            (CONTENT_HEADER, Some(frame)) => content_header(frame)?,
-            _ => return Err(Malformed),
+            (METHOD | CONTENT_HEADER, None) => return Some(false),
+            (METHOD, Some(frame)) => method(frame, &mut self.anew)?,
+            (CONTENT_HEADER, Some(frame)) => content_header(frame, &mut self.anew)?,
+            _ => return None,
         };
         self.filled.start += cut;
         self.passing = whole - cut;
-        Ok(true)
+        Some(true)
     }
 
     fn fill(&mut self, source: &mut impl Read) -> io::Result<usize> {
@@ -135,7 +119,7 @@ impl Frames {
             self.filled = 0..self.filled.len();
         }
         if self.filled.end == self.buffer.len() {
-            self.buffer.resize(2 * self.buffer.len(), 0);
+            self.buffer.resize(BUFFER.max(2 * self.buffer.len()), 0);
         }
         let read = source.read(&mut self.buffer[self.filled.end..])?;
         self.filled.end += read;
@@ -144,9 +128,10 @@ impl Frames {
 }
 
 /// Makes a method's strings UTF-8; answers how many bytes of the frame's beginning are left out.
-fn method(frame: &mut [u8]) -> Result<usize, Malformed> {
-    let fields: &[Field] = match frame.get(HEAD..HEAD + 4).ok_or(Malformed)? {
-        [0, 10, 0, 10] => return connection_start(frame),
+fn method(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
+    let payload = payload(frame);
+    let fields: &[Field] = match payload.get(..4)? {
+        [0, 10, 0, 10] => return connection_start(frame, anew),
         [0, 10, 0, 50] | [0, 20, 0, 40] => &[Field::Bytes(2), Field::Text], // close
         [0, 10, 0, 60] => &[Field::Text],                                   // blocked
         [0, 60, 0, 50] => &[Field::Bytes(2), Field::Text, Field::Name, Field::Name], // return
@@ -155,7 +140,6 @@ fn method(frame: &mut [u8]) -> Result<usize, Malformed> {
         // Numbers, and names that the gateway or the broker has given.
         _ => &[],
     };
-    let payload = payload(frame);
     let mut at = 4;
     for field in fields {
         let next = end(*field, payload, at)?;
@@ -164,70 +148,56 @@ fn method(frame: &mut [u8]) -> Result<usize, Malformed> {
         }
         at = next;
     }
-    Ok(0)
+    Some(0)
 }
 
-/// Leaves out the server's properties, a table that nobody reads.
-fn connection_start(frame: &mut [u8]) -> Result<usize, Malformed> {
+/// Leaves out the server's properties, a table that nobody reads. Answers as `method`.
+fn connection_start(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
     /// Class, method and version.
     const BEFORE_TABLE: usize = 6;
-    let table_end = end(Field::Table, payload(frame), BEFORE_TABLE)?;
-    let mut start = [0; BEFORE_TABLE + 4];
-    start[..BEFORE_TABLE].copy_from_slice(&payload(frame)[..BEFORE_TABLE]);
-    Ok(begin_anew(frame, &start, HEAD + table_end))
-}
-
-/// Leaves `type` of the properties, or none; answers how many bytes of the frame's beginning are
-/// left out. Where the properties cannot be read, `type` is one that nobody knows.
-fn content_header(frame: &mut [u8]) -> Result<usize, Malformed> {
     let payload = payload(frame);
-    let mut start = [0; BEFORE_FLAGS + 2];
-    start[..BEFORE_FLAGS].copy_from_slice(payload.get(..BEFORE_FLAGS).ok_or(Malformed)?);
-    let behind = payload.len();
-    let kept = match find_type(&payload[BEFORE_FLAGS..]) {
-        Ok(None) => 0,
-        Ok(Some(found)) => {
-            let found = BEFORE_FLAGS + found.start..BEFORE_FLAGS + found.end;
-            make_utf8(Field::Name, &mut payload[found.start + 1..found.end]);
-            payload.copy_within(found.clone(), behind - found.len());
-            found.len()
-        }
-        Err(Malformed) => {
-            const UNKNOWN: [u8; 2] = [1, b'?'];
-            let list = payload.get_mut(start.len()..).ok_or(Malformed)?;
-            *list.last_chunk_mut().ok_or(Malformed)? = UNKNOWN;
-            UNKNOWN.len()
-        }
-    };
-    if kept > 0 {
-        start[BEFORE_FLAGS..].copy_from_slice(&TYPE_FLAG.to_be_bytes());
-    }
-    Ok(begin_anew(frame, &start, HEAD + behind - kept))
+    let rest = end(Field::Table, payload, BEFORE_TABLE)?;
+    anew.extend_from_slice(&payload[..BEFORE_TABLE]);
+    anew.extend_from_slice(&[0; 4]);
+    anew.extend_from_slice(&payload[rest..]);
+    replace(frame, anew)
 }
 
-/// Where the `type` is in a property list, from its flags on, with its length byte.
-fn find_type(list: &[u8]) -> Result<Option<Range<usize>>, Malformed> {
+/// Leaves `type` of the properties, or none. Where they cannot be read, `type` is one that nobody
+/// knows. Answers as `method`.
+fn content_header(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
+    const UNKNOWN: &[u8] = &[1, b'?'];
+    let (before, properties) = payload(frame).split_at_checked(BEFORE_FLAGS)?;
+    let kind = find_type(properties).unwrap_or(UNKNOWN);
+    let flags = if kind.is_empty() { 0 } else { TYPE_FLAG };
+    anew.extend_from_slice(before);
+    anew.extend_from_slice(&flags.to_be_bytes());
+    anew.extend_from_slice(kind);
+    if let Some(kind) = anew.get_mut(BEFORE_FLAGS + 3..) {
+        make_utf8(Field::Name, kind);
+    }
+    replace(frame, anew)
+}
+
+/// The `type` of a property list that begins with its flags, with its length byte; empty when there
+/// is none.
+fn find_type(list: &[u8]) -> Option<&[u8]> {
     /// Another word of flags follows.
     const MORE: u16 = 1;
-    let flags = |word: usize| {
-        let word = list.get(2 * word..).and_then(<[u8]>::first_chunk);
-        word.map(|word| u16::from_be_bytes(*word)).ok_or(Malformed)
-    };
-    let present = flags(0)?;
+    let (words, _) = list.as_chunks();
+    let mut words = words.iter().map(|word| u16::from_be_bytes(*word));
+    let present = words.clone().next()?;
     if present & TYPE_FLAG == 0 {
-        return Ok(None);
+        return Some(&[]);
     }
-    let mut words = 1;
-    while flags(words - 1)? & MORE != 0 {
-        words += 1;
-    }
-    let mut at = 2 * words;
+    let last_word = words.position(|word| word & MORE == 0)?;
+    let mut at = 2 * (last_word + 1);
     for (index, field) in BEFORE_TYPE.into_iter().enumerate() {
         if present & (1 << (15 - index)) != 0 {
             at = end(field, list, at)?;
         }
     }
-    Ok(Some(at..end(Field::Name, list, at)?))
+    list.get(at..end(Field::Name, list, at)?)
 }
 
 fn payload(frame: &mut [u8]) -> &mut [u8] {
@@ -236,17 +206,14 @@ fn payload(frame: &mut [u8]) -> &mut [u8] {
 }
 
 /// Where a field that begins at `at` ends.
-fn end(field: Field, bytes: &[u8], at: usize) -> Result<usize, Malformed> {
-    let rest = bytes.get(at..).ok_or(Malformed)?;
+fn end(field: Field, bytes: &[u8], at: usize) -> Option<usize> {
+    let rest = bytes.get(at..)?;
     let length = match field {
         Field::Bytes(count) => count,
-        Field::Name | Field::Text => 1 + usize::from(*rest.first().ok_or(Malformed)?),
-        Field::Table => 4 + u32::from_be_bytes(*rest.first_chunk().ok_or(Malformed)?) as usize,
+        Field::Name | Field::Text => 1 + usize::from(*rest.first()?),
+        Field::Table => 4 + u32::from_be_bytes(*rest.first_chunk()?) as usize,
     };
-    if length > rest.len() {
-        return Err(Malformed);
-    }
-    Ok(at + length)
+    (length <= rest.len()).then_some(at + length)
 }
 
 /// Overwrites what is not UTF-8. Of a name that is all of it, lest it become a similar one: no key
@@ -258,22 +225,21 @@ fn make_utf8(field: Field, string: &mut [u8]) {
             return string.fill(b'?');
         }
         let valid = from + error.valid_up_to();
-        from = error
-            .error_len()
-            .map_or(string.len(), |length| valid + length);
+        let length = error.error_len().unwrap_or(string.len() - valid);
+        from = valid + length;
         string[valid..from].fill(b'?');
     }
 }
 
-/// Lets the frame's payload be `start` and then what was there from `rest` on, an index into the
-/// frame; answers where the frame begins now.
-fn begin_anew(frame: &mut [u8], start: &[u8], rest: usize) -> usize {
-    let cut = rest - start.len() - HEAD;
-    let size = (frame.len() - cut - HEAD - 1) as u32;
+/// Gives the frame another payload, no longer than its own, at its end; answers how many bytes of
+/// its beginning are left out.
+fn replace(frame: &mut [u8], with: &[u8]) -> Option<usize> {
+    let cut = payload(frame).len().checked_sub(with.len())?;
+    let size = (with.len() as u32).to_be_bytes();
     frame.copy_within(..3, cut);
-    frame[cut + 3..cut + HEAD].copy_from_slice(&size.to_be_bytes());
-    frame[cut + HEAD..rest].copy_from_slice(start);
-    cut
+    frame[cut + 3..cut + HEAD].copy_from_slice(&size);
+    payload(&mut frame[cut..]).copy_from_slice(with);
+    Some(cut)
 }
 
 #[cfg(test)]

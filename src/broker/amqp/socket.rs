@@ -5,12 +5,12 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use amiquip::IoStream;
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
+use parking_lot::Mutex;
 
-use super::open::Stage;
 use super::sanitize::Frames;
 
 /// The reading and writing end, owned by amiquip's I/O thread.
@@ -18,95 +18,121 @@ pub struct Socket {
     stream: TcpStream,
     frames: Frames,
     tuned: bool,
-    stage: Arc<Stage>,
+    abort_handle: Arc<AbortHandle>,
 }
 
-/// Ends a connection at once, whatever its peer does: the I/O thread reads its end, and every call
-/// that waits for the broker fails.
-#[derive(Debug)]
-pub struct Cutter(TcpStream);
+/// How far a connection has come that is being opened.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    #[default]
+    LookingUp,
+    Connecting,
+    /// Somebody listens: what fails now fails at the other addresses too.
+    Connected,
+    /// The broker judges the login.
+    LoggingIn,
+    Tuned,
+    /// It has ended, or ends before it begins to connect.
+    Cut,
+}
 
-impl Cutter {
-    pub fn cut(&self) {
+/// Ends a connection at once, whatever its peer does, also while it is being opened: the I/O thread
+/// reads its end, and every call that waits for the broker fails.
+#[derive(Debug, Default)]
+pub struct AbortHandle(Mutex<Progress>);
+
+#[derive(Debug, Default)]
+struct Progress {
+    stage: Stage,
+    socket: Option<TcpStream>,
+}
+
+impl AbortHandle {
+    pub fn abort(&self) {
+        let mut progress = self.0.lock();
+        progress.stage = Stage::Cut;
+        let socket = progress.socket.take();
+        drop(progress);
         // An error says that the socket has ended already.
-        let _ = self.0.shutdown(Shutdown::Both);
+        let _ = socket.map(|socket| socket.shutdown(Shutdown::Both));
+    }
+
+    pub fn stage(&self) -> Stage {
+        self.0.lock().stage
+    }
+
+    fn has_come_to(&self, stage: Stage) {
+        let mut progress = self.0.lock();
+        progress.stage = progress.stage.max(stage);
+    }
+
+    /// From now on this socket is cut; an error when it is too late.
+    fn is_to_cut(&self, socket: TcpStream) -> io::Result<()> {
+        let mut progress = self.0.lock();
+        if progress.stage == Stage::Cut {
+            return Err(io::Error::other("too late"));
+        }
+        progress.stage = Stage::Connecting;
+        progress.socket = Some(socket);
+        Ok(())
+    }
+}
+
+/// Cuts when it is dropped.
+#[derive(Default)]
+pub struct CutOnDrop(pub Arc<AbortHandle>);
+
+impl Drop for CutOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
 impl Socket {
-    /// Begins to connect to `address`; `stage` tells how far it has come.
-    pub fn connect(address: &SocketAddr, stage: &Arc<Stage>) -> io::Result<(Self, Cutter)> {
+    /// Begins to connect to `address`; `abort_handle` ends it, and knows how far it has come.
+    pub fn connect(address: &SocketAddr, abort_handle: &Arc<AbortHandle>) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        let cutter = Cutter(stream.try_clone()?);
-        let socket = Self {
+        abort_handle.is_to_cut(stream.try_clone()?)?;
+        Ok(Self {
             stream,
             frames: Frames::default(),
             tuned: false,
-            stage: Arc::clone(stage),
-        };
-        Ok((socket, cutter))
+            abort_handle: Arc::clone(abort_handle),
+        })
     }
 }
 
-/// What the client's side of the AMQP handshake says (AMQP 0-9-1, sections 1.4 and 2.3.5).
-#[derive(Debug, PartialEq, Eq)]
-enum Said {
-    /// `connection.start-ok`: user and password.
-    Login,
-    /// `connection.tune-ok`: what both agree to; the heartbeat is in seconds.
-    Tuned { heartbeat: u16 },
-}
-
-/// Reads the start of a frame: a method frame on channel 0, its size; the class and the method.
-fn said(frame: &[u8]) -> Option<Said> {
-    match frame {
-        [1, 0, 0, _, _, _, _, 0, 10, 0, 11, ..] => Some(Said::Login),
-        // The largest channel and frame, and then the heartbeat.
-        &[
-            1,
-            0,
-            0,
-            _,
-            _,
-            _,
-            _,
-            0,
-            10,
-            0,
-            31,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            high,
-            low,
-            ..,
-        ] => Some(Said::Tuned {
-            heartbeat: u16::from_be_bytes([high, low]),
-        }),
-        _ => None,
+/// What the client comes to by writing this (AMQP 0-9-1, sections 1.4 and 2.3.5). The handshake goes
+/// in lockstep, so each of its frames is the first thing in its write.
+///
+/// Refuses to agree to no heartbeat at all: amiquip would, and then a broker that stalls or a cable
+/// that is pulled would never be noticed.
+fn leads_to(frame: &[u8]) -> io::Result<Stage> {
+    // The class and the method; and in tune-ok, behind the largest channel and frame, the heartbeat.
+    match (frame.get(7..11), frame.get(17..19)) {
+        // connection.start-ok: user and password.
+        (Some([0, 10, 0, 11]), _) => Ok(Stage::LoggingIn),
+        // connection.tune-ok: what both agree to.
+        (Some([0, 10, 0, 31]), Some([0, 0])) => {
+            Err(io::Error::other("the broker has heartbeats switched off"))
+        }
+        (Some([0, 10, 0, 31]), Some(_)) => Ok(Stage::Tuned),
+        _ => Ok(Stage::Connected),
     }
 }
+
+impl IoStream for Socket {}
 
 impl Write for Socket {
-    /// Refuses to agree to no heartbeat at all: amiquip would, and then a broker that stalls or a
-    /// cable that is pulled would never be noticed. The handshake goes in lockstep, so each of its
-    /// frames is the first thing in its write.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !self.tuned
-            && let Some(said) = said(bytes)
-        {
-            if said == (Said::Tuned { heartbeat: 0 }) {
-                return Err(io::Error::other("the broker has heartbeats switched off"));
-            }
-            self.tuned = said != Said::Login;
-            self.stage.at_login.store(!self.tuned, Ordering::SeqCst);
+        if self.tuned {
+            return self.stream.write(bytes);
         }
+        let stage = leads_to(bytes)?;
         let written = self.stream.write(bytes)?;
-        self.stage.connected.store(true, Ordering::SeqCst);
+        self.tuned = stage == Stage::Tuned;
+        self.abort_handle.has_come_to(stage);
         Ok(written)
     }
 
@@ -144,12 +170,13 @@ mod tests {
         let mut frame = vec![
             1, 0, 0, 0, 0, 0, 12, 0, 10, 0, 31, 7, 255, 0, 2, 0, 0, 0, 10, 0xCE,
         ];
-        assert_eq!(said(&frame), Some(Said::Tuned { heartbeat: 10 }));
+        assert_eq!(leads_to(&frame).unwrap(), Stage::Tuned);
         frame[18] = 0;
-        assert_eq!(said(&frame), Some(Said::Tuned { heartbeat: 0 }));
-        assert_eq!(said(b"AMQP\0\0\x09\x01"), None);
-        assert_eq!(said(&frame[..12]), None);
+        let error = leads_to(&frame).unwrap_err();
+        assert!(error.to_string().contains("heartbeats"), "{error}");
+        assert_eq!(leads_to(b"AMQP\0\0\x09\x01").unwrap(), Stage::Connected);
+        assert_eq!(leads_to(&frame[..12]).unwrap(), Stage::Connected);
         frame[10] = 11;
-        assert_eq!(said(&frame), Some(Said::Login));
+        assert_eq!(leads_to(&frame).unwrap(), Stage::LoggingIn);
     }
 }

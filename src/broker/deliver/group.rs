@@ -1,12 +1,12 @@
-//! The group queue's half of a [`Hand`]: who is to get a group's messages, and as one train if many
+//! The group queue's half of a [`Deliverer`]: who is to get a group's messages, and as one batch if many
 //! came one behind the other.
 
 use std::mem;
 use std::sync::{Arc, OnceLock};
 
-use super::{Deliver, Garbage, Hand, decode};
+use super::{Deliverer, DeliveryContext, DeliveryError, decode};
 use crate::broker::groups::{Answer, Members};
-use crate::broker::waiting::{Sent, Waiting};
+use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, recipient};
 use crate::client::connection::Connection;
 use crate::client::failpoint;
@@ -17,10 +17,10 @@ use crate::services::proto::{GroupMembersChanged, Message};
 
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
 /// the default `session.send_queue`, so that they find room.
-const MAX_TRAIN: usize = 128;
+const MAX_BATCH: usize = 128;
 
 /// Messages to one group that came one behind the other: its members are looked up once for all of
-/// them, and each connection gets them as one train, so that a gateway that is behind does next to
+/// them, and each connection gets them as one batch, so that a gateway that is behind does next to
 /// nothing for each further delivery. (Saturated, a group of 1,000 on 2 cores: several times the
 /// deliveries of one push for each message and connection.)
 pub(super) struct GroupBatch {
@@ -29,8 +29,8 @@ pub(super) struct GroupBatch {
     pushes: Vec<(UserId, Push)>,
 }
 
-impl Hand {
-    pub(super) fn group(&mut self, delivery: &Delivery<'_>) -> Result<(), Garbage> {
+impl Deliverer {
+    pub(super) fn group(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
         let id = delivery
             .routing_key
             .strip_prefix("group.")
@@ -57,10 +57,10 @@ impl Hand {
                 if changed.group_id != group.as_str() {
                     return Err("the routing key names another group".into());
                 }
-                if self.deliver.groups.outdate(&group) || self.waiting.contains(&group) {
+                if self.deliver.groups.invalidate(&group) || self.waiting.contains(&group) {
                     self.make_room_for(&group);
                     self.waiting.members_changed(&group);
-                    self.waiting.asking.ask(&self.deliver.groups);
+                    self.waiting.ask(&self.deliver.groups);
                 }
             }
             _ => return Err("unknown type".into()),
@@ -86,13 +86,13 @@ impl Hand {
             if let Some(members) = self.members(&group) {
                 return self.add_to_batch(members, sender, push);
             }
-            if !self.waiting.await_answer(&group) {
+            if !self.waiting.await_answer(&group, LAST_WAIT) {
                 break;
             }
         }
         let dropped = self.waiting.add(&group, (sender, push));
         self.push_own_copies(dropped);
-        self.waiting.asking.ask(&self.deliver.groups);
+        self.waiting.ask(&self.deliver.groups);
     }
 
     fn make_room_for(&mut self, group: &GroupId) {
@@ -112,7 +112,7 @@ impl Hand {
     }
 
     /// For the senders' devices: their copies are never unread, so catch-up does not bring them. Each
-    /// sender's come as one train, for which an empty queue has room.
+    /// sender's come as one batch, for which an empty queue has room.
     fn push_own_copies(&mut self, mut messages: Vec<Sent>) {
         messages.sort_by(|(one, _), (other, _)| one.cmp(other));
         for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
@@ -135,8 +135,9 @@ impl Hand {
             Err(error) => return self.waiting.failed(group, &error),
         };
         let waited = self.waiting.known(&group);
-        if waited.outdated {
-            groups.outdate(&group);
+        if waited.changed_after.is_some() {
+            // The answer is outdated already.
+            groups.invalidate(&group);
         }
         if waited.let_go {
             groups.catch_up(members.iter());
@@ -145,7 +146,7 @@ impl Hand {
         while messages.peek().is_some() {
             self.deliver.write(GroupBatch {
                 members: Arc::clone(&members),
-                pushes: messages.by_ref().take(MAX_TRAIN).collect(),
+                pushes: messages.by_ref().take(MAX_BATCH).collect(),
             });
         }
     }
@@ -178,30 +179,30 @@ impl Hand {
         if self.recipients.is_empty() {
             return;
         }
-        let train = batch.train();
+        let frame = batch.frame();
         for connection in self.recipients.drain(..) {
             recipient::contain("push", &connection, |connection| {
-                connection.push_train(&train, batch.pushes_to(connection));
+                connection.push_batch(&frame, batch.pushes_to(connection));
             });
-            self.touched.push(connection);
+            self.pending_flush.push(connection);
         }
     }
 }
 
-impl Deliver {
+impl DeliveryContext {
     /// Writes the batch to the members who are connected here, and each is looked up by the thread
     /// that writes.
     fn write(&self, batch: GroupBatch) {
         let registry = Arc::clone(&self.registry);
-        let train = OnceLock::new();
+        let frame = OnceLock::new();
         self.fan_out.chunks(batch.members.len(), move |chunk| {
             let mut recipients = Vec::with_capacity(chunk.len());
             registry.recipients(&batch.members[chunk], &mut recipients);
             for connection in recipients {
-                let train = train.get_or_init(|| batch.train());
+                let frame = frame.get_or_init(|| batch.frame());
                 recipient::contain("push", &connection, |connection| {
                     failpoint::reached("flush", connection.user());
-                    connection.push_train_and_flush(train, batch.pushes_to(connection));
+                    connection.push_batch_and_flush(frame, batch.pushes_to(connection));
                 });
             }
         });
@@ -209,8 +210,8 @@ impl Deliver {
 }
 
 impl GroupBatch {
-    fn train(&self) -> Frame {
-        Frame::train(self.pushes.iter().map(|(_, push)| push.frame()))
+    fn frame(&self) -> Frame {
+        Frame::batch(self.pushes.iter().map(|(_, push)| push.frame()))
     }
 
     /// The sender's own devices get it as their own copy.
@@ -233,18 +234,18 @@ mod tests {
 
     use super::super::tests::{Scene, group_message, scene};
     use super::*;
-    use crate::broker::asking::{MAX_ASKED, MAX_ASKED_AGAIN};
-    use crate::broker::deliver::Taken;
-    use crate::broker::waiting::{MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
-    use crate::broker::{Queue, fake::FakeUsers};
+    use crate::broker::Queue;
+    use crate::broker::deliver::Disposition;
+    use crate::broker::waiting::{MAX_ASKED, MAX_ASKED_AGAIN, MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
+    use crate::services::fake::FakeServices;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
     impl Scene {
-        fn group_hand(&self) -> Hand {
-            self.deliver.hand(Queue::Group)
+        fn group_deliverer(&self) -> Deliverer {
+            self.deliver.deliverer(Queue::Group)
         }
 
         fn join<const N: usize>(&self, users: [&str; N]) -> [Client; N] {
@@ -252,15 +253,15 @@ mod tests {
         }
     }
 
-    impl Hand {
+    impl Deliverer {
         /// Takes what is published to a group.
         fn gets(&mut self, group: &str, kind: &str, body: &[u8]) {
-            let taken = self.take(&Delivery {
+            let taken = self.enqueue(&Delivery {
                 routing_key: &format!("group.{group}"),
                 kind,
                 body,
             });
-            assert_eq!(taken, Taken::Done);
+            assert_eq!(taken, Disposition::Ack);
         }
 
         fn gets_message(&mut self, id: &str, group: &str) {
@@ -319,14 +320,14 @@ mod tests {
         codes.into_iter().map(Some).chain([None]).collect()
     }
 
-    fn breaks(users: &FakeUsers, group: &str, fault: Option<ErrorCode>) {
+    fn breaks(users: &FakeServices, group: &str, fault: Option<ErrorCode>) {
         match fault {
             Some(code) => users.fail_group(group, code),
             None => users.slow_group(group),
         }
     }
 
-    fn heals(users: &FakeUsers, group: &str) {
+    fn heals(users: &FakeServices, group: &str) {
         users.fail_group(group, None);
         while users.unanswered() > 0 {
             users.answer();
@@ -340,24 +341,24 @@ mod tests {
             let [mut alice, mut bob, mut carol] = s.join(["alice", "bob", "carol"]);
             s.users.set("bad", &["alice", "bob"]);
             breaks(&s.users, "bad", fault);
-            let mut hand = s.group_hand();
-            hand.gets_message("b1", "bad");
-            hand.gets_message("t1", "team");
-            hand.gets_message("b2", "bad");
-            hand.gets_change("bad");
-            hand.gets_message("t2", "team");
-            hand.flush();
-            hand.idles();
+            let mut deliverer = s.group_deliverer();
+            deliverer.gets_message("b1", "bad");
+            deliverer.gets_message("t1", "team");
+            deliverer.gets_message("b2", "bad");
+            deliverer.gets_change("bad");
+            deliverer.gets_message("t2", "team");
+            deliverer.flush();
+            deliverer.idles();
             receives(&mut bob, &["t1", "t2"]);
-            hand.gets_message("b3", "bad");
+            deliverer.gets_message("b3", "bad");
             assert!(bob.is_quiet(), "{fault:?}");
 
             heals(&s.users, "bad");
-            hand.flush();
+            deliverer.flush();
             heals(&s.users, "bad");
-            hand.settles();
-            hand.gets_message("b4", "bad");
-            hand.flush();
+            deliverer.settles();
+            deliverer.gets_message("b4", "bad");
+            deliverer.flush();
             receives(&mut bob, &["b1", "b2", "b3", "b4"]);
             receives(&mut alice, &["t1", "t2", "b1", "b2", "b3", "b4"]);
             assert!(carol.is_quiet() && bob.is_quiet());
@@ -373,23 +374,23 @@ mod tests {
             let bad: Vec<_> = (0..MAX_ASKED - 1)
                 .map(|number| format!("bad{number}"))
                 .collect();
-            let mut hand = s.group_hand();
+            let mut deliverer = s.group_deliverer();
             for group in &bad {
                 s.users.set(group, &["carol"]);
                 breaks(&s.users, group, fault);
                 for number in 0..3 {
-                    hand.gets_message(&format!("{group}-{number}"), group);
+                    deliverer.gets_message(&format!("{group}-{number}"), group);
                 }
             }
-            hand.flush();
+            deliverer.flush();
             s.users.set("new", &["bob"]);
-            hand.gets_message("n1", "new");
-            hand.flush();
+            deliverer.gets_message("n1", "new");
+            deliverer.flush();
             receives(&mut bob, &["n1"]);
             for group in &bad {
                 heals(&s.users, group);
             }
-            hand.settles();
+            deliverer.settles();
             let mut next = std::collections::HashMap::new();
             for _ in 0..3 * bad.len() {
                 let text = carol.next();
@@ -405,28 +406,28 @@ mod tests {
     #[test]
     fn who_fails_again_and_again_is_asked_for_ever_more_rarely_and_few_at_a_time() {
         let s = scene();
-        let mut hand = s.group_hand();
+        let mut deliverer = s.group_deliverer();
         let bad: Vec<_> = (0..100).map(|number| format!("bad{number}")).collect();
         for group in &bad {
             s.users.fail_group(group, ErrorCode::Internal);
-            hand.gets_message("m", group);
+            deliverer.gets_message("m", group);
         }
-        hand.flush();
+        deliverer.flush();
         assert_eq!(s.users.calls(), bad.len());
         // From now on each answer takes its time.
         bad.iter().for_each(|group| s.users.slow_group(group));
         let give_up = Instant::now() + PATIENCE;
         while s.users.unanswered() < MAX_ASKED_AGAIN {
             assert!(Instant::now() < give_up);
-            hand.idles();
+            deliverer.idles();
         }
-        hand.flush();
+        deliverer.flush();
         assert_eq!(s.users.unanswered(), MAX_ASKED_AGAIN);
-        assert_eq!(hand.due_in(), Duration::MAX, "an answer comes first");
+        assert_eq!(deliverer.due_in(), Duration::MAX, "an answer comes first");
         s.users.answer();
         while s.users.unanswered() < MAX_ASKED_AGAIN {
             assert!(Instant::now() < give_up);
-            hand.idles();
+            deliverer.idles();
         }
         assert_eq!(s.users.unanswered(), MAX_ASKED_AGAIN);
     }
@@ -435,24 +436,24 @@ mod tests {
     fn only_so_many_are_asked_for_at_a_time_and_the_next_when_one_is_answered() {
         let s = scene();
         let [mut bob] = s.join(["bob"]);
-        let mut hand = s.group_hand();
+        let mut deliverer = s.group_deliverer();
         for number in 0..MAX_ASKED + 10 {
             let group = format!("slow{number}");
             s.users.slow_group(&group);
-            hand.gets_message("m", &group);
+            deliverer.gets_message("m", &group);
         }
-        hand.gets_message("t1", "team");
-        hand.flush();
+        deliverer.gets_message("t1", "team");
+        deliverer.flush();
         assert_eq!(s.users.unanswered(), MAX_ASKED);
         for _ in 0..10 {
             s.users.answer();
         }
-        hand.idles();
+        deliverer.idles();
         assert_eq!(s.users.unanswered(), MAX_ASKED);
         assert!(bob.is_quiet());
         s.users.answer();
-        hand.idles();
-        hand.idles();
+        deliverer.idles();
+        deliverer.idles();
         receives(&mut bob, &["t1"]);
     }
 
@@ -465,31 +466,31 @@ mod tests {
             s.users.set("few", &["bob"]);
             breaks(&s.users, "bad", fault);
             breaks(&s.users, "few", fault);
-            let mut hand = s.group_hand();
-            hand.gets_message("f1", "few");
-            hand.gets_message("b1", "bad");
+            let mut deliverer = s.group_deliverer();
+            deliverer.gets_message("f1", "few");
+            deliverer.gets_message("b1", "bad");
             for _ in 2..=MAX_MESSAGES {
-                hand.gets_from("carol", "b", "bad");
+                deliverer.gets_from("carol", "b", "bad");
             }
-            hand.flush();
+            deliverer.flush();
             // What alice sent herself is never unread: her devices get it now.
             let mut own = [alice.next(), alice.next()];
             own.sort();
             assert!(own[0].contains(r#""b1""#) && own[1].contains(r#""f1""#));
             assert!(alice.is_quiet() && bob.is_quiet());
-            hand.gets_message("b", "bad");
-            hand.flush();
+            deliverer.gets_message("b", "bad");
+            deliverer.flush();
             receives(&mut alice, &["b"]);
             assert!(!bob.takes_catch_up(), "not before the list is had");
 
             for group in ["bad", "few"] {
                 heals(&s.users, group);
             }
-            hand.settles();
+            deliverer.settles();
             assert!(bob.takes_catch_up() && alice.takes_catch_up());
             assert!(!dave.takes_catch_up());
-            hand.gets_message("live", "bad");
-            hand.flush();
+            deliverer.gets_message("live", "bad");
+            deliverer.flush();
             receives(&mut bob, &["live"]);
             receives(&mut alice, &["live"]);
         }
@@ -499,22 +500,22 @@ mod tests {
     fn where_there_is_no_room_a_busy_group_whose_list_has_expired_is_not_let_go() {
         let s = scene();
         let [mut bob] = s.join(["bob"]);
-        let mut hand = s.group_hand();
-        hand.gets_message("m", "team");
-        hand.flush();
+        let mut deliverer = s.group_deliverer();
+        deliverer.gets_message("m", "team");
+        deliverer.flush();
         s.users.slow_group("other");
         for _ in 0..MAX_MESSAGES - 1 {
-            hand.gets_message("o", "other");
+            deliverer.gets_message("o", "other");
         }
         s.users.drop_question();
         s.users.slow_group("team");
-        hand.gets_change("team");
-        hand.gets_message("m0", "team");
+        deliverer.gets_change("team");
+        deliverer.gets_message("m0", "team");
         assert_eq!(s.users.answer(), "team");
         for number in 1..100 {
-            hand.gets_message(&format!("m{number}"), "team");
+            deliverer.gets_message(&format!("m{number}"), "team");
         }
-        hand.flush();
+        deliverer.flush();
         receives(&mut bob, &["m"]);
         for number in 0..100 {
             receives(&mut bob, &[&format!("m{number}")]);
@@ -529,21 +530,21 @@ mod tests {
         let [mut bob] = s.join(["bob"]);
         s.users.slow_group("slow");
         s.users.slow_group("late");
-        let mut hand = s.group_hand();
-        hand.gets_message("late", "late");
+        let mut deliverer = s.group_deliverer();
+        deliverer.gets_message("late", "late");
         for _ in 1..MAX_MESSAGES {
-            hand.gets_message("m", "slow");
+            deliverer.gets_message("m", "slow");
         }
         let start = Instant::now();
         s.users.set("new", &["bob"]);
         for number in 0..1_000 {
             let group = ["team", "new"][number % 2];
-            hand.gets_message(&format!("m{number}"), group);
-            hand.flush();
+            deliverer.gets_message(&format!("m{number}"), group);
+            deliverer.flush();
             receives(&mut bob, &[&format!("m{number}")]);
         }
         for _ in 0..1_000 {
-            hand.gets_message("m", "slow");
+            deliverer.gets_message("m", "slow");
         }
         assert!(
             start.elapsed() < Duration::from_secs(10),
@@ -558,14 +559,14 @@ mod tests {
         let s = scene();
         let [bob] = s.join(["bob"]);
         s.users.slow_group("team");
-        let mut hand = s.group_hand();
+        let mut deliverer = s.group_deliverer();
         let mut large = group_message("m", "carol", "team");
         large.content = "x".repeat(MAX_BYTES / 4);
         for _ in 0..4 {
-            hand.gets("team", KIND_MESSAGE, &large.encode_to_vec());
+            deliverer.gets("team", KIND_MESSAGE, &large.encode_to_vec());
         }
         heals(&s.users, "team");
-        hand.settles();
+        deliverer.settles();
         assert!(bob.takes_catch_up());
     }
 
@@ -574,12 +575,12 @@ mod tests {
         let s = scene();
         let [bob] = s.join(["bob"]);
         s.users.slow_group("team");
-        let mut hand = s.group_hand();
+        let mut deliverer = s.group_deliverer();
         let mut large = group_message("m", "carol", "team");
         large.content = "x".repeat(MAX_BYTES + 1);
-        hand.gets("team", KIND_MESSAGE, &large.encode_to_vec());
-        assert!(hand.waiting.contains(&GroupId::new("team").unwrap()));
-        drop(hand);
+        deliverer.gets("team", KIND_MESSAGE, &large.encode_to_vec());
+        assert!(deliverer.waiting.contains(&GroupId::new("team").unwrap()));
+        drop(deliverer);
         assert!(bob.takes_catch_up());
     }
 
@@ -588,21 +589,23 @@ mod tests {
         let s = scene();
         let [mut alice, bob] = s.join(["alice", "bob"]);
         s.users.fail(ErrorCode::ServiceUnavailable);
-        let mut hand = s.group_hand();
+        let mut deliverer = s.group_deliverer();
         for number in 0..MAX_GROUPS {
             let group = format!("g{number}");
             match number {
-                0 => hand.gets_message("m1", &group),
-                _ => hand.waiting.members_changed(&GroupId::new(&group).unwrap()),
+                0 => deliverer.gets_message("m1", &group),
+                _ => deliverer
+                    .waiting
+                    .members_changed(&GroupId::new(&group).unwrap()),
             }
         }
         assert!(alice.is_quiet() && !bob.takes_catch_up());
-        hand.gets_message("m2", "team");
-        hand.flush();
+        deliverer.gets_message("m2", "team");
+        deliverer.flush();
         assert!(bob.takes_catch_up() && alice.takes_catch_up());
         receives(&mut alice, &["m1"]);
         s.users.fail(None);
-        hand.settles();
+        deliverer.settles();
         receives(&mut alice, &["m2"]);
     }
 
@@ -612,18 +615,18 @@ mod tests {
         let s = scene();
         let [mut alice, mut bob, mut carol] = s.join(["alice", "bob", "carol"]);
         s.users.slow_group("team");
-        let mut hand = s.group_hand();
-        hand.gets_message("m1", "team");
-        hand.gets_change("team");
-        hand.gets_message("m2", "team");
-        hand.gets_change("team");
-        hand.gets_message("m3", "team");
+        let mut deliverer = s.group_deliverer();
+        deliverer.gets_message("m1", "team");
+        deliverer.gets_change("team");
+        deliverer.gets_message("m2", "team");
+        deliverer.gets_change("team");
+        deliverer.gets_message("m3", "team");
         s.users.answer();
-        hand.flush();
+        deliverer.flush();
         receives(&mut bob, &["m1"]);
         s.users.set("team", &["alice", "carol"]);
         s.users.answer();
-        hand.settles();
+        deliverer.settles();
         receives(&mut alice, &["m1", "m2", "m3"]);
         receives(&mut carol, &["m2", "m3"]);
         assert!(bob.is_quiet());
@@ -635,13 +638,13 @@ mod tests {
         let s = scene();
         let [mut bob] = s.join(["bob"]);
         s.users.slow_group("team");
-        let mut hand = s.group_hand();
+        let mut deliverer = s.group_deliverer();
         for number in 0..20 {
             let id = format!("m{number}");
-            hand.gets_message(&id, "team");
-            hand.gets_change("team");
+            deliverer.gets_message(&id, "team");
+            deliverer.gets_change("team");
             s.users.answer();
-            hand.flush();
+            deliverer.flush();
             receives(&mut bob, &[&id]);
         }
     }
@@ -651,19 +654,19 @@ mod tests {
         let s = scene();
         let [bob, carol] = s.join(["bob", "carol"]);
         s.users.slow_group("team");
-        let mut hand = s.group_hand();
+        let mut deliverer = s.group_deliverer();
         for _ in 0..=MAX_MESSAGES {
-            hand.gets_message("m", "team");
+            deliverer.gets_message("m", "team");
         }
-        hand.gets_message("m", "team");
-        hand.gets_change("team");
-        hand.gets_message("m", "team");
+        deliverer.gets_message("m", "team");
+        deliverer.gets_change("team");
+        deliverer.gets_message("m", "team");
         s.users.answer();
-        hand.flush();
+        deliverer.flush();
         assert!(bob.takes_catch_up() && !carol.takes_catch_up());
         s.users.set("team", &["carol"]);
         s.users.answer();
-        hand.settles();
+        deliverer.settles();
         assert!(carol.takes_catch_up());
     }
 
@@ -672,32 +675,32 @@ mod tests {
         let s = scene();
         let [mut bob] = s.join(["bob"]);
         s.users.slow_group("team");
-        let mut hand = s.group_hand();
-        hand.gets_message("m1", "team");
+        let mut deliverer = s.group_deliverer();
+        deliverer.gets_message("m1", "team");
         s.users.drop_question();
         let give_up = Instant::now() + PATIENCE;
         while s.users.unanswered() == 0 {
             assert!(Instant::now() < give_up);
-            hand.idles();
+            deliverer.idles();
         }
         s.users.answer();
-        hand.settles();
+        deliverer.settles();
         receives(&mut bob, &["m1"]);
     }
 
     #[test]
-    fn what_waits_when_the_hand_is_dropped_is_left_to_catch_up_own_copies_apart() {
+    fn what_waits_when_the_deliverer_is_dropped_is_left_to_catch_up_own_copies_apart() {
         let s = scene();
         let [mut alice, bob] = s.join(["alice", "bob"]);
         s.users.slow_group("team");
-        let mut hand = s.group_hand();
-        hand.gets_message("m1", "team");
-        drop(hand);
+        let mut deliverer = s.group_deliverer();
+        deliverer.gets_message("m1", "team");
+        drop(deliverer);
         assert!(bob.takes_catch_up() && alice.takes_catch_up());
         receives(&mut alice, &["m1"]);
         // An answer that comes now finds nobody.
         s.users.answer();
-        let mut next = s.group_hand();
+        let mut next = s.group_deliverer();
         next.gets_message("m2", "team");
         s.users.answer();
         next.settles();
@@ -709,23 +712,23 @@ mod tests {
         let s = scene();
         let [mut bob] = s.join(["bob"]);
         s.users.set("other", &["bob"]);
-        let mut hand = s.group_hand();
+        let mut deliverer = s.group_deliverer();
         for group in ["team", "other"] {
-            hand.gets_message(group, group);
-            hand.flush();
+            deliverer.gets_message(group, group);
+            deliverer.flush();
             receives(&mut bob, &[group]);
         }
         s.users.slow_group("team");
-        hand.gets_message("t1", "team");
-        hand.gets_change("team");
-        hand.gets_message("t2", "team");
-        hand.gets_message("o1", "other");
-        hand.gets_message("t3", "team");
-        hand.flush();
+        deliverer.gets_message("t1", "team");
+        deliverer.gets_change("team");
+        deliverer.gets_message("t2", "team");
+        deliverer.gets_message("o1", "other");
+        deliverer.gets_message("t3", "team");
+        deliverer.flush();
         // What came before the change is for those who were known.
         receives(&mut bob, &["t1", "o1"]);
         s.users.answer();
-        hand.settles();
+        deliverer.settles();
         receives(&mut bob, &["t2", "t3"]);
     }
 
@@ -734,17 +737,17 @@ mod tests {
         let s = scene();
         let [mut bob] = s.join(["bob"]);
         s.users.slow_group("team");
-        let mut hand = s.group_hand();
+        let mut deliverer = s.group_deliverer();
         let ids: Vec<_> = (0..MAX_MESSAGES)
             .map(|number| format!("m{number}"))
             .collect();
-        ids.iter().for_each(|id| hand.gets_message(id, "team"));
+        ids.iter().for_each(|id| deliverer.gets_message(id, "team"));
         s.users.answer();
         let reader = std::thread::spawn(move || {
             ids.iter().for_each(|id| receives(&mut bob, &[id]));
             bob
         });
-        hand.settles();
+        deliverer.settles();
         assert!(reader.join().unwrap().close_reason().is_none());
     }
 }

@@ -37,7 +37,7 @@ const WAYS: [Way; 6] = [
 ];
 
 impl Way {
-    fn hand(self, s: &Scene, members: &[&str]) -> Hand {
+    fn deliverer(self, s: &Scene, members: &[&str]) -> Deliverer {
         let others: Vec<_> = (0..OTHERS).map(|number| format!("o{number}")).collect();
         let mut all = members.to_vec();
         if matches!(self, Self::LargeGroup | Self::LargeGroupBefore) {
@@ -45,20 +45,20 @@ impl Way {
         }
         s.users.set("g", &all);
         s.users.set("nobodys", &[]);
-        let mut hand = s.deliver.hand(match self {
+        let mut deliverer = s.deliver.deliverer(match self {
             Self::Presence => Queue::Presence,
             _ => Queue::Group,
         });
         if !matches!(self, Self::Presence | Self::GroupWaited) {
-            publish(&mut hand, "before", "g");
-            publish(&mut hand, "before", "nobodys");
-            hand.flush();
+            publish(&mut deliverer, "before", "g");
+            publish(&mut deliverer, "before", "nobodys");
+            deliverer.flush();
         }
-        hand
+        deliverer
     }
 
-    /// Has the hand take something for `members`.
-    fn take(self, hand: &mut Hand, id: &str, members: &[&str]) {
+    /// Has the deliverer take something for `members`.
+    fn take(self, deliverer: &mut Deliverer, id: &str, members: &[&str]) {
         if self == Self::Presence {
             let event = PresenceEvent {
                 user_id: id.into(),
@@ -66,28 +66,28 @@ impl Way {
                 timestamp: 1,
                 watcher_ids: members.iter().map(|&member| member.into()).collect(),
             };
-            return take(hand, &format!("presence.{id}"), &event.encode_to_vec());
+            return take(deliverer, &format!("presence.{id}"), &event.encode_to_vec());
         }
-        publish(hand, id, "g");
+        publish(deliverer, id, "g");
         if matches!(self, Self::GroupBefore | Self::LargeGroupBefore) {
-            publish(hand, id, "nobodys");
+            publish(deliverer, id, "nobodys");
         }
     }
 }
 
-fn publish(hand: &mut Hand, id: &str, group: &str) {
+fn publish(deliverer: &mut Deliverer, id: &str, group: &str) {
     let body = group_message(id, "carol", group).encode_to_vec();
-    take(hand, &format!("group.{group}"), &body);
+    take(deliverer, &format!("group.{group}"), &body);
 }
 
 /// A bad connection makes no dead letter.
-fn take(hand: &mut Hand, key: &str, body: &[u8]) {
-    let taken = hand.take(&Delivery {
+fn take(deliverer: &mut Deliverer, key: &str, body: &[u8]) {
+    let taken = deliverer.enqueue(&Delivery {
         routing_key: key,
         kind: "",
         body,
     });
-    assert_eq!(taken, Taken::Done, "{key}");
+    assert_eq!(taken, Disposition::Ack, "{key}");
 }
 
 fn is_bad(client: &Client) -> bool {
@@ -100,11 +100,11 @@ fn a_connection_that_panics_ends_and_the_others_get_theirs() {
         for way in WAYS {
             let s = scene();
             let members = ["alice", name, "zoe"];
-            let mut hand = way.hand(&s, &members);
+            let mut deliverer = way.deliverer(&s, &members);
             let [mut alice, bad, mut zoe] = members.map(|user| Client::join(&s.registry, user));
             for id in ["m1", "m2"] {
-                way.take(&mut hand, id, &members);
-                hand.flush();
+                way.take(&mut deliverer, id, &members);
+                deliverer.flush();
                 for client in [&mut alice, &mut zoe] {
                     assert!(client.next().contains(id), "{name}, {way:?}");
                 }
@@ -123,12 +123,12 @@ fn one_device_that_panics_does_not_keep_the_next_users_message() {
     for name in BAD {
         let s = scene();
         let [mut alice, bad] = ["alice", name].map(|user| Client::join(&s.registry, user));
-        let mut hand = s.deliver.hand(Queue::Single);
+        let mut deliverer = s.deliver.deliverer(Queue::Single);
         for to in [name, "alice", name] {
             let body = message("m", "carol", to).encode_to_vec();
-            take(&mut hand, &format!("user.{to}"), &body);
+            take(&mut deliverer, &format!("user.{to}"), &body);
         }
-        hand.flush();
+        deliverer.flush();
         assert!(alice.next().contains(r#""m""#));
         assert!(is_bad(&bad), "{name}");
     }
@@ -139,9 +139,9 @@ fn many_connections_that_panic_leave_nothing_unwritten_for_the_others() {
     let s = scene();
     let names = ["alice", BAD[0], "bob", BAD[1], "zoe"];
     let clients = [0; 4].map(|_| names.map(|user| Client::join(&s.registry, user)));
-    let mut hand = Way::Presence.hand(&s, &names);
-    Way::Presence.take(&mut hand, "m", &names);
-    hand.flush();
+    let mut deliverer = Way::Presence.deliverer(&s, &names);
+    Way::Presence.take(&mut deliverer, "m", &names);
+    deliverer.flush();
     for [alice, first, bob, second, zoe] in clients {
         for mut client in [alice, bob, zoe] {
             assert!(client.next().contains(r#""m""#));
@@ -155,14 +155,15 @@ fn catching_up_a_connection_that_panics_leaves_the_others_their_catch_up() {
     let s = scene();
     let members = ["alice", "panics-at-catch_up", "zoe"];
     let clients = members.map(|user| Client::join(&s.registry, user));
-    let mut hand = s.deliver.hand(Queue::Group);
+    let mut deliverer = s.deliver.deliverer(Queue::Group);
     for list in [&["bob"][..], &members] {
         s.users.set("g", list);
-        publish(&mut hand, "m", "g");
-        hand.flush();
-        hand.deliver
+        publish(&mut deliverer, "m", "g");
+        deliverer.flush();
+        deliverer
+            .deliver
             .groups
-            .outdate(&crate::ids::GroupId::new("g").unwrap());
+            .invalidate(&crate::ids::GroupId::new("g").unwrap());
     }
     assert!(clients[0].takes_catch_up() && clients[2].takes_catch_up());
     assert!(is_bad(&clients[1]));
@@ -170,15 +171,15 @@ fn catching_up_a_connection_that_panics_leaves_the_others_their_catch_up() {
 
 /// A second panic while the first one unwinds would end the process.
 #[test]
-fn a_hand_that_is_dropped_by_a_panic_writes_what_is_enqueued_and_panics_no_more() {
+fn a_deliverer_that_is_dropped_by_a_panic_writes_what_is_enqueued_and_panics_no_more() {
     for name in BAD {
         for way in WAYS {
             let s = scene();
             let members = ["alice", name, "zoe"];
-            let mut hand = way.hand(&s, &members);
+            let mut deliverer = way.deliverer(&s, &members);
             let [mut alice, bad, mut zoe] = members.map(|user| Client::join(&s.registry, user));
             let consumer = thread::spawn(move || {
-                way.take(&mut hand, "m", &members);
+                way.take(&mut deliverer, "m", &members);
                 assert!(members.is_empty(), "as a consumer may panic");
             });
             assert!(consumer.join().is_err());

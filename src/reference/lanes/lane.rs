@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::broker::Publication;
+use crate::backoff::Backoff;
+use crate::reference::publisher::Publication;
 
 /// What a publication takes beside its body. Generous.
 const OVERHEAD: usize = 512;
@@ -21,7 +22,6 @@ pub fn key_of(publication: &Publication) -> Key {
 }
 
 /// What one lane knows of its publications.
-#[derive(Default)]
 pub struct Lane {
     /// The next one first. It stays until it is published.
     pub loaded: VecDeque<Entry>,
@@ -30,8 +30,20 @@ pub struct Lane {
     /// There are rows after `last` that were passed over.
     pub behind: bool,
     pub resting: bool,
-    /// How often the next one was refused.
-    pub failures: u32,
+    /// How long it rests when the next one is refused.
+    pub backoff: Backoff,
+}
+
+impl Lane {
+    pub fn new(backoff: &Backoff) -> Self {
+        Self {
+            loaded: VecDeque::new(),
+            last: 0,
+            behind: false,
+            resting: false,
+            backoff: backoff.clone(),
+        }
+    }
 }
 
 pub struct Entry {

@@ -4,10 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::*;
 
-const BACKOFF: Backoff = Backoff {
-    first: Duration::from_millis(100),
-    longest: Duration::from_secs(2),
-};
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// A small deterministic generator (xorshift).
 struct Random(u64);
@@ -47,7 +44,7 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         Self {
-            lanes: Lanes::new(BACKOFF),
+            lanes: Lanes::new(Backoff::new(Duration::from_millis(200), LONGEST)),
             table: BTreeMap::new(),
             rows_of: HashMap::new(),
             rows: 0,
@@ -210,7 +207,7 @@ fn a_key_that_is_refused_for_hours_costs_nothing_and_holds_up_nobody() {
         rig.round();
         rig.answer_all(|_| Outcome::Published);
         if rig.in_flight.is_empty() && rig.lanes.resting() > 0 {
-            rig.now += BACKOFF.longest;
+            rig.now += LONGEST;
         }
     }
     rig.check_order();
@@ -302,7 +299,7 @@ fn presence_that_is_refused_rests_in_order_within_a_bound() {
     assert!(dropped > 100 && rig.lanes.resting_bytes <= MAX_RESTING_EVENTS);
     // Rows have room all the same.
     assert!(rig.lanes.has_room() && rig.lanes.has_free_slots());
-    rig.now += BACKOFF.longest;
+    rig.now += LONGEST;
     rig.lanes.wake(rig.now);
     for number in dropped..200 {
         let (ticket, event) = rig.lanes.next().unwrap();
@@ -324,7 +321,7 @@ fn a_lane_whose_resting_events_were_all_dropped_ends() {
     assert_eq!(rig.lanes.take_dropped(), 2);
     rig.lanes.add_event(event(MAX_RESTING_EVENTS));
     assert_eq!(rig.lanes.take_dropped(), 2);
-    rig.now += BACKOFF.longest;
+    rig.now += LONGEST;
     rig.round();
     assert!(rig.lanes.lanes.is_empty() && !rig.lanes.is_busy());
     // And one that is too large as it is laid to rest.

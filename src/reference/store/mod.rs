@@ -21,8 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::outbox::{OutboxPage, OutboxQuery};
 use self::thread::{Job, StoreThread};
 use super::error::ReferenceError;
-use super::thread::Worker;
-use crate::threads::Fatal;
+use crate::threads::{Fatal, Worker};
 
 /// Jobs that wait for the store thread. Whoever brings one more waits for room.
 const QUEUE: usize = 1024;
@@ -88,7 +87,7 @@ impl Opened {
     ) -> io::Result<(Store, Worker)> {
         let (sender, jobs) = mpsc::channel(QUEUE);
         let mut thread = StoreThread::new(self.connection, jobs);
-        let worker = Worker::spawn("ref-store", fatal, move || thread.run(&committed))?;
+        let worker = Worker::start("ref-store", fatal, move |_| thread.run(&committed))?;
         Ok((
             Store {
                 jobs: sender,

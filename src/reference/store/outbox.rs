@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Row, params};
 
-use crate::broker::Publication;
+use crate::reference::publisher::Publication;
 
 /// Once an answer holds so much, it holds no further row.
 const MAX_BYTES: usize = 4 << 20;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::outbox::OutboxRow;
 use super::thread::BATCH;
 use super::*;
-use crate::broker::Publication;
+use crate::reference::publisher::Publication;
 
 struct Rig {
     store: Store,
@@ -70,7 +70,7 @@ impl Rig {
     fn stop(self) {
         let Rig { store, worker, .. } = self;
         drop(store);
-        worker.join_by(Instant::now() + Duration::from_secs(10));
+        worker.stop(Instant::now() + Duration::from_secs(10));
     }
 }
 
@@ -266,7 +266,7 @@ fn a_stopped_store_refuses() {
         .build()
         .unwrap();
     runtime.block_on(rig.store.stop());
-    rig.worker.join_by(Instant::now() + Duration::from_secs(10));
+    rig.worker.stop(Instant::now() + Duration::from_secs(10));
     assert_eq!(rig.store.outbox(OutboxQuery::default()), Err(StoreError));
     runtime.block_on(rig.store.stop());
 }

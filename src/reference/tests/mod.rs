@@ -19,9 +19,9 @@ use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use super::backoff::Backoff;
+use super::publisher::{Outcome, Publication, PublishError, Publisher};
 use super::{Reference, ReferenceError};
-use crate::broker::{Outcome, Publication, PublishError, Publisher};
+use crate::backoff::Backoff;
 use crate::config::{Embedded, Token};
 use crate::services::proto::message_service_client::MessageServiceClient;
 use crate::services::proto::presence_service_client::PresenceServiceClient;
@@ -45,7 +45,7 @@ struct Shared {
     changed: Condvar,
 }
 
-type Watch = Box<dyn FnMut(&Publication) + Send>;
+type SupervisorLoop = Box<dyn FnMut(&Publication) + Send>;
 
 #[derive(Default)]
 struct State {
@@ -59,7 +59,7 @@ struct State {
     /// Calls do not return until this is false.
     stuck: bool,
     /// Called with each publication that succeeds.
-    watch: Option<Watch>,
+    watch: Option<SupervisorLoop>,
     outcomes: Vec<(u64, Outcome)>,
     /// Routing keys of publications whose outcome is not told yet.
     in_flight: BTreeSet<String>,
@@ -310,10 +310,7 @@ fn start(
     listen: SocketAddr,
 ) -> Result<Reference, ReferenceError> {
     let first = Duration::from_millis(1);
-    let backoff = Backoff {
-        first,
-        longest: first * 4,
-    };
+    let backoff = Backoff::new(first, first * 4);
     let (fatal, _died) = crossbeam::channel::unbounded();
     Reference::start_with(
         listen,

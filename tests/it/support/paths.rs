@@ -12,6 +12,8 @@ pub struct Source {
     pub paths: BTreeSet<String>,
     /// Names, `::`, and single other characters.
     pub tokens: Vec<String>,
+    /// How many lines have code on them.
+    pub lines: usize,
 }
 
 /// Every `.rs` file under `directory`.
@@ -43,7 +45,9 @@ fn collect(directory: &Path, files: &mut Vec<std::path::PathBuf>) {
 
 impl Source {
     pub fn new(file: &str, text: &str) -> Self {
-        let tokens = without_tests(tokens(text));
+        let (tokens, lines): (Vec<String>, Vec<usize>) =
+            without_tests(tokens(text)).into_iter().unzip();
+        let lines = lines.into_iter().collect::<BTreeSet<_>>().len();
         let mut reader = Reader {
             module: module(file),
             tokens: &tokens,
@@ -58,7 +62,13 @@ impl Source {
             file: file.into(),
             paths,
             tokens,
+            lines,
         }
+    }
+
+    /// `crate::client::session` for `client/session.rs`.
+    pub fn module(&self) -> String {
+        module(&self.file).join("::")
     }
 
     /// Whether it names `path` or something inside it.
@@ -185,15 +195,21 @@ impl Reader<'_> {
     }
 }
 
-/// Names, `::`, and single other characters; no comment, string, character or number is among them.
-fn tokens(text: &str) -> Vec<String> {
+/// Names, `::`, and single other characters, each with its line; no comment, character or number is
+/// among them, and a string is one `"` for each of its lines.
+fn tokens(text: &str) -> Vec<(String, usize)> {
     let chars: Vec<char> = text.chars().collect();
     let at = |place: usize| chars.get(place).copied().unwrap_or('\0');
+    let breaks = |from: usize, to: usize| chars[from..to].iter().filter(|c| **c == '\n').count();
     let mut tokens = Vec::new();
-    let mut place = 0;
+    let (mut place, mut line, mut counted) = (0, 1, 0);
     while place < chars.len() {
         let c = at(place);
         let start = place;
+        line += breaks(counted, start);
+        counted = start;
+        let string =
+            |end: usize| (line..=line + breaks(start, end)).map(|line| ("\"".into(), line));
         if c == '/' && at(place + 1) == '/' {
             while place < chars.len() && at(place) != '\n' {
                 place += 1;
@@ -202,6 +218,7 @@ fn tokens(text: &str) -> Vec<String> {
             place = after(&chars, place + 2, "*/");
         } else if c == '"' {
             place = after_string(&chars, place + 1);
+            tokens.extend(string(place));
         } else if c == '\'' {
             // A character, or a lifetime.
             place = if at(place + 1) == '\\' {
@@ -221,8 +238,9 @@ fn tokens(text: &str) -> Vec<String> {
             if raw {
                 let end = format!("\"{}", "#".repeat(hashes));
                 place = after(&chars, place + hashes + 1, &end);
+                tokens.extend(string(place));
             } else {
-                tokens.push(word);
+                tokens.push((word, line));
             }
         } else {
             place += if c == ':' && at(place + 1) == ':' {
@@ -231,7 +249,7 @@ fn tokens(text: &str) -> Vec<String> {
                 1
             };
             if !c.is_whitespace() {
-                tokens.push(chars[start..place].iter().collect());
+                tokens.push((chars[start..place].iter().collect(), line));
             }
         }
     }
@@ -255,14 +273,14 @@ fn after_string(chars: &[char], mut place: usize) -> usize {
 }
 
 /// Without the items that only tests compile.
-fn without_tests(tokens: Vec<String>) -> Vec<String> {
+fn without_tests(tokens: Vec<(String, usize)>) -> Vec<(String, usize)> {
     const CFG_TEST: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
     let mut kept = Vec::new();
     let mut place = 0;
     while place < tokens.len() {
         if !tokens[place..]
             .iter()
-            .map(String::as_str)
+            .map(|(token, _)| token.as_str())
             .take(CFG_TEST.len())
             .eq(CFG_TEST)
         {
@@ -273,7 +291,7 @@ fn without_tests(tokens: Vec<String>) -> Vec<String> {
         place += CFG_TEST.len();
         let mut depth = 0;
         while place < tokens.len() {
-            let token = tokens[place].as_str();
+            let token = tokens[place].0.as_str();
             place += 1;
             match token {
                 "{" => depth += 1,

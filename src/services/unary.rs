@@ -1,14 +1,18 @@
-//! What comes back over HTTP/2, looked at before it is taken for gRPC. An answer to a call is whole,
-//! or it is none: a proxy's page, or half a message, is no word of the service's.
+//! One unary call over HTTP/2: how it is written, and what comes back, looked at before it is taken
+//! for gRPC. An answer to a call is whole, or it is none: a proxy's page, or half a message, is no
+//! word of the service's.
 
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::convert::Infallible;
+use std::future::{poll_fn, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body_util::{BodyExt, Full};
+use futures_util::stream;
+use http::header::{CONTENT_TYPE, TE};
+use http::{HeaderMap, HeaderValue, Method, Response, Uri, Version};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use prost::Message;
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::transport::Channel;
@@ -20,37 +24,62 @@ use super::failure::{Failure, Why};
 pub(super) const MAX_ANSWER: usize = 16 << 20;
 /// What comes before a message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
-const GRPC: &[u8] = b"application/grpc";
+const GRPC: &str = "application/grpc";
 
-/// A channel whose answers are gRPC, with a message of at most [`MAX_ANSWER`]; all else is a
-/// [`Failure`].
-#[derive(Clone)]
-pub(super) struct Checked(pub Channel);
+/// What is asked of a service.
+pub(super) struct Request {
+    path: &'static str,
+    /// Behind its prefix.
+    message: Bytes,
+    /// Whether it may be processed twice.
+    pub idempotent: bool,
+}
 
-type Checking = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
-
-impl GrpcService<Body> for Checked {
-    type ResponseBody = Body;
-    type Error = Failure;
-    type Future = Checking;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
+impl Request {
+    /// An idempotent one, for the method at `path`.
+    pub fn new(path: &'static str, message: &impl Message) -> Self {
+        let message = message.encode_to_vec();
+        // A client's frame bounds what a call carries, far below 4 GiB.
+        let length = message.len() as u32;
+        let message = [&[0], &length.to_be_bytes()[..], &message].concat();
+        Self {
+            path,
+            message: message.into(),
+            idempotent: true,
+        }
     }
 
-    fn call(&mut self, request: Request<Body>) -> Checking {
-        let mut channel = self.0.clone();
-        Box::pin(async move {
-            let ready = poll_fn(|context| GrpcService::poll_ready(&mut channel, context)).await;
-            ready.map_err(|error| Failure::on_the_way(&error))?;
-            let response = GrpcService::call(&mut channel, request).await;
-            read(response.map_err(|error| Failure::on_the_way(&error))?).await
-        })
+    /// Sends it, with how long the caller waits. The answer is a message of at most
+    /// [`MAX_ANSWER`], without its prefix; all else is a [`Failure`].
+    pub async fn send(
+        &self,
+        mut channel: Channel,
+        timeout: Option<Duration>,
+    ) -> Result<Bytes, Failure> {
+        let mut head = tonic::Request::new(());
+        timeout.inspect(|&timeout| head.set_timeout(timeout));
+        let mut headers = head.into_parts().0.into_headers();
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
+        // As any client of tonic's sends it: no length is announced, and the end is a frame of its
+        // own.
+        let frame = Ok::<_, Infallible>(Frame::data(self.message.clone()));
+        let body = StreamBody::new(stream::once(ready(frame)));
+        let mut request = http::Request::new(Body::new(body));
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = Uri::from_static(self.path);
+        *request.headers_mut() = headers;
+        let on_the_way = |error: tonic::transport::Error| Failure::on_the_way(&error);
+        let ready = poll_fn(|context| GrpcService::poll_ready(&mut channel, context)).await;
+        ready.map_err(on_the_way)?;
+        let response = GrpcService::call(&mut channel, request).await;
+        read(response.map_err(on_the_way)?).await
     }
 }
 
-/// Reads an answer to its end, and gives it back with what a client of tonic's looks at.
-async fn read(response: Response<Body>) -> Result<Response<Body>, Failure> {
+/// Reads an answer to its end, and gives back its message.
+async fn read(response: Response<Body>) -> Result<Bytes, Failure> {
     let (head, mut body) = response.into_parts();
     let no = |what: &str| Failure::not_grpc(head.status, what);
     // A status that is there counts, whatever HTTP says.
@@ -64,30 +93,28 @@ async fn read(response: Response<Body>) -> Result<Response<Body>, Failure> {
         let frame = frame.map_err(|error| Failure::broken_off(&error))?;
         match frame.into_data() {
             Ok(data) => answer.extend_from_slice(&data),
-            Err(frame) => {
-                over |= frame.trailers_ref().map_or(Ok(false), told)?;
-            }
+            Err(frame) => over |= frame.trailers_ref().map_or(Ok(false), told)?,
         }
         match announced(&answer) {
-            None | Some((0, ..=MAX_ANSWER)) => {}
-            Some((0, length)) => {
+            Some((0, length)) if length > MAX_ANSWER => {
                 let text = format!("{length} bytes, and at most {MAX_ANSWER} are taken");
                 return Err(Failure::new(Why::TooLarge, &text));
             }
+            Some((0, length)) if answer.len() > PREFIX + length => {
+                return Err(no("more than a message in its body"));
+            }
+            None | Some((0, _)) => {}
             Some(_) => return Err(no("no message in its body")),
         }
-        if answer.len() > PREFIX + announced(&answer).map_or(0, |(_, length)| length) {
-            return Err(no("more than a message in its body"));
+    }
+    match announced(&answer) {
+        _ if !over => Err(no("without a gRPC status")),
+        Some((_, length)) if answer.len() == PREFIX + length => {
+            Ok(answer.split_off(PREFIX).freeze())
         }
+        None if answer.is_empty() => Err(Failure::unusable("Missing response message.")),
+        _ => Err(no("cut short")),
     }
-    if !over {
-        return Err(no("without a gRPC status"));
-    }
-    let whole = announced(&answer).is_some_and(|(_, length)| answer.len() == PREFIX + length);
-    if !whole && !answer.is_empty() {
-        return Err(no("cut short"));
-    }
-    Ok(Response::new(ok(answer.freeze())))
 }
 
 /// Whether the service says that all went well; an error is what else it says. Neither where it has
@@ -96,25 +123,22 @@ fn told(headers: &HeaderMap) -> Result<bool, Failure> {
     let Some(status) = headers.get(Status::GRPC_STATUS) else {
         return Ok(false);
     };
+    let message = headers.get(Status::GRPC_MESSAGE);
+    let message = message.map_or(&b""[..], HeaderValue::as_bytes);
     match Code::from_bytes(status.as_bytes()) {
         Code::Ok => Ok(true),
-        code => {
-            let message = headers.get(Status::GRPC_MESSAGE);
-            let message = message.map_or(&b""[..], HeaderValue::as_bytes);
-            Err(Failure::told(code, message))
-        }
+        code => Err(Failure::told(code, message)),
     }
 }
 
 /// `application/grpc`, perhaps with `+proto` or a parameter; `application/grpc-web` is another.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    content_type.is_some_and(|content_type| {
-        let (begin, rest) = content_type
-            .split_at_checked(GRPC.len())
-            .unwrap_or_default();
-        begin.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
-    })
+    let (begin, rest) = content_type
+        .and_then(|content_type| content_type.split_at_checked(GRPC.len()))
+        .unwrap_or_default();
+    begin.eq_ignore_ascii_case(GRPC.as_bytes())
+        && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
 /// Whether the message is compressed, which was not asked for, and how long it is to be.
@@ -123,16 +147,10 @@ fn announced(answer: &[u8]) -> Option<(u8, usize)> {
     Some((compressed, u32::from_be_bytes(length) as usize))
 }
 
-/// Nothing else of what the service sent is looked at. tonic in particular panics at details that
-/// are not base64.
-fn ok(answer: Bytes) -> Body {
-    let status = HeaderMap::from_iter([(Status::GRPC_STATUS, HeaderValue::from_static("0"))]);
-    Body::new(Full::new(answer).with_trailers(std::future::ready(Some(Ok(status)))))
-}
-
 #[cfg(test)]
 mod tests {
     use http::{HeaderName, StatusCode};
+    use http_body_util::Full;
 
     use super::*;
 
@@ -232,6 +250,12 @@ mod tests {
         lost(taken(200, HEAD, &MESSAGE[..3], OK), "half a prefix");
         lost(taken(200, HEAD, &[0, 0, 0, 0, 0, 7], OK), "too much");
         lost(taken(503, HEAD, b"", None), "a status of HTTP's");
+    }
+
+    #[test]
+    fn an_answer_without_a_message_is_the_services_own_fault() {
+        let failure = taken(200, HEAD, b"", OK).unwrap_err();
+        assert_eq!((failure.why, failure.code), (Why::Told, Code::Internal));
     }
 
     fn lost(taken: Result<(), Failure>, what: &str) {

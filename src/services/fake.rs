@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::services::proto::*;
-use crate::services::{ErrorCode, Result, ServiceError, Services, Told};
+use super::proto::*;
+use super::{ErrorCode, Result, ServiceError, Services, Told};
 
 /// Answers for one call, in place of what the fake would.
 pub type Answers<Q, A> = Mutex<Option<Box<dyn FnMut(Q) -> Result<A> + Send>>>;
 
 #[derive(Default)]
-pub struct FakeUsers {
+pub struct FakeServices {
     groups: Mutex<HashMap<String, Vec<String>>>,
     failing: Mutex<Option<ErrorCode>>,
     failing_groups: Mutex<HashMap<String, ErrorCode>>,
@@ -34,7 +34,7 @@ pub struct FakeUsers {
     pub meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl FakeUsers {
+impl FakeServices {
     pub fn set(&self, group: &str, members: &[&str]) {
         let members = members.iter().map(|&member| member.into()).collect();
         self.groups.lock().insert(group.into(), members);
@@ -44,6 +44,7 @@ impl FakeUsers {
         *self.failing.lock() = code.into();
     }
 
+    /// How often it was asked for a group, or to renew a lease.
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
@@ -56,7 +57,7 @@ impl FakeUsers {
         };
     }
 
-    /// From now on this group's members are told by [`FakeUsers::answer`] alone.
+    /// From now on this group's members are told by [`FakeServices::answer`] alone.
     pub fn slow_group(&self, group: &str) {
         self.slow.lock().insert(group.into());
     }
@@ -114,7 +115,7 @@ fn unreachable<T>() -> Result<T> {
     ))
 }
 
-impl Services for FakeUsers {
+impl Services for FakeServices {
     fn group_members(&self, request: GetGroupMembersRequest, told: Told<Vec<String>>) {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let group = request.group_id;
@@ -178,6 +179,7 @@ impl Services for FakeUsers {
         self.told('-', requests.into_iter().map(|request| request.user_id))
     }
     fn renew_lease(&self, _: RenewLeaseRequest) -> Result<bool> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
         self.check().map(|()| true)
     }
 }

@@ -1,23 +1,20 @@
 //! The in-process bus of embedded mode: three bounded queues instead of RabbitMQ's, with the same
-//! bindings, the same three consumer threads and the same [`Deliver`].
+//! bindings, the same three consumer threads and the same [`DeliveryContext`].
 //!
 //! What it holds ends with the process. Nothing is lost by that: it is unread in the Message
 //! Service.
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded, select};
-use log::{error, warn};
+use log::warn;
 
-use super::deliver::{Deliver, Hand, Taken};
-use super::{
-    DIRECT_EXCHANGE, Delivery, Outcome, Publication, PublishError, Publisher, Queue, TOPIC_EXCHANGE,
-};
-use crate::threads::{Fatal, supervise};
-use crate::threads::{StopGuard, StopSignal};
+use super::publisher::{Outcome, Publication, PublishError, Publisher};
+use crate::broker::deliver::{Deliverer, DeliveryContext, Disposition};
+use crate::broker::{DIRECT_EXCHANGE, Delivery, Queue, TOPIC_EXCHANGE};
+use crate::threads::{Fatal, StopGuard, StopSignal, Worker};
 
 /// Publications that wait for a consumer, per queue.
 const CAPACITY: usize = 4_096;
@@ -28,21 +25,16 @@ const BATCH: usize = 250;
 pub struct LocalBus {
     queues: [Sender<Publication>; 3],
     ends: [Receiver<Publication>; 3],
-    quit: StopSignal,
-    quitter: StopGuard,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Default for LocalBus {
-    fn default() -> Self {
-        Self::new()
-    }
+    /// Given, it takes no more publications.
+    closed: StopSignal,
+    open: StopGuard,
+    consumers: Vec<Worker>,
 }
 
 impl LocalBus {
     /// Queues that nobody consumes from yet: the services that publish come first.
     pub fn new() -> Self {
-        let (quitter, quit) = StopSignal::pair();
+        let (open, closed) = StopSignal::pair();
         let [
             (single, from_single),
             (group, from_group),
@@ -51,30 +43,27 @@ impl LocalBus {
         Self {
             queues: [single, group, presence],
             ends: [from_single, from_group, from_presence],
-            quit,
-            quitter,
-            threads: Vec::new(),
+            closed,
+            open,
+            consumers: Vec::new(),
         }
     }
 
     /// Starts the consumer threads. `fatal` is told if one of them cannot go on.
-    pub fn start(mut self, deliver: &Arc<Deliver>, fatal: &Fatal) -> io::Result<Self> {
+    pub fn start(mut self, deliver: &Arc<DeliveryContext>, fatal: &Fatal) -> io::Result<Self> {
         for (queue, publications) in Queue::ALL.into_iter().zip(&self.ends) {
-            let (publications, quit) = (publications.clone(), self.quit.clone());
-            let (deliver, fatal) = (Arc::clone(deliver), fatal.clone());
-            let consume = move || {
+            let (publications, closed) = (publications.clone(), self.closed.clone());
+            let deliver = Arc::clone(deliver);
+            let consume = move |_: &StopSignal| {
                 let consumer = Consumer {
                     queue,
-                    publications: publications.clone(),
-                    hand: deliver.hand(queue),
-                    quit: quit.clone(),
+                    publications: &publications,
+                    deliverer: deliver.deliverer(queue),
                 };
-                consumer.run();
+                consumer.run(&closed);
             };
             let name = format!("consume-{}", queue.name());
-            let thread = thread::Builder::new().name(name.clone());
-            let thread = thread.spawn(move || supervise(&name, &fatal, consume))?;
-            self.threads.push(thread);
+            self.consumers.push(Worker::start(&name, fatal, consume)?);
         }
         Ok(self)
     }
@@ -82,18 +71,16 @@ impl LocalBus {
     pub fn publisher(&self) -> LocalPublisher {
         LocalPublisher {
             queues: self.queues.clone(),
-            quit: self.quit.clone(),
+            closed: self.closed.clone(),
             outcomes: Vec::new(),
         }
     }
 
     /// Takes no more publications, delivers those that wait, and joins the threads.
-    pub fn stop(self) {
-        drop(self.quitter);
-        for thread in self.threads {
-            if thread.join().is_err() {
-                error!("Consumer of the in-process bus panicked");
-            }
+    pub fn stop(self, deadline: Instant) {
+        drop(self.open);
+        for consumer in self.consumers {
+            consumer.stop(deadline);
         }
     }
 }
@@ -101,13 +88,13 @@ impl LocalBus {
 /// Publishes on the bus. Published means: in the queue.
 pub struct LocalPublisher {
     queues: [Sender<Publication>; 3],
-    quit: StopSignal,
+    closed: StopSignal,
     outcomes: Vec<(u64, Outcome)>,
 }
 
 impl Publisher for LocalPublisher {
     fn publish(&mut self, ticket: u64, publication: &Publication) -> Result<(), PublishError> {
-        if self.quit.is_given() {
+        if self.closed.is_given() {
             return Err(PublishError("the in-process bus has stopped".into()));
         }
         let outcome = match bound_queue(&publication.exchange, &publication.routing_key) {
@@ -147,38 +134,37 @@ fn bound_queue(exchange: &str, key: &str) -> Option<Queue> {
     }
 }
 
-struct Consumer {
+struct Consumer<'a> {
     queue: Queue,
-    publications: Receiver<Publication>,
-    hand: Hand,
-    quit: StopSignal,
+    publications: &'a Receiver<Publication>,
+    deliverer: Deliverer,
 }
 
-impl Consumer {
-    fn run(mut self) {
+impl Consumer<'_> {
+    fn run(mut self, closed: &StopSignal) {
         loop {
             select! {
                 recv(self.publications) -> first => match first {
-                    Ok(first) => self.batch(first),
+                    Ok(first) => self.batch(&first),
                     Err(_) => return,
                 },
-                recv(self.quit.receiver()) -> _ => break,
-                recv(self.hand.woken()) -> _ => self.hand.flush(),
-                default(self.hand.due_in()) => self.hand.flush(),
+                recv(closed.receiver()) -> _ => break,
+                recv(self.deliverer.woken()) -> _ => self.deliverer.flush(),
+                default(self.deliverer.due_in()) => self.deliverer.flush(),
             }
         }
         while let Ok(first) = self.publications.try_recv() {
-            self.batch(first);
+            self.batch(&first);
         }
     }
 
     /// Enqueues this publication and what waits behind it, and then writes once.
-    fn batch(&mut self, first: Publication) {
-        self.deliver(&first);
-        for next in self.publications.clone().try_iter().take(BATCH - 1) {
+    fn batch(&mut self, first: &Publication) {
+        self.deliver(first);
+        for next in self.publications.try_iter().take(BATCH - 1) {
             self.deliver(&next);
         }
-        self.hand.flush();
+        self.deliverer.flush();
     }
 
     fn deliver(&mut self, publication: &Publication) {
@@ -187,7 +173,7 @@ impl Consumer {
             kind: &publication.kind,
             body: &publication.body,
         };
-        if let Taken::DeadLetter(reason) = self.hand.take(&delivery) {
+        if let Disposition::Reject(reason) = self.deliverer.enqueue(&delivery) {
             warn!("Dead letter: queue={}, reason={reason}", self.queue.name());
         }
     }
@@ -201,10 +187,10 @@ mod tests {
 
     use super::*;
     use crate::broker::KIND_GROUP_MEMBERS_CHANGED;
-    use crate::broker::fake::FakeUsers;
     use crate::client::fixture::Client;
     use crate::registry::Registry;
     use crate::services::ErrorCode;
+    use crate::services::fake::FakeServices;
     use crate::services::proto::Message;
 
     fn publication(id: &str, exchange: &str, key: &str) -> Publication {
@@ -224,14 +210,14 @@ mod tests {
         }
     }
 
-    fn bus() -> (LocalBus, Arc<Registry>, Arc<FakeUsers>) {
+    fn bus() -> (LocalBus, Arc<Registry>, Arc<FakeServices>) {
         let (users, registry) = (
-            Arc::new(FakeUsers::default()),
+            Arc::new(FakeServices::default()),
             Arc::new(Registry::default()),
         );
         users.set("team", &["bob"]);
         let ttl = Duration::from_secs(60);
-        let deliver = Deliver::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
+        let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
         (
             LocalBus::new()
                 .start(&Arc::new(deliver), &crossbeam::channel::unbounded().0)
@@ -280,7 +266,7 @@ mod tests {
         for number in 0..300 {
             assert!(bob.next().contains(&format!(r#""id":"m{number}""#)));
         }
-        bus.stop();
+        bus.stop(Instant::now() + Duration::from_secs(20));
         assert!(publisher.publish(0, &batch[0]).is_err());
     }
 
@@ -299,7 +285,7 @@ mod tests {
         assert!(bob.next().contains("m2"), "the other queues run on");
         users.fail(None);
         assert!(bob.next().contains("m1"));
-        bus.stop();
+        bus.stop(Instant::now() + Duration::from_secs(20));
     }
 
     #[test]
@@ -319,7 +305,7 @@ mod tests {
         assert!(bob.next().contains("m1"), "the answer wakes the consumer");
         users.fail_group("bad", None);
         assert!(bob.next().contains("m2"), "it is asked for again");
-        bus.stop();
+        bus.stop(Instant::now() + Duration::from_secs(20));
     }
 
     #[test]
@@ -330,7 +316,7 @@ mod tests {
             .map(|number| publication(&format!("m{number}"), DIRECT_EXCHANGE, "user.bob"))
             .collect();
         publish(&mut bus.publisher(), &batch);
-        bus.stop();
+        bus.stop(Instant::now() + Duration::from_secs(20));
         for _ in 0..50 {
             assert!(!bob.next().is_empty());
         }

@@ -1,5 +1,9 @@
 //! Threads, each with a name, all joined in the end, by a deadline. A [`Worker`] serves everybody
-//! until it is told to stop; [`Threads`] come and go with the connections that they serve.
+//! until it is told to stop; [`Threads`] come and go with the connections that they serve; [`fan_out`]
+//! does one thing on several, and a [`semaphore`] says how many may do something.
+
+pub mod fan_out;
+pub mod semaphore;
 
 use std::collections::HashMap;
 use std::convert::Infallible;

@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// A number of permits that are taken and given back.
-pub struct Permits {
+/// Permits that are taken and given back.
+pub struct Semaphore {
     free: Mutex<usize>,
     returned: Condvar,
 }
 
 /// Given back when it is dropped, also by a panic.
-pub struct Permit(Arc<Permits>);
+pub struct Permit(Arc<Semaphore>);
 
-impl Permits {
+impl Semaphore {
     pub fn new(permits: usize) -> Arc<Self> {
         Arc::new(Self {
             free: Mutex::new(permits),

@@ -27,7 +27,7 @@ const REMEMBERED: usize = 1_024;
 /// What is to become of a push.
 #[derive(Debug)]
 #[cfg_attr(test, derive(PartialEq))]
-pub enum Passage {
+pub enum GateDecision {
     /// Into the queue.
     Open,
     /// Nothing more is to be done: it is held, has been sent, or is left to a later page.
@@ -44,13 +44,13 @@ pub enum Finish {
     Frames(Vec<Frame>),
     /// Unread messages were let go meanwhile: another page is to bring them.
     Again,
-    /// The hold is over, and what was sent is remembered until [`Hold::settle`]; or another catch-up
+    /// The hold is over, and what was sent is remembered until [`DeliveryGate::settle`]; or another catch-up
     /// is due, and ends it.
     Settled,
 }
 
 /// The gate before one connection's queue.
-pub struct Hold {
+pub struct DeliveryGate {
     /// Whether `state` is [`State::Live`], as it nearly always is: one load instead of a lock.
     live: AtomicBool,
     state: Mutex<State>,
@@ -82,7 +82,7 @@ struct Held {
     sent: Sent,
 }
 
-impl Hold {
+impl DeliveryGate {
     /// Starts out holding, up to the bounds of the queue, until the user's route is bound.
     pub fn new(max_frames: usize, max_bytes: usize) -> Self {
         Self {
@@ -108,52 +108,52 @@ impl Hold {
     }
 
     /// Decides on one push.
-    pub fn pass(&self, push: &Push) -> Passage {
+    pub fn pass(&self, push: &Push) -> GateDecision {
         if self.is_live() {
-            return Passage::Open;
+            return GateDecision::Open;
         }
         match &mut *self.state.lock() {
-            State::Live => Passage::Open,
+            State::Live => GateDecision::Open,
             State::Settling(sent) => match push.message_id() {
-                Some(id) if sent.contains(id) => Passage::Done,
+                Some(id) if sent.contains(id) => GateDecision::Done,
                 Some(id) => {
                     sent.insert(id.clone());
-                    Passage::Open
+                    GateDecision::Open
                 }
-                None => Passage::Open,
+                None => GateDecision::Open,
             },
             State::Holding(held) => self.hold(held, push),
         }
     }
 
-    fn hold(&self, held: &mut Held, push: &Push) -> Passage {
+    fn hold(&self, held: &mut Held, push: &Push) -> GateDecision {
         if push.message_id().is_some_and(|id| held.sent.contains(id)) {
-            return Passage::Done;
+            return GateDecision::Done;
         }
         let bytes = held.bytes + push.frame().len();
         let full = held.pushes.len() >= self.max_frames
             || (bytes > self.max_bytes && !held.pushes.is_empty());
         let half_full = held.pushes.len() * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
         match push.kind() {
-            PushKind::Presence if half_full => return Passage::Done,
+            PushKind::Presence if half_full => return GateDecision::Done,
             // Those behind one that was let go would overtake it.
             PushKind::Unread if full || held.missed => {
                 held.missed = true;
-                return Passage::Done;
+                return GateDecision::Done;
             }
             PushKind::OwnCopy if full && !held.let_go() => {
                 held.add(push);
-                return Passage::Overflow(held.take());
+                return GateDecision::Overflow(held.take());
             }
             _ => {}
         }
         held.add(push);
-        Passage::Done
+        GateDecision::Done
     }
 
     /// There was no room for `push`: holds, and requests a catch-up that brings what is unread.
     /// What is not unread waits here for the end of that, unless it overflows.
-    pub fn fall_back(&self, push: &Push) -> Passage {
+    pub fn fall_back(&self, push: &Push) -> GateDecision {
         let mut state = self.state.lock();
         // It was let through, and so is remembered as sent.
         if let (State::Settling(sent), Some(id)) = (&mut *state, push.message_id()) {
@@ -170,7 +170,7 @@ impl Hold {
         !self.is_live() && matches!(&*self.state.lock(), State::Holding(held) if held.fell_back)
     }
 
-    /// The user's route is not bound, and pushes wait until the catch-up after [`Hold::routed`].
+    /// The user's route is not bound, and pushes wait until the catch-up after [`DeliveryGate::routed`].
     pub fn unrouted(&self) {
         self.hold_for(&mut self.state.lock(), |held| held.unrouted = true);
     }
@@ -250,7 +250,7 @@ impl Hold {
     }
 
     /// Catch-up does not get on: what was let go comes later, behind what is newer, so that
-    /// [`Hold::finish`] ends the hold. Only a route that is not bound is waited for.
+    /// [`DeliveryGate::finish`] ends the hold. Only a route that is not bound is waited for.
     pub fn give_up(&self) {
         if let State::Holding(held) = &mut *self.state.lock() {
             (held.requested, held.missed, held.caught_up) = (false, false, true);
@@ -372,29 +372,29 @@ mod tests {
     }
 
     /// A hold whose first catch-up has started.
-    fn started(max_frames: usize) -> Hold {
-        let hold = Hold::new(max_frames, 1 << 20);
-        hold.routed();
-        assert!(hold.take_request());
-        hold
+    fn started(max_frames: usize) -> DeliveryGate {
+        let gate = DeliveryGate::new(max_frames, 1 << 20);
+        gate.routed();
+        assert!(gate.take_request());
+        gate
     }
 
     /// What was held, and how it stands with the hold then.
-    fn finished(hold: &Hold) -> (Vec<Frame>, &'static str) {
+    fn finished(gate: &DeliveryGate) -> (Vec<Frame>, &'static str) {
         let mut frames = Vec::new();
         loop {
-            match hold.finish() {
+            match gate.finish() {
                 Finish::Frames(more) => frames.extend(more),
                 Finish::Again => return (frames, "again"),
                 Finish::Settled => break,
             }
         }
-        let state = match &*hold.state.lock() {
+        let state = match &*gate.state.lock() {
             State::Holding(_) => "due",
             State::Settling(_) => "settling",
             State::Live => "live",
         };
-        assert_eq!(hold.is_live(), state == "live");
+        assert_eq!(gate.is_live(), state == "live");
         (frames, state)
     }
 
@@ -404,208 +404,208 @@ mod tests {
 
     #[test]
     fn a_message_that_is_in_both_is_sent_once() {
-        let hold = started(8);
+        let gate = started(8);
         // The live push comes first, or second, or after catch-up is through.
-        assert_eq!(hold.pass(&unread("m1")), Passage::Done);
-        assert!(hold.claim("m1"));
-        assert!(hold.claim("m2"));
-        assert_eq!(hold.pass(&unread("m2")), Passage::Done);
-        assert!(hold.claim("m3"));
-        assert_eq!(hold.pass(&unread("m4")), Passage::Done);
-        assert_eq!(finished(&hold), (frames([unread("m4")]), "settling"));
-        assert_eq!(hold.pass(&unread("m3")), Passage::Done);
-        assert_eq!(hold.pass(&unread("m5")), Passage::Open);
+        assert_eq!(gate.pass(&unread("m1")), GateDecision::Done);
+        assert!(gate.claim("m1"));
+        assert!(gate.claim("m2"));
+        assert_eq!(gate.pass(&unread("m2")), GateDecision::Done);
+        assert!(gate.claim("m3"));
+        assert_eq!(gate.pass(&unread("m4")), GateDecision::Done);
+        assert_eq!(finished(&gate), (frames([unread("m4")]), "settling"));
+        assert_eq!(gate.pass(&unread("m3")), GateDecision::Done);
+        assert_eq!(gate.pass(&unread("m5")), GateDecision::Open);
         // Another catch-up brings nothing again that was sent since.
-        hold.request();
-        assert!(hold.take_request());
-        assert!(!hold.claim("m4"));
-        assert!(!hold.claim("m5"));
-        assert_eq!(finished(&hold), (vec![], "settling"));
-        hold.settle();
-        assert_eq!(hold.pass(&unread("m3")), Passage::Open);
+        gate.request();
+        assert!(gate.take_request());
+        assert!(!gate.claim("m4"));
+        assert!(!gate.claim("m5"));
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        gate.settle();
+        assert_eq!(gate.pass(&unread("m3")), GateDecision::Open);
     }
 
     #[test]
     fn a_catch_up_that_started_before_another_was_due_ends_no_hold() {
-        let hold = started(2);
-        assert!(hold.claim("m1"));
+        let gate = started(2);
+        assert!(gate.claim("m1"));
         // Something may have been missed after its page was read.
-        hold.request();
+        gate.request();
         for id in ["m3", "m4", "m5"] {
-            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+            assert_eq!(gate.pass(&unread(id)), GateDecision::Done);
         }
-        assert_eq!(finished(&hold), (vec![], "due"));
-        assert_eq!(hold.pass(&unread("m6")), Passage::Done);
-        assert!(hold.take_request());
-        assert_eq!(hold.finish(), Finish::Again, "m5 and m6 were let go");
+        assert_eq!(finished(&gate), (vec![], "due"));
+        assert_eq!(gate.pass(&unread("m6")), GateDecision::Done);
+        assert!(gate.take_request());
+        assert_eq!(gate.finish(), Finish::Again, "m5 and m6 were let go");
         assert!(
             ["m2", "m3", "m4", "m5", "m6"]
                 .iter()
-                .all(|id| hold.claim(id))
+                .all(|id| gate.claim(id))
         );
-        assert_eq!(finished(&hold), (vec![], "settling"));
-        assert_eq!(hold.pass(&unread("m7")), Passage::Open);
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert_eq!(gate.pass(&unread("m7")), GateDecision::Open);
     }
 
     /// The broker is lost and back, and lost and back again before the writer thread has looked; and
     /// meanwhile a group's list is fetched that names the user as a new member.
     #[test]
     fn while_the_route_is_not_bound_no_catch_up_ends_the_hold() {
-        let hold = started(8);
-        assert_eq!(finished(&hold), (vec![], "live"));
-        hold.unrouted();
-        hold.routed();
-        hold.unrouted();
-        hold.request();
-        assert!(hold.take_request());
-        assert_eq!(hold.pass(&unread("m2")), Passage::Done);
-        assert_eq!(finished(&hold), (vec![], "due"));
-        hold.give_up();
-        assert_eq!(finished(&hold), (vec![], "due"));
-        hold.routed();
-        assert!(hold.take_request());
-        assert!(hold.claim("m1"), "missed while the route was not bound");
-        assert_eq!(finished(&hold), (frames([unread("m2")]), "settling"));
-        assert_eq!(hold.pass(&unread("m3")), Passage::Open);
+        let gate = started(8);
+        assert_eq!(finished(&gate), (vec![], "live"));
+        gate.unrouted();
+        gate.routed();
+        gate.unrouted();
+        gate.request();
+        assert!(gate.take_request());
+        assert_eq!(gate.pass(&unread("m2")), GateDecision::Done);
+        assert_eq!(finished(&gate), (vec![], "due"));
+        gate.give_up();
+        assert_eq!(finished(&gate), (vec![], "due"));
+        gate.routed();
+        assert!(gate.take_request());
+        assert!(gate.claim("m1"), "missed while the route was not bound");
+        assert_eq!(finished(&gate), (frames([unread("m2")]), "settling"));
+        assert_eq!(gate.pass(&unread("m3")), GateDecision::Open);
     }
 
     #[test]
     fn the_newest_that_were_sent_are_remembered_however_many_there_were() {
-        let hold = started(8);
+        let gate = started(8);
         let ids: Vec<String> = (0..3 * REMEMBERED + 1)
             .map(|number| format!("m{number}"))
             .collect();
         for (number, id) in ids.iter().enumerate() {
-            assert!(hold.claim(id));
+            assert!(gate.claim(id));
             let newest = &ids[(number + 1).saturating_sub(REMEMBERED)..=number];
             let first = newest.first().expect("one at least");
-            assert!(!hold.claim(first), "{first} at {number}");
+            assert!(!gate.claim(first), "{first} at {number}");
         }
-        assert!(hold.claim(&ids[0]), "long ago");
+        assert!(gate.claim(&ids[0]), "long ago");
     }
 
     #[test]
     fn where_catch_up_sent_nothing_there_is_nothing_to_remember() {
-        let hold = started(8);
-        assert_eq!(hold.pass(&unread("m1")), Passage::Done);
-        assert_eq!(finished(&hold), (frames([unread("m1")]), "live"));
-        assert!(hold.is_live());
+        let gate = started(8);
+        assert_eq!(gate.pass(&unread("m1")), GateDecision::Done);
+        assert_eq!(finished(&gate), (frames([unread("m1")]), "live"));
+        assert!(gate.is_live());
     }
 
     #[test]
     fn beyond_the_bounds_unread_messages_are_left_to_a_later_page() {
-        let hold = started(4);
+        let gate = started(4);
         for id in ["m1", "m2", "m3", "m4", "m5", "m6"] {
-            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+            assert_eq!(gate.pass(&unread(id)), GateDecision::Done);
         }
-        assert_eq!(hold.finish(), Finish::Again);
+        assert_eq!(gate.finish(), Finish::Again);
         assert!(
             ["m1", "m2", "m3", "m5", "m6"]
                 .iter()
-                .all(|id| hold.claim(id))
+                .all(|id| gate.claim(id))
         );
-        assert_eq!(finished(&hold), (frames([unread("m4")]), "settling"));
+        assert_eq!(finished(&gate), (frames([unread("m4")]), "settling"));
     }
 
     #[test]
     fn what_is_let_go_while_the_held_is_sent_is_neither_forgotten_nor_overtaken() {
-        let hold = started(2);
+        let gate = started(2);
         for id in ["m1", "m2"] {
-            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+            assert_eq!(gate.pass(&unread(id)), GateDecision::Done);
         }
         assert_eq!(
-            hold.finish(),
+            gate.finish(),
             Finish::Frames(frames([unread("m1"), unread("m2")]))
         );
         for id in ["m3", "m4", "m5"] {
-            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+            assert_eq!(gate.pass(&unread(id)), GateDecision::Done);
         }
-        assert_eq!(hold.finish(), Finish::Again, "m5 was let go");
+        assert_eq!(gate.finish(), Finish::Again, "m5 was let go");
         assert_eq!(
-            hold.pass(&unread("m6")),
-            Passage::Done,
+            gate.pass(&unread("m6")),
+            GateDecision::Done,
             "the hold is not over"
         );
-        assert!(["m3", "m4", "m5", "m6"].iter().all(|id| hold.claim(id)));
-        assert_eq!(hold.finish(), Finish::Again, "m6 came after the page");
-        assert_eq!(finished(&hold), (vec![], "settling"));
-        assert_eq!(hold.pass(&unread("m7")), Passage::Open);
+        assert!(["m3", "m4", "m5", "m6"].iter().all(|id| gate.claim(id)));
+        assert_eq!(gate.finish(), Finish::Again, "m6 came after the page");
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert_eq!(gate.pass(&unread("m7")), GateDecision::Open);
     }
 
     #[test]
     fn an_own_copy_takes_the_place_of_an_unread_message() {
-        let hold = started(2);
+        let gate = started(2);
         let (copy, other) = (unread("c1").as_own_copy(), unread("c2").as_own_copy());
-        assert_eq!(hold.pass(&copy), Passage::Done);
-        assert_eq!(hold.pass(&unread("m1")), Passage::Done);
-        assert_eq!(hold.pass(&other), Passage::Done);
-        assert_eq!(hold.finish(), Finish::Again, "m1 was let go");
+        assert_eq!(gate.pass(&copy), GateDecision::Done);
+        assert_eq!(gate.pass(&unread("m1")), GateDecision::Done);
+        assert_eq!(gate.pass(&other), GateDecision::Done);
+        assert_eq!(gate.finish(), Finish::Again, "m1 was let go");
         // No unread message is left to make room: the copies need not wait for catch-up.
         let third = unread("c3").as_own_copy();
         assert_eq!(
-            hold.pass(&unread("c3").as_own_copy()),
-            Passage::Overflow(frames([copy, other, third]))
+            gate.pass(&unread("c3").as_own_copy()),
+            GateDecision::Overflow(frames([copy, other, third]))
         );
-        assert_eq!(finished(&hold), (vec![], "live"));
+        assert_eq!(finished(&gate), (vec![], "live"));
     }
 
     #[test]
     fn whoever_is_behind_falls_back_and_is_let_off_by_a_catch_up() {
-        let hold = started(2);
-        assert_eq!(finished(&hold), (vec![], "live"));
-        assert!(!hold.fell_back());
+        let gate = started(2);
+        assert_eq!(finished(&gate), (vec![], "live"));
+        assert!(!gate.fell_back());
         let copy = unread("c1").as_own_copy();
-        assert_eq!(hold.fall_back(&unread("m1")), Passage::Done);
-        assert_eq!(hold.fall_back(&copy), Passage::Done);
-        assert_eq!(hold.fall_back(&unread("m2")), Passage::Done);
-        assert!(hold.fell_back() && !hold.is_live());
-        assert_eq!(finished(&hold), (vec![], "due"));
-        assert!(hold.take_request());
-        assert!(["m1", "m2"].iter().all(|id| hold.claim(id)));
-        assert_eq!(hold.finish(), Finish::Again, "m2 was let go");
-        assert_eq!(finished(&hold), (frames([copy]), "settling"));
-        assert!(!hold.fell_back());
+        assert_eq!(gate.fall_back(&unread("m1")), GateDecision::Done);
+        assert_eq!(gate.fall_back(&copy), GateDecision::Done);
+        assert_eq!(gate.fall_back(&unread("m2")), GateDecision::Done);
+        assert!(gate.fell_back() && !gate.is_live());
+        assert_eq!(finished(&gate), (vec![], "due"));
+        assert!(gate.take_request());
+        assert!(["m1", "m2"].iter().all(|id| gate.claim(id)));
+        assert_eq!(gate.finish(), Finish::Again, "m2 was let go");
+        assert_eq!(finished(&gate), (frames([copy]), "settling"));
+        assert!(!gate.fell_back());
     }
 
     /// It was let through, and is remembered as sent; but there was no room for it.
     #[test]
     fn what_falls_back_was_not_sent() {
-        let hold = started(2);
-        assert!(hold.claim("m0"));
-        assert_eq!(finished(&hold), (vec![], "settling"));
-        assert_eq!(hold.pass(&unread("m1")), Passage::Open);
-        assert_eq!(hold.fall_back(&unread("m1")), Passage::Done);
-        assert!(hold.take_request());
-        assert!(hold.claim("m1"), "catch-up sends it");
-        assert!(!hold.claim("m0"));
+        let gate = started(2);
+        assert!(gate.claim("m0"));
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert_eq!(gate.pass(&unread("m1")), GateDecision::Open);
+        assert_eq!(gate.fall_back(&unread("m1")), GateDecision::Done);
+        assert!(gate.take_request());
+        assert!(gate.claim("m1"), "catch-up sends it");
+        assert!(!gate.claim("m0"));
     }
 
     #[test]
     fn pushes_go_past_a_catch_up_that_is_not_through_and_come_once() {
-        let hold = started(2);
+        let gate = started(2);
         for id in ["m1", "m2", "m3"] {
-            assert_eq!(hold.pass(&unread(id)), Passage::Done);
+            assert_eq!(gate.pass(&unread(id)), GateDecision::Done);
         }
-        hold.give_up();
+        gate.give_up();
         assert_eq!(
-            hold.finish(),
+            gate.finish(),
             Finish::Frames(frames([unread("m1"), unread("m2")]))
         );
-        assert!(!hold.is_open(), "what was held comes first");
-        hold.give_up();
-        assert_eq!(finished(&hold), (vec![], "settling"));
-        assert_eq!(hold.pass(&unread("m4")), Passage::Open);
-        let late = ["m1", "m2", "m3", "m4"].map(|id| hold.claim(id));
+        assert!(!gate.is_open(), "what was held comes first");
+        gate.give_up();
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert_eq!(gate.pass(&unread("m4")), GateDecision::Open);
+        let late = ["m1", "m2", "m3", "m4"].map(|id| gate.claim(id));
         assert_eq!(late, [false, false, true, false]);
-        assert_eq!(finished(&hold), (vec![], "settling"));
+        assert_eq!(finished(&gate), (vec![], "settling"));
     }
 
     #[test]
     fn presence_is_left_out_once_the_hold_is_half_full() {
-        let hold = started(4);
+        let gate = started(4);
         for _ in 0..5 {
-            assert_eq!(hold.pass(&presence()), Passage::Done);
+            assert_eq!(gate.pass(&presence()), GateDecision::Done);
         }
-        assert_eq!(finished(&hold).0.len(), 2);
+        assert_eq!(finished(&gate).0.len(), 2);
     }
 }

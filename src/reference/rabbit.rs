@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Receiver;
 use log::{info, warn};
 
-use super::amqp::{Alarm, AmqpError, Channel, Confirms, Link, Opener};
-use super::{Endpoint, Outcome, Publication, PublishError, Publisher, topology};
+use super::publisher::{Outcome, Publication, PublishError, Publisher};
+use crate::broker::amqp::{Alarm, AmqpConnection, AmqpError, Channel, Confirms, Opener};
+use crate::broker::{Endpoint, topology};
 use crate::threads::StopSignal;
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
@@ -17,7 +18,7 @@ pub struct AmqpPublisher {
     address: String,
     opener: Opener,
     timeout: Duration,
-    line: Option<Line>,
+    line: Option<PublisherConnection>,
 }
 
 impl AmqpPublisher {
@@ -31,13 +32,13 @@ impl AmqpPublisher {
         }
     }
 
-    fn open(&mut self) -> Result<Line, AmqpError> {
+    fn open(&mut self) -> Result<PublisherConnection, AmqpError> {
         let mut link = self.opener.open(&StopSignal::never())?;
         let alarm = link.alarm()?;
         let channel = topology::declare_shared(&mut link)?;
         let confirms = channel.confirms()?;
         info!("Publisher connected: address={}", self.address);
-        Ok(Line {
+        Ok(PublisherConnection {
             alarm,
             alarmed: false,
             confirms,
@@ -50,7 +51,7 @@ impl AmqpPublisher {
     /// A line that erred is left: another one is opened when it is needed.
     fn on_line<T>(
         &mut self,
-        act: impl FnOnce(&mut Line, Duration) -> Result<T, AmqpError>,
+        act: impl FnOnce(&mut PublisherConnection, Duration) -> Result<T, AmqpError>,
     ) -> Result<T, PublishError> {
         let line = match self.line.take() {
             Some(line) => Ok(line),
@@ -85,7 +86,7 @@ impl Publisher for AmqpPublisher {
 }
 
 /// An open connection.
-struct Line {
+struct PublisherConnection {
     alarm: Alarm,
     /// The alarm that is on has been told of.
     alarmed: bool,
@@ -93,16 +94,22 @@ struct Line {
     /// When the broker last answered, or began to owe an answer.
     heard: Instant,
     /// `None` once it is closed.
-    link: Option<Link>,
+    link: Option<AmqpConnection>,
     channel: Channel,
 }
 
-impl Line {
+impl PublisherConnection {
     fn publish(&mut self, ticket: u64, publication: &Publication) -> Result<(), AmqpError> {
         if self.confirms.is_empty() {
             self.heard = Instant::now();
         }
-        self.channel.publish(publication)?;
+        let Publication {
+            exchange,
+            routing_key,
+            kind,
+            body,
+        } = publication;
+        self.channel.publish(exchange, routing_key, kind, body)?;
         self.confirms.expect(ticket);
         Ok(())
     }
@@ -144,7 +151,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for PublisherConnection {
     /// The link goes before the channel, whose drop would wait for the broker. One that owes
     /// confirms is cut.
     fn drop(&mut self) {

@@ -1,4 +1,6 @@
-//! Publisher confirms: which publications of a channel the broker has answered, and how.
+//! What the reference services need to publish, and nobody else: publishing itself, publisher
+//! confirms (which publications of a channel the broker has answered, and how), and whether the
+//! broker is in alarm.
 //!
 //! amiquip's own `ConfirmSmoother` is not used: an ack with `multiple` overwrites the nacks that
 //! came before it for single publications, which then count as published.
@@ -6,10 +8,47 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use amiquip::{AmqpProperties, Confirm, ConfirmPayload, ConnectionBlockedNotification, Publish};
 use crossbeam::channel::{Receiver, Select, TryRecvError};
 
-use super::{Channel, Confirm, ConfirmPayload, Result, lost, told};
-use crate::broker::Outcome;
+use super::channel::Channel;
+use super::connection::AmqpConnection;
+use super::error::{Context as _, Result, lost};
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in every queue that it is for.
+    Published,
+    /// Some queue that it is for had no room: to be published again after a while.
+    Refused,
+}
+
+/// Whether the broker takes publications.
+pub struct Alarm {
+    news: Receiver<ConnectionBlockedNotification>,
+    active: bool,
+}
+
+impl AmqpConnection {
+    /// Tells, from now on, whether the broker takes no publications (a memory or disk alarm).
+    pub fn alarm(&mut self) -> Result<Alarm> {
+        let news = self.connection.listen_for_connection_blocked();
+        Ok(Alarm {
+            news: news.context("listening for alarms")?,
+            active: false,
+        })
+    }
+}
+
+impl Alarm {
+    pub fn is_active(&mut self) -> bool {
+        for news in self.news.try_iter() {
+            self.active = matches!(news, ConnectionBlockedNotification::Blocked(_));
+        }
+        self.active
+    }
+}
 
 /// The broker's answers to what is published on one channel; a `T` says what that was.
 pub struct Confirms<T> {
@@ -22,17 +61,23 @@ impl Channel {
     /// to be [expected](Confirms::expect).
     pub fn confirms<T>(&self) -> Result<Confirms<T>> {
         let what = "asking for confirms";
-        let answers = self
-            .0
-            .listen_for_publisher_confirms()
-            .map_err(|e| told(e, what))?;
-        self.0
-            .enable_publisher_confirms()
-            .map_err(|e| told(e, what))?;
+        let answers = self.0.listen_for_publisher_confirms().context(what)?;
+        self.0.enable_publisher_confirms().context(what)?;
         Ok(Confirms {
             answers,
             unconfirmed: Unconfirmed::default(),
         })
+    }
+
+    /// Publishes a persistent message without waiting; `kind` is its AMQP `type` property.
+    pub fn publish(&self, exchange: &str, key: &str, kind: &str, body: &[u8]) -> Result<()> {
+        const PERSISTENT: u8 = 2;
+        let properties = AmqpProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_type_(kind.to_owned());
+        let message = Publish::with_properties(body, key, properties);
+        let sent = self.0.basic_publish(exchange, message);
+        sent.context(format_args!("publishing to exchange {exchange}"))
     }
 }
 

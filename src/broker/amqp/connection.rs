@@ -1,0 +1,398 @@
+//! One connection: looks the host up, connects and logs in, within [`OPEN_TIMEOUT`] together, and
+//! takes leave. Each may hang for as long as the broker or the system likes, and so runs on a thread
+//! of its own.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning, Error};
+use crossbeam::channel::select;
+
+use super::channel::Channel;
+use super::error::{AmqpError, Context as _, Result, bad_login, lost, told};
+use super::socket::{AbortHandle, CutOnDrop, Socket, Stage};
+use crate::broker::Endpoint;
+use crate::threads::StopSignal;
+
+/// For resolving, connecting and the AMQP handshake together.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
+/// What RabbitMQ offers unless it is told otherwise. amiquip makes room for a whole frame at once.
+const FRAME_MAX: u32 = 128 << 10;
+
+/// One connection to the broker.
+pub struct AmqpConnection {
+    /// Goes first: dropping a connection that is not cut would wait for the broker.
+    abort_handle: CutOnDrop,
+    pub(super) connection: Connection,
+}
+
+impl AmqpConnection {
+    pub fn channel(&mut self) -> Result<Channel> {
+        let channel = self.connection.open_channel(None);
+        channel.map(Channel).context("opening a channel")
+    }
+
+    /// What ends the link at once, from any thread.
+    pub fn abort_handle(&self) -> Arc<AbortHandle> {
+        Arc::clone(&self.abort_handle.0)
+    }
+
+    /// Takes leave of the broker within `wait`, or else cuts the link. An error is the reason why
+    /// the connection had ended before, if it had: amiquip tells it nowhere else.
+    pub fn close(self, wait: Duration) -> Result<()> {
+        let Self {
+            abort_handle,
+            connection,
+        } = self;
+        let close = move || connection.close().context("connection");
+        let closing = Call::start("amqp-close", abort_handle, close)?;
+        if closing.ended.within(wait) {
+            return closing.join().map(drop);
+        }
+        closing.cut();
+        Err(lost("no answer from the broker to close"))
+    }
+}
+
+/// Opens connections to one broker, one after the other.
+///
+/// The system's resolver knows no deadline, and a look-up cannot be ended. An attempt that takes too
+/// long with it goes on, and the next call waits for that instead of beginning another: so there is
+/// one such thread at most, and it is joined, unless the system still owes the answer when the
+/// process ends.
+pub struct Opener {
+    broker: Arc<Broker>,
+    looking_up: Option<Call<Connection>>,
+}
+
+impl Opener {
+    /// `name` says who we are: under it the broker's management shows the connections.
+    /// `heartbeat`: whole seconds.
+    pub fn new(endpoint: Endpoint, name: String, heartbeat: Duration) -> Self {
+        Self {
+            broker: Arc::new(Broker {
+                endpoint,
+                name,
+                heartbeat,
+                look_up,
+            }),
+            looking_up: None,
+        }
+    }
+
+    /// Ends within [`OPEN_TIMEOUT`], and at once when told to quit.
+    pub fn open(&mut self, quit: &StopSignal) -> Result<AmqpConnection> {
+        self.open_within(OPEN_TIMEOUT, quit)
+    }
+
+    fn open_within(&mut self, wait: Duration, quit: &StopSignal) -> Result<AmqpConnection> {
+        let attempt = match self.looking_up.take() {
+            Some(attempt) => attempt,
+            None => self.begin()?,
+        };
+        let given_up = select! {
+            recv(attempt.ended.receiver()) -> _ => {
+                let (abort_handle, connection) = attempt.join()?;
+                return Ok(AmqpConnection { abort_handle, connection });
+            }
+            recv(quit.receiver()) -> _ => lost("told to stop"),
+            default(wait) => match attempt.abort_handle.0.stage() {
+                Stage::LookingUp => lost("the host's name was not resolved in time"),
+                // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
+                Stage::LoggingIn => bad_login(),
+                _ => lost("no answer from the broker within 3 s"),
+            }
+        };
+        if attempt.abort_handle.0.stage() == Stage::LookingUp {
+            self.looking_up = Some(attempt);
+        } else {
+            attempt.cut();
+        }
+        Err(given_up)
+    }
+
+    fn begin(&self) -> Result<Call<Connection>> {
+        let abort_handle = CutOnDrop::default();
+        let (broker, for_call) = (Arc::clone(&self.broker), Arc::clone(&abort_handle.0));
+        Call::start("amqp-open", abort_handle, move || broker.open(&for_call))
+    }
+}
+
+type Addresses = io::Result<Vec<SocketAddr>>;
+
+fn look_up(address: &str) -> Addresses {
+    Ok(address.to_socket_addrs()?.collect())
+}
+
+/// Whom to connect to, and as whom.
+struct Broker {
+    endpoint: Endpoint,
+    name: String,
+    heartbeat: Duration,
+    look_up: fn(&str) -> Addresses,
+}
+
+impl Broker {
+    fn open(&self, abort_handle: &Arc<AbortHandle>) -> Result<Connection> {
+        let addresses = (self.look_up)(&self.endpoint.address())
+            .map_err(|error| AmqpError::Lost(format!("resolving: {error}")))?;
+        self.open_at_first(&addresses, abort_handle)
+    }
+
+    /// Connects to the first address where somebody listens.
+    fn open_at_first(
+        &self,
+        addresses: &[SocketAddr],
+        abort_handle: &Arc<AbortHandle>,
+    ) -> Result<Connection> {
+        let mut last = lost("the host's name has no address");
+        for address in addresses {
+            match self.open_at(address, abort_handle) {
+                Err(error) if abort_handle.stage() < Stage::Connected => last = error,
+                outcome => return outcome,
+            }
+        }
+        Err(last)
+    }
+
+    fn open_at(&self, address: &SocketAddr, abort_handle: &Arc<AbortHandle>) -> Result<Connection> {
+        let socket = Socket::connect(address, abort_handle)
+            .map_err(|error| AmqpError::Lost(format!("connecting: {error}")))?;
+        let login = Auth::Plain {
+            username: self.endpoint.user.clone(),
+            password: self.endpoint.password.clone(),
+        };
+        let options = ConnectionOptions::default()
+            .auth(login)
+            .virtual_host(&self.endpoint.vhost)
+            .heartbeat(u16::try_from(self.heartbeat.as_secs()).unwrap_or(u16::MAX))
+            .frame_max(FRAME_MAX)
+            .connection_timeout(Some(OPEN_TIMEOUT))
+            .information(Some(self.name.clone()));
+        // At its high-water mark amiquip would block whoever publishes, for as long as the broker
+        // reads nothing. What may wait here is bounded by the callers: acks, a burst of binds, or
+        // a window of publications, which are confirmed before more follow.
+        let tuning = ConnectionTuning::default().buffered_writes_high_water(usize::MAX);
+        Connection::insecure_open_stream(socket, options, tuning).map_err(|error| match error {
+            // A connection that nobody accepts fails with its first write.
+            Error::IoErrorReadingSocket { source } | Error::IoErrorWritingSocket { source }
+                if source.kind() == io::ErrorKind::ConnectionRefused =>
+            {
+                AmqpError::NotListening(source.to_string())
+            }
+            error => told(error, "opening the connection"),
+        })
+    }
+}
+
+/// A call that may hang. Dropped, it is cut, and nobody waits for its end.
+struct Call<T> {
+    abort_handle: CutOnDrop,
+    /// Given when it has ended.
+    ended: StopSignal,
+    thread: JoinHandle<Result<T>>,
+}
+
+impl<T: Send + 'static> Call<T> {
+    /// `abort_handle` ends what `call` waits for.
+    fn start(
+        name: &str,
+        abort_handle: CutOnDrop,
+        call: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<Self> {
+        let (at_end, ended) = StopSignal::pair();
+        let thread = Builder::new().name(name.into()).spawn(move || {
+            let _at_end = at_end;
+            call()
+        });
+        Ok(Self {
+            abort_handle,
+            ended,
+            thread: thread.map_err(|error| AmqpError::Lost(format!("no thread: {error}")))?,
+        })
+    }
+
+    /// Waits for its end.
+    fn join(self) -> Result<(CutOnDrop, T)> {
+        let panicked = |_| Err(lost("a call to the broker panicked"));
+        let value = self.thread.join().unwrap_or_else(panicked)?;
+        Ok((self.abort_handle, value))
+    }
+
+    /// Cuts it, and waits for its end.
+    fn cut(self) {
+        self.abort_handle.0.abort();
+        // What it came to is too late.
+        drop(self.thread.join());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Condvar, Mutex};
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const IMPATIENCE: Duration = Duration::from_millis(20);
+
+    fn opener(at: SocketAddr) -> Opener {
+        let endpoint = Endpoint::parse(&format!("amqp://{at}")).unwrap();
+        Opener::new(endpoint, "test".into(), Duration::from_secs(1))
+    }
+
+    /// Someone who listens and never says a word.
+    fn silent() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        (listener, at)
+    }
+
+    /// As `silent`, and its queue is full: the system answers no further connection.
+    fn deaf() -> (TcpListener, Vec<TcpStream>, SocketAddr) {
+        let (listener, at) = silent();
+        rustix::net::listen(&listener, 0).unwrap();
+        let connect = |_| TcpStream::connect_timeout(&at, Duration::from_millis(100)).ok();
+        let waiting = (0..8).map_while(connect).collect();
+        (listener, waiting, at)
+    }
+
+    fn unheard() -> SocketAddr {
+        silent().1
+    }
+
+    /// `open` joins its thread, so that its end is the thread's.
+    #[test]
+    fn an_attempt_ends_in_time_whoever_does_not_answer() {
+        let (_silent, silent) = silent();
+        let (_deaf, _waiting, deaf) = deaf();
+        thread::scope(|scope| {
+            for at in [silent, deaf] {
+                scope.spawn(move || {
+                    let began = Instant::now();
+                    let error = opener(at).open(&StopSignal::never()).err().unwrap();
+                    assert!(matches!(error, AmqpError::Lost(_)), "{error}");
+                    assert!(began.elapsed() < OPEN_TIMEOUT + Duration::from_secs(2));
+
+                    let (quitter, quit) = StopSignal::pair();
+                    let began = Instant::now();
+                    scope.spawn(move || {
+                        thread::sleep(Duration::from_millis(50));
+                        drop(quitter);
+                    });
+                    assert!(opener(at).open(&quit).is_err());
+                    assert!(began.elapsed() < OPEN_TIMEOUT / 2);
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn where_nobody_listens_is_told_at_once() {
+        let error = opener(unheard()).open(&StopSignal::never()).err().unwrap();
+        assert!(matches!(error, AmqpError::NotListening(_)), "{error}");
+    }
+
+    #[test]
+    fn the_first_address_where_somebody_listens_is_taken() {
+        let (listener, at) = silent();
+        let (broker, abort_handle) = (opener(at).broker, Arc::<AbortHandle>::default());
+        let for_opener = Arc::clone(&abort_handle);
+        let addresses = [unheard(), at, unheard()];
+        let opener = thread::spawn(move || broker.open_at_first(&addresses, &for_opener));
+        let accepted = listener.accept().unwrap();
+        abort_handle.abort();
+        let error = opener.join().unwrap().err().unwrap();
+        assert!(matches!(error, AmqpError::Lost(_)), "{error}");
+        drop(accepted);
+    }
+
+    #[test]
+    fn what_is_no_broker_is_told() {
+        let (listener, at) = silent();
+        let answer = thread::spawn(move || {
+            use std::io::Write;
+            let mut peer = listener.accept().unwrap().0;
+            peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+            peer
+        });
+        let error = opener(at).open(&StopSignal::never()).err().unwrap();
+        assert!(error.to_string().contains("no AMQP frame"), "{error}");
+        drop(answer.join());
+    }
+
+    fn opener_that(look_up: fn(&str) -> Addresses) -> Opener {
+        let mut opener = opener(unheard());
+        Arc::get_mut(&mut opener.broker).unwrap().look_up = look_up;
+        opener
+    }
+
+    #[test]
+    fn addresses_are_found_and_what_is_none_is_an_error() {
+        assert_eq!(
+            look_up("127.0.0.1:5").unwrap(),
+            ["127.0.0.1:5".parse().unwrap()]
+        );
+        assert_eq!(look_up("[::1]:5").unwrap(), ["[::1]:5".parse().unwrap()]);
+        assert!(
+            look_up("localhost:5")
+                .unwrap()
+                .iter()
+                .all(|at| at.ip().is_loopback())
+        );
+        assert!(look_up("no-host.invalid:5").is_err());
+        let nothing = opener_that(|_| Ok(Vec::new())).open(&StopSignal::never());
+        assert!(nothing.err().unwrap().to_string().contains("no address"));
+    }
+
+    #[test]
+    fn a_look_up_that_takes_long_is_waited_for_again_and_not_repeated() {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        static GATE: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+        let mut opener = opener_that(|_| {
+            CALLS.fetch_add(1, Ordering::SeqCst);
+            let shut = GATE.0.lock().unwrap();
+            drop(GATE.1.wait_while(shut, |open| !*open).unwrap());
+            Ok(vec![unheard()])
+        });
+        let (quitter, quit) = StopSignal::pair();
+        for _ in 0..3 {
+            let late = opener.open_within(IMPATIENCE, &quit).err().unwrap();
+            assert!(late.to_string().contains("in time"), "{late}");
+        }
+        drop(quitter);
+        let told = opener.open_within(PATIENCE, &quit).err().unwrap();
+        assert!(told.to_string().contains("stop"), "{told}");
+        *GATE.0.lock().unwrap() = true;
+        GATE.1.notify_all();
+        let found = opener.open_within(PATIENCE, &StopSignal::never());
+        assert!(matches!(found, Err(AmqpError::NotListening(_))));
+        assert_eq!(CALLS.load(Ordering::SeqCst), 1);
+        assert!(opener.looking_up.is_none(), "it is joined");
+    }
+
+    #[test]
+    fn an_attempt_that_nobody_waits_for_ends_after_its_look_up() {
+        static GATE: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+        let mut opener = opener_that(|_| {
+            let shut = GATE.0.lock().unwrap();
+            drop(GATE.1.wait_while(shut, |open| !*open).unwrap());
+            Ok(vec![unheard()])
+        });
+        let late = opener.open_within(IMPATIENCE, &StopSignal::never());
+        assert!(late.is_err());
+        let attempt = opener.looking_up.take().unwrap();
+        attempt.abort_handle.0.abort();
+        *GATE.0.lock().unwrap() = true;
+        GATE.1.notify_all();
+        let error = attempt.join().err().unwrap();
+        assert!(error.to_string().contains("too late"), "{error}");
+    }
+}
