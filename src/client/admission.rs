@@ -54,6 +54,8 @@ struct Table {
 struct Address {
     connections: usize,
     handshakes: usize,
+    /// Those of its handshakes whose head is awaited.
+    silent: usize,
     /// For their handshake, without a thread: the one who has waited longest comes first.
     waiting: VecDeque<Admission>,
 }
@@ -194,11 +196,11 @@ impl Table {
     fn change<T>(&mut self, address: IpAddr, change: impl FnOnce(&mut Address) -> T) -> T {
         let at = self.addresses.entry(address).or_default();
         let line = |at: &Address| Some((at.handshakes, at.waiting.front()?.since, address));
-        if let Some(before) = line(at) {
-            self.lines.remove(&before);
+        let (before, changed, after) = (line(at), change(at), line(at));
+        if before != after {
+            before.inspect(|line| _ = self.lines.remove(line));
+            self.lines.extend(after);
         }
-        let changed = change(at);
-        self.lines.extend(line(at));
         if at.connections + at.handshakes + at.waiting.len() == 0 {
             self.addresses.remove(&address);
         }
@@ -222,6 +224,7 @@ impl Table {
     fn begin(&mut self, address: IpAddr, now: Instant) -> Option<Admission> {
         let mut admission = self.change(address, |at| {
             at.handshakes += 1;
+            at.silent += 1;
             at.waiting.pop_front()
         })?;
         let handshake = Handshake {
@@ -236,8 +239,19 @@ impl Table {
         Some(admission)
     }
 
+    /// Its head is not awaited any longer. False if it had to give way.
+    fn end_silence(&mut self, number: u64) -> bool {
+        let Some(handshake) = self.handshakes.get_mut(&number) else {
+            return false;
+        };
+        let (address, ended) = (handshake.address, handshake.silent_since.take());
+        self.change(address, |at| at.silent -= usize::from(ended.is_some()));
+        true
+    }
+
     /// Nothing, if it had to give way.
     fn end_handshake(&mut self, number: u64) {
+        self.end_silence(number);
         if let Some(ended) = self.handshakes.remove(&number) {
             self.change(ended.address, |at| at.handshakes -= 1);
         }
@@ -261,22 +275,15 @@ impl Table {
     /// Who gives way to one whose address has `own` of the `places`: of those that have been silent
     /// for long enough, the first of the address that has most of them.
     fn most_silent(&self, places: usize, own: usize, now: Instant) -> Option<(u64, Socket)> {
+        let held = |it: &Handshake| self.addresses.get(&it.address).map_or(0, |at| at.silent);
         let for_long = self.silent().filter(|(_, since, _)| now >= *since + GRACE);
-        let for_long = for_long.count();
-        if for_long == 0 {
-            return None;
-        }
-        let crowd = for_long * 2 > places;
-        let mut silent_at: HashMap<IpAddr, usize> = HashMap::new();
-        for (_, _, handshake) in self.silent() {
-            *silent_at.entry(handshake.address).or_default() += 1;
-        }
+        let crowd = for_long.count() * 2 > places;
         let long_enough = self.silent().filter(|(_, since, handshake)| {
-            let hurry = crowd && silent_at[&handshake.address] > own;
+            let hurry = crowd && held(handshake) > own;
             now >= *since + if hurry { GRACE } else { PLACE_TIMEOUT }
         });
         let (number, _, handshake) =
-            long_enough.max_by_key(|(number, _, it)| (silent_at[&it.address], Reverse(*number)))?;
+            long_enough.max_by_key(|(number, _, it)| (held(it), Reverse(*number)))?;
         Some((number, Arc::clone(&handshake.socket)))
     }
 }
@@ -294,12 +301,12 @@ impl Admission {
 
     /// The head has come, or will not. An error is for a client that had to give way meanwhile.
     pub fn head_is_over(&self) -> http::Result<()> {
-        let mut table = self.limits.table.lock();
-        let handshakes = &mut table.handshakes;
-        let own = self.handshake.and_then(|it| handshakes.get_mut(&it));
-        let own = own.map(|handshake| handshake.silent_since = None);
+        let own = self.handshake;
+        if own.is_some_and(|own| self.limits.table.lock().end_silence(own)) {
+            return Ok(());
+        }
         let message = "Others wait, and the request head did not come at once";
-        own.ok_or_else(|| HttpResponse::timed_out(message))
+        Err(HttpResponse::timed_out(message))
     }
 
     /// The head is read and the token validated: the next one may begin.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, never};
 use log::{error, warn};
 use parking_lot::{Condvar, Mutex};
 
@@ -62,7 +62,7 @@ impl StopSignal {
     }
 
     pub fn is_given(&self) -> bool {
-        self.within(Duration::ZERO)
+        matches!(self.0.try_recv(), Err(TryRecvError::Disconnected))
     }
 
     /// For `select!`: becomes ready, with an error, once the signal is given.
