@@ -1,10 +1,12 @@
 //! What comes back from a service's address and is no answer of the service's: proxies' pages, half
 //! answers, statuses of a megabyte, refusals. Over sockets, with HTTP/2 frame by frame.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
+use parking_lot::RwLockReadGuard;
 use prost::Message as _;
 use serde_json::Value;
 use tonic::{Code, Status};
@@ -17,10 +19,26 @@ use ws_gateway::services::{ErrorCode, Services};
 
 use crate::support::backend::Backend;
 use crate::support::http2::*;
-use crate::support::{DEADLINE, wait_until};
+use crate::support::{DEADLINE, GATEWAY_THREADS, wait_until};
+
+/// The services, called by a thread of this process.
+struct Here {
+    grpc: Arc<Grpc>,
+    /// Goes last: by then the thread has ended.
+    _here: RwLockReadGuard<'static, ()>,
+}
+
+impl Deref for Here {
+    type Target = Grpc;
+
+    fn deref(&self) -> &Grpc {
+        &self.grpc
+    }
+}
 
 /// All three services at these addresses. The first call goes to the first.
-fn at(urls: &[String]) -> Grpc {
+fn at(urls: &[String]) -> Here {
+    let _here = GATEWAY_THREADS.read_recursive();
     let addresses = Addresses(urls.to_vec());
     let config = config::Services {
         user: addresses.clone(),
@@ -29,7 +47,8 @@ fn at(urls: &[String]) -> Grpc {
         timeout: DEADLINE,
         ..config::Services::default()
     };
-    Grpc::start(&config).expect("it starts")
+    let grpc = Arc::new(Grpc::start(&config).expect("it starts"));
+    Here { grpc, _here }
 }
 
 fn token(services: &Grpc) -> ws_gateway::services::Result<ValidateTokenResponse> {
@@ -222,9 +241,9 @@ fn a_service_is_not_ready_as_long_as_a_page_comes_for_an_answer() {
     for status in ["200", "401", "404", "500", "503"] {
         let proxy = Http2::start(move |call| call.page(status, "text/html"));
         let readiness = Readiness::default();
-        let services = Arc::new(at(&[proxy.url()]));
+        let services = at(&[proxy.url()]);
         let (fatal, _died) = crossbeam::channel::unbounded();
-        let probe = Probe::start(services, &readiness, &fatal).expect("a thread");
+        let probe = Probe::start(services.grpc.clone(), &readiness, &fatal).expect("a thread");
         let report = || serde_json::to_value(readiness.check()).expect("a report");
         wait_until("the proxy's page is seen", || {
             let reason = report()["checks"]["message_service"]["reason"].clone();

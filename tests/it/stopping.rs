@@ -11,7 +11,7 @@ use crate::chat;
 use crate::support::broker::Broker;
 use crate::support::raw::Raw;
 use crate::support::settings::token_of;
-use crate::support::{Client, Cluster, Settings, wait_until, watchdog};
+use crate::support::{Client, Cluster, GATEWAY_THREADS, Settings, wait_until, watchdog};
 
 /// How the names of a gateway's threads begin.
 const THREADS: [&str; 13] = [
@@ -19,7 +19,7 @@ const THREADS: [&str; 13] = [
     "probe", "grpc", "ref", "amqp",
 ];
 
-/// The threads of this process that are a gateway's: no other test here has one in it.
+/// The threads of this process that are a gateway's.
 fn threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").expect("/proc");
     let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
@@ -63,6 +63,7 @@ fn come_and_go(settings: &Settings) {
 /// One after the other, since the names are the same.
 #[test]
 fn a_gateway_that_has_stopped_leaves_no_thread() {
+    let _alone = GATEWAY_THREADS.write();
     assert!(threads().is_empty(), "{:?}", threads());
     come_and_go(&chat::settings());
     assert!(threads().is_empty(), "embedded: {:?}", threads());

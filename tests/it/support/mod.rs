@@ -25,8 +25,14 @@ pub mod wait;
 pub mod watchdog;
 pub mod wire;
 
+use parking_lot::RwLock;
+
 pub use client::{Client, Event};
 pub use cluster::Cluster;
 pub use gateway::{Gateway, Services};
 pub use settings::Settings;
 pub use wait::{DEADLINE, wait_until};
+
+/// Held for reading by whoever has threads in this process that are named like a gateway's, and for
+/// writing by whoever looks for such threads.
+pub static GATEWAY_THREADS: RwLock<()> = RwLock::new(());
