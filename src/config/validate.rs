@@ -37,10 +37,9 @@ pub fn check(key: impl Into<String>, checked: Checked) -> Result<(), Invalid> {
 /// to whoever can reach it: the tokens must not be ones that everybody knows, whatever address the
 /// configuration names by now.
 pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config, Invalid> {
-    let id = &mut config.gateway.id;
-    if id.is_empty() {
+    if config.gateway.id.is_empty() {
         let host = rustix::system::uname();
-        *id = host.nodename().to_string_lossy().into_owned();
+        config.gateway.id = host.nodename().to_string_lossy().into_owned();
     }
     check_rules(&config)?;
     tokens_and_groups(&config.embedded)?;
@@ -87,14 +86,13 @@ fn tokens_and_groups(embedded: &Embedded) -> Result<(), Invalid> {
 /// Whether the reference services' tokens may be in force behind this address: the shipped ones,
 /// which let anybody in, on this machine alone.
 pub fn may_listen(config: &Config, addr: SocketAddr) -> Result<(), String> {
-    let tokens = &config.embedded.tokens;
-    let samples = Embedded::default().tokens;
-    let has_sample = samples.keys().any(|token| tokens.contains_key(token));
-    ensure(
-        // An IPv4 address that is written as IPv6 is the IPv4 one.
-        !has_sample || addr.ip().to_canonical().is_loopback(),
-        "only a loopback address while embedded.tokens holds sample tokens, which everybody knows",
-    )
+    let mut samples = Embedded::default().tokens.into_keys();
+    let has_sample = samples.any(|token| config.embedded.tokens.contains_key(&token));
+    // An IPv4 address that is written as IPv6 is the IPv4 one.
+    let is_local = addr.ip().to_canonical().is_loopback();
+    let reason =
+        "only a loopback address while embedded.tokens holds sample tokens, which everybody knows";
+    ensure(!has_sample || is_local, reason)
 }
 
 /// Of parts that are not built yet: better an error than a setting without effect.

@@ -15,8 +15,6 @@ mod tests {
 mod unary;
 mod upstream;
 
-use std::fmt;
-
 pub use crate::error::ErrorCode;
 pub use upstream::{InvalidAddress, Upstream};
 
@@ -63,7 +61,8 @@ pub type Result<T> = std::result::Result<T, ServiceError>;
 pub type Told<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
 /// A call that did not succeed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}{}", in_brackets(.cause))]
 pub struct ServiceError {
     pub code: ErrorCode,
     /// For the client.
@@ -106,13 +105,10 @@ impl ServiceError {
     }
 }
 
-impl fmt::Display for ServiceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.cause.as_str() {
-            "" => write!(f, "{}: {}", self.code, self.message),
-            cause => write!(f, "{}: {} ({cause})", self.code, self.message),
-        }
+/// The cause behind the message, as it is logged.
+fn in_brackets(cause: &str) -> String {
+    match cause {
+        "" => String::new(),
+        _ => format!(" ({cause})"),
     }
 }
-
-impl std::error::Error for ServiceError {}

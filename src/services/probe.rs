@@ -19,15 +19,6 @@ const INTERVAL_WHILE_AWAY: Duration = Duration::from_secs(1);
 /// The thread that asks. It ends when this is stopped or dropped.
 pub struct Probe(Worker);
 
-type Ask = fn(&dyn Services) -> Result<()>;
-
-/// One service: its name, how to ask, and what it said last.
-struct Target {
-    name: &'static str,
-    ask: Ask,
-    state: Arc<Mutex<std::result::Result<(), String>>>,
-}
-
 impl Probe {
     /// Adds the checks to `readiness` and asks from now on. `fatal` is told if that cannot go on.
     pub fn start(
@@ -35,15 +26,15 @@ impl Probe {
         readiness: &Readiness,
         fatal: &Fatal,
     ) -> io::Result<Self> {
-        let user = Target::new("user_service", readiness, |services| {
+        let user = target("user_service", readiness, |services| {
             let asked = services.validate_token(ValidateTokenRequest::default());
             asked.map(drop)
         });
-        let message = Target::new("message_service", readiness, |services| {
+        let message = target("message_service", readiness, |services| {
             services.ack_messages(AckMessagesRequest::default())
         });
         let worker = Worker::start("probe", fatal, move |stop| {
-            while !stop.within(user.ask(&*services).min(message.ask(&*services))) {}
+            while !stop.within(user(&*services).min(message(&*services))) {}
         });
         worker.map(Self)
     }
@@ -59,22 +50,23 @@ impl Probe {
     }
 }
 
-impl Target {
-    fn new(name: &'static str, readiness: &Readiness, ask: Ask) -> Self {
-        let state = Arc::new(Mutex::new(Err("not asked yet".to_owned())));
-        let shown = Arc::clone(&state);
-        readiness.add(name, true, move || shown.lock().clone());
-        Self { name, ask, state }
-    }
-
-    /// Asks; any answer shows that the service is in reach. Answers when to ask again.
-    fn ask(&self, services: &dyn Services) -> Duration {
-        let state = match (self.ask)(services) {
+/// Adds a check of one service. What is answered asks it, for any answer shows that it is in reach,
+/// and says when to ask again.
+fn target(
+    name: &'static str,
+    readiness: &Readiness,
+    ask: fn(&dyn Services) -> Result<()>,
+) -> impl Fn(&dyn Services) -> Duration + use<> {
+    let last = Arc::new(Mutex::new(Err("not asked yet".to_owned())));
+    let shown = Arc::clone(&last);
+    readiness.add(name, true, move || shown.lock().clone());
+    move |services| {
+        let state = match ask(services) {
             Err(error) if error.is_out_of_reach() => Err(error.to_string()),
             _ => Ok(()),
         };
-        let before = std::mem::replace(&mut *self.state.lock(), state.clone());
-        let (name, is_new) = (self.name, state != before);
+        let before = std::mem::replace(&mut *last.lock(), state.clone());
+        let is_new = state != before;
         match &state {
             Err(reason) if is_new => warn!("Service out of reach: service={name}, error={reason}"),
             Ok(()) if is_new => info!("Service in reach: service={name}"),
