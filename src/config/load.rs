@@ -53,7 +53,7 @@ pub fn parse(
         let key = error.path().to_string();
         refused(&key, &secrets::reason(&key, first_line(error.inner())))
     })?;
-    validate::validate(config, bound).map_err(|invalid| refused(&invalid.key, &invalid.reason))
+    validate::validate(config, bound).map_err(|(key, reason)| refused(&key, &reason))
 }
 
 /// `origin` is the file or the variable that holds the value.

@@ -13,12 +13,9 @@ use crate::ids::is_id;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A key whose value cannot be used.
-pub struct Invalid {
-    /// As far as the value is concerned alone: `embedded.groups.team`.
-    pub key: String,
-    pub reason: String,
-}
+/// A key whose value cannot be used, as far as the value is concerned alone
+/// (`embedded.groups.team`), and the reason.
+pub type Invalid = (String, String);
 
 /// What a rule says to a value; an error is the reason against it.
 type Checked = Result<(), String>;
@@ -29,8 +26,7 @@ fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
 
 /// Names the key that was checked.
 pub fn check(key: impl Into<String>, checked: Checked) -> Result<(), Invalid> {
-    let key = key.into();
-    checked.map_err(|reason| Invalid { key, reason })
+    checked.map_err(|reason| (key.into(), reason))
 }
 
 /// Checks every value, and puts the host's name where `gateway.id` is empty. What is `bound` is left

@@ -139,8 +139,7 @@ impl Failure {
             "" => ServiceError::new(code, self.text.as_str()),
             words => ServiceError::new(code, format!("The {service}{words}")),
         };
-        error.too_large = self.why == Why::TooLarge;
-        error.out_of_reach |= !matches!(self.why, Why::Told | Why::TooLarge);
+        error.why = self.why;
         if error.message != self.text {
             error.cause = self.text;
         }

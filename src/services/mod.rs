@@ -15,6 +15,8 @@ mod tests {
 mod unary;
 mod upstream;
 
+use failure::Why;
+
 pub use crate::error::ErrorCode;
 pub use upstream::{InvalidAddress, Upstream};
 
@@ -69,19 +71,16 @@ pub struct ServiceError {
     pub message: String,
     /// For the log alone: what lies behind it, empty where the message says it all.
     pub cause: String,
-    out_of_reach: bool,
-    too_large: bool,
+    why: Why,
 }
 
 impl ServiceError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let unanswered = [ErrorCode::ServiceUnavailable, ErrorCode::DeadlineExceeded];
         Self {
             code,
             message: message.into(),
             cause: String::new(),
-            out_of_reach: unanswered.contains(&code),
-            too_large: false,
+            why: Why::Told,
         }
     }
 
@@ -89,19 +88,20 @@ impl ServiceError {
     #[cfg(test)]
     pub fn too_large(message: impl Into<String>) -> Self {
         Self {
-            too_large: true,
+            why: Why::TooLarge,
             ..Self::new(ErrorCode::Internal, message)
         }
     }
 
     /// Nobody answered: the call may succeed later, and another call tells nothing new.
     pub fn is_out_of_reach(&self) -> bool {
-        self.out_of_reach
+        let unanswered = [ErrorCode::ServiceUnavailable, ErrorCode::DeadlineExceeded];
+        unanswered.contains(&self.code) || !matches!(self.why, Why::Told | Why::TooLarge)
     }
 
     /// The answer would be too large: asking for less may help, asking again does not.
     pub fn is_too_large(&self) -> bool {
-        self.too_large
+        self.why == Why::TooLarge
     }
 }
 

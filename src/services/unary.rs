@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http::header::{CONTENT_TYPE, TE};
-use http::{HeaderMap, HeaderValue, Method, Response, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Uri, Version};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use prost::Message;
@@ -119,22 +119,23 @@ fn told(headers: &HeaderMap) -> Result<bool, Failure> {
     let Some(status) = headers.get(Status::GRPC_STATUS) else {
         return Ok(false);
     };
-    let message = headers.get(Status::GRPC_MESSAGE);
-    let message = message.map_or(&b""[..], HeaderValue::as_bytes);
     match Code::from_bytes(status.as_bytes()) {
         Code::Ok => Ok(true),
-        code => Err(Failure::told(code, message)),
+        code => Err(Failure::told(code, value(headers, &Status::GRPC_MESSAGE))),
     }
 }
 
 /// `application/grpc`, perhaps with `+proto` or a parameter; `application/grpc-web` is another.
 fn is_grpc(headers: &HeaderMap) -> bool {
-    let value = headers
-        .get(CONTENT_TYPE)
-        .map_or(&b""[..], HeaderValue::as_bytes);
-    let (begin, rest) = value.split_at_checked(GRPC.len()).unwrap_or_default();
+    let written = value(headers, &CONTENT_TYPE);
+    let (begin, rest) = written.split_at_checked(GRPC.len()).unwrap_or_default();
     begin.eq_ignore_ascii_case(GRPC.as_bytes())
         && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+}
+
+/// Of a header; empty where it is not there.
+fn value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> &'a [u8] {
+    headers.get(name).map_or(&[], HeaderValue::as_bytes)
 }
 
 /// Whether the message is compressed, which was not asked for, and where it is to end.
@@ -145,7 +146,7 @@ fn announced(answer: &[u8]) -> Option<(u8, usize)> {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderName, StatusCode};
+    use http::StatusCode;
     use http_body_util::Full;
 
     use super::*;
