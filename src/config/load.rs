@@ -37,9 +37,8 @@ pub fn parse(
     variables: impl IntoIterator<Item = (String, String)>,
     bound: Option<SocketAddr>,
 ) -> Result<Config, ConfigError> {
-    let mut table: Table = text
-        .parse()
-        .map_err(|error| syntax_error(file, text, &error))?;
+    let parsed = text.parse::<Table>();
+    let mut table = parsed.map_err(|error| syntax_error(file, text, &error))?;
     let overrides = override_keys(&mut table, variables)?;
     let refused = |key: &str, reason: &str| {
         // A table that does not exist is the variable's fault, too.
