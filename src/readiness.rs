@@ -1,6 +1,9 @@
 //! Whether this gateway can do its work, and if not, why: the answer to `GET /readyz`.
 
-use parking_lot::RwLock;
+use std::mem;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -58,6 +61,28 @@ impl Report {
     pub fn to_json(&self) -> String {
         // Strings, booleans and maps with string keys: serialising them does not fail.
         serde_json::to_string(self).unwrap_or_default() + "\n"
+    }
+}
+
+/// What the last of several tries came to: what a check says, and when it is worth a log line. An
+/// error is what is wrong.
+#[derive(Debug, Clone)]
+pub struct LastOutcome(Arc<Mutex<Result<(), String>>>);
+
+impl LastOutcome {
+    /// Before the first try.
+    pub fn new(outcome: Result<(), String>) -> Self {
+        Self(Arc::new(Mutex::new(outcome)))
+    }
+
+    /// Remembers an outcome. Answers whether it differs from the one before.
+    pub fn record(&self, outcome: &Result<(), String>) -> bool {
+        let before = mem::replace(&mut *self.0.lock(), outcome.clone());
+        before != *outcome
+    }
+
+    pub fn get(&self) -> Result<(), String> {
+        self.0.lock().clone()
     }
 }
 

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use parking_lot::Mutex;
 
 use super::proto::{AckMessagesRequest, ValidateTokenRequest};
 use super::{Result, Services};
-use crate::readiness::Readiness;
+use crate::readiness::{LastOutcome, Readiness};
 use crate::threads::{Fatal, Worker};
 
 /// How often a service is asked, and how often while one is out of reach.
@@ -57,22 +56,21 @@ fn target(
     readiness: &Readiness,
     ask: fn(&dyn Services) -> Result<()>,
 ) -> impl Fn(&dyn Services) -> Duration + use<> {
-    let last = Arc::new(Mutex::new(Err("not asked yet".to_owned())));
-    let shown = Arc::clone(&last);
-    readiness.add(name, true, move || shown.lock().clone());
+    let last = LastOutcome::new(Err("not asked yet".into()));
+    let shown = last.clone();
+    readiness.add(name, true, move || shown.get());
     move |services| {
-        let state = match ask(services) {
+        let outcome = match ask(services) {
             Err(error) if error.is_out_of_reach() => Err(error.to_string()),
             _ => Ok(()),
         };
-        let before = std::mem::replace(&mut *last.lock(), state.clone());
-        let is_new = state != before;
-        match &state {
-            Err(reason) if is_new => warn!("Service out of reach: service={name}, error={reason}"),
-            Ok(()) if is_new => info!("Service in reach: service={name}"),
-            _ => {}
+        if last.record(&outcome) {
+            match &outcome {
+                Err(reason) => warn!("Service out of reach: service={name}, error={reason}"),
+                Ok(()) => info!("Service in reach: service={name}"),
+            }
         }
-        state.map_or(INTERVAL_WHILE_AWAY, |()| INTERVAL)
+        outcome.map_or(INTERVAL_WHILE_AWAY, |()| INTERVAL)
     }
 }
 
