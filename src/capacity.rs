@@ -11,7 +11,7 @@ use log::warn;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::client::refuser;
-use crate::config::{self, Config};
+use crate::config::Config;
 
 /// Descriptors of everything that is no connection, each part at its most. The services have more,
 /// by the number of their addresses.
@@ -56,14 +56,10 @@ struct Capacity {
 
 /// Lowers `limits.max_connections` to what the system grants, and says so.
 pub fn lower(config: &mut Config) {
-    let config::Services {
-        user,
-        message,
-        presence,
-        ..
-    } = &config.services;
-    let addresses = [user, message, presence].map(|addresses| addresses.0.len());
-    let Capacity { connections, bound } = measure(addresses.iter().sum());
+    let services = &config.services;
+    let addresses = [&services.user, &services.message, &services.presence];
+    let addresses = addresses.iter().map(|addresses| addresses.0.len()).sum();
+    let Capacity { connections, bound } = measure(addresses);
     let wanted = config.limits.max_connections;
     if wanted > connections {
         config.limits.max_connections = connections;
@@ -78,7 +74,6 @@ fn measure(service_addresses: usize) -> Capacity {
     let descriptors = descriptors().saturating_sub(spare_descriptors);
     let mappings = |most: usize| most.saturating_sub(SPARE_MAPPINGS) / MAPPINGS_PER_CONNECTION;
     let threads = |most: usize| most.saturating_sub(SPARE_THREADS) / THREADS_PER_CONNECTION;
-    let processes = limit(Resource::Nproc);
     let cgroup = setting("/sys/fs/cgroup/pids.max");
     let bounds = [
         ("RLIMIT_NOFILE", descriptors),
@@ -86,16 +81,12 @@ fn measure(service_addresses: usize) -> Capacity {
         ("kernel.pid_max", threads(sysctl("kernel/pid_max"))),
         ("kernel.threads-max", threads(sysctl("kernel/threads-max"))),
         ("the cgroup's pids.max", threads(cgroup)),
-        ("RLIMIT_NPROC", threads(processes)),
+        ("RLIMIT_NPROC", threads(limit(Resource::Nproc))),
     ];
-    let least = bounds
-        .into_iter()
-        .min_by_key(|(_, connections)| *connections);
+    let least = bounds.into_iter().min_by_key(|bound| bound.1);
     let (bound, connections) = least.expect("there are six");
-    Capacity {
-        connections: connections.max(1),
-        bound,
-    }
+    let connections = connections.max(1);
+    Capacity { connections, bound }
 }
 
 fn descriptors() -> usize {

@@ -97,7 +97,9 @@ fn failure(error: impl ToString) -> (c_int, String) {
 }
 
 fn run(arguments: Arguments) -> Outcome {
-    let file = config_file(arguments.config);
+    // The file that was asked for, or the default one if it is there.
+    let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|file| file.exists());
+    let file = arguments.config.or_else(default);
     let config = config::load(file.as_deref(), None).map_err(usage)?;
     match arguments.command {
         None => run_gateway(config, file.as_deref()),
@@ -109,11 +111,6 @@ fn run(arguments: Arguments) -> Outcome {
         #[cfg(feature = "reference")]
         Some(Command::Services(arguments)) => run_services(config, arguments, file.as_deref()),
     }
-}
-
-/// The file that was asked for, or the default one if it is there.
-fn config_file(asked: Option<PathBuf>) -> Option<PathBuf> {
-    asked.or_else(|| Some(PathBuf::from(DEFAULT_CONFIG)).filter(|file| file.exists()))
 }
 
 fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {

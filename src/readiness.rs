@@ -1,6 +1,9 @@
 //! Whether this gateway can do its work, and if not, why: the answer to `GET /readyz`.
 
-use parking_lot::RwLock;
+use std::mem;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -9,14 +12,8 @@ type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// The checks of a gateway. Parts add theirs when they are built.
 #[derive(Default)]
 pub struct Readiness {
-    checks: RwLock<Vec<Check>>,
-}
-
-struct Check {
-    name: &'static str,
-    /// Whether the gateway is not ready while this check fails.
-    decisive: bool,
-    probe: Probe,
+    /// A check's name, whether the gateway is not ready while it fails, and how to ask it.
+    checks: RwLock<Vec<(&'static str, bool, Probe)>>,
 }
 
 /// What the checks say at one moment.
@@ -27,37 +24,32 @@ pub struct Report {
 }
 
 impl Readiness {
-    /// Adds a check. `probe` answers at once, and says in its error what is wrong.
+    /// Adds a check; the gateway is not ready while a `decisive` one fails. `probe` answers at once,
+    /// and says in its error what is wrong.
     pub fn add(
         &self,
         name: &'static str,
         decisive: bool,
         probe: impl Fn() -> Result<(), String> + Send + Sync + 'static,
     ) {
-        self.checks.write().push(Check {
-            name,
-            decisive,
-            probe: Box::new(probe),
-        });
+        let probe: Probe = Box::new(probe);
+        self.checks.write().push((name, decisive, probe));
     }
 
     /// Asks every check.
     pub fn check(&self) -> Report {
-        let mut report = Report {
-            ready: true,
-            checks: Map::new(),
-        };
-        for check in self.checks.read().iter() {
-            let state = match (check.probe)() {
+        let (mut ready, mut checks) = (true, Map::new());
+        for (name, decisive, probe) in self.checks.read().iter() {
+            let state = match probe() {
                 Ok(()) => json!({ "ok": true }),
                 Err(reason) => {
-                    report.ready &= !check.decisive;
+                    ready &= !decisive;
                     json!({ "ok": false, "reason": reason })
                 }
             };
-            report.checks.insert(check.name.into(), state);
+            checks.insert((*name).into(), state);
         }
-        report
+        Report { ready, checks }
     }
 }
 
@@ -69,6 +61,28 @@ impl Report {
     pub fn to_json(&self) -> String {
         // Strings, booleans and maps with string keys: serialising them does not fail.
         serde_json::to_string(self).unwrap_or_default() + "\n"
+    }
+}
+
+/// What the last of several tries came to: what a check says, and when it is worth a log line. An
+/// error is what is wrong.
+#[derive(Debug, Clone)]
+pub struct LastOutcome(Arc<Mutex<Result<(), String>>>);
+
+impl LastOutcome {
+    /// Before the first try.
+    pub fn new(outcome: Result<(), String>) -> Self {
+        Self(Arc::new(Mutex::new(outcome)))
+    }
+
+    /// Remembers an outcome. Answers whether it differs from the one before.
+    pub fn record(&self, outcome: &Result<(), String>) -> bool {
+        let before = mem::replace(&mut *self.0.lock(), outcome.clone());
+        before != *outcome
+    }
+
+    pub fn get(&self) -> Result<(), String> {
+        self.0.lock().clone()
     }
 }
 

@@ -42,10 +42,8 @@ impl Endpoint {
         let path = url.path().strip_prefix('/').unwrap_or_default();
         ensure(!path.contains('/'), "a / in the vhost is written %2f")?;
         let vhost = decode(path, "/")?;
-        ensure(
-            vhost.len() <= MAX_VHOST,
-            "the vhost is longer than 255 bytes",
-        )?;
+        let fits = vhost.len() <= MAX_VHOST;
+        ensure(fits, "the vhost is longer than 255 bytes")?;
         let user = decode(url.username(), "guest")?;
         let password = decode(url.password().unwrap_or("guest"), "")?;
         let has_nul = user.contains('\0') || password.contains('\0');

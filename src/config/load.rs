@@ -37,27 +37,28 @@ pub fn parse(
     variables: impl IntoIterator<Item = (String, String)>,
     bound: Option<SocketAddr>,
 ) -> Result<Config, ConfigError> {
-    let mut table: Table = text
-        .parse()
-        .map_err(|error| syntax_error(file, text, &error))?;
+    let parsed = text.parse::<Table>();
+    let mut table = parsed.map_err(|error| syntax_error(file, text, &error))?;
     let overrides = override_keys(&mut table, variables)?;
     let refused = |key: &str, reason: &str| {
         // A table that does not exist is the variable's fault, too.
         let covers = |path: &str| key == path || is_within(path, key) || is_within(key, path);
         let found = overrides.iter().find(|(path, _)| covers(path));
-        let origin = found.map_or(file.to_owned(), |(_, variable)| secrets::variable(variable));
-        key_error(&origin, key, reason)
+        let origin = found.map_or(file, |(_, variable)| variable);
+        key_error(origin, key, reason)
     };
 
     let config: Config = serde_path_to_error::deserialize(table).map_err(|error| {
         let key = error.path().to_string();
         refused(&key, &secrets::reason(&key, first_line(error.inner())))
     })?;
-    validate::validate(config, bound).map_err(|invalid| refused(&invalid.key, &invalid.reason))
+    validate::validate(config, bound).map_err(|(key, reason)| refused(&key, &reason))
 }
 
+/// `origin` is the file or the variable that holds the value.
 fn key_error(origin: &str, key: &str, reason: &str) -> ConfigError {
-    ConfigError(format!("{origin}: {}: {reason}", secrets::key(key)))
+    let (origin, key) = (secrets::variable(origin), secrets::key(key));
+    ConfigError(format!("{origin}: {key}: {reason}"))
 }
 
 /// The line is not shown: it may hold a secret.
@@ -92,7 +93,6 @@ fn override_keys(
             inner.as_table_mut()
         });
         let Some(holder) = holder else {
-            let variable = secrets::variable(&variable);
             return Err(key_error(&variable, &key, "what holds it is not a table"));
         };
         holder.insert((*last).into(), value_of(text, default));

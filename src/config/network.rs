@@ -41,19 +41,16 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let no_network = || {
+        let (address, digits) = text.split_once('/').unzip();
+        let is_number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit());
+        let is_prefix = digits.is_none_or(|digits| !digits.is_empty() && is_number(digits));
+        let address = address.unwrap_or(text).parse::<IpAddr>().ok();
+        let address = address.filter(|_| is_prefix).ok_or_else(|| {
             format!("`{text}` is no address such as 10.0.0.1, and no network such as 10.0.0.0/8")
-        };
-        let (address, digits) = text.split_once('/').unwrap_or((text, ""));
-        let address: IpAddr = address.parse().map_err(|_| no_network())?;
+        })?;
         let before = if address.is_ipv4() { MAPPED } else { 0 };
         let longest = 128 - before;
-        let prefix = match digits {
-            "" if !text.contains('/') => longest,
-            "" => return Err(no_network()),
-            _ if !digits.bytes().all(|b| b.is_ascii_digit()) => return Err(no_network()),
-            _ => digits.parse().unwrap_or(u8::MAX),
-        };
+        let prefix = digits.map_or(longest, |digits| digits.parse().unwrap_or(u8::MAX));
         let written = Ipv6Net::new(as_ipv6(address), prefix.saturating_add(before))
             .map_err(|_| format!("`{text}`: the prefix is {longest} bits at most"))?;
         let network = Self(written.trunc());

@@ -13,12 +13,9 @@ use crate::ids::is_id;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A key whose value cannot be used.
-pub struct Invalid {
-    /// As far as the value is concerned alone: `embedded.groups.team`.
-    pub key: String,
-    pub reason: String,
-}
+/// A key whose value cannot be used, as far as the value is concerned alone
+/// (`embedded.groups.team`), and the reason.
+pub type Invalid = (String, String);
 
 /// What a rule says to a value; an error is the reason against it.
 type Checked = Result<(), String>;
@@ -29,18 +26,16 @@ fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
 
 /// Names the key that was checked.
 pub fn check(key: impl Into<String>, checked: Checked) -> Result<(), Invalid> {
-    let key = key.into();
-    checked.map_err(|reason| Invalid { key, reason })
+    checked.map_err(|reason| (key.into(), reason))
 }
 
 /// Checks every value, and puts the host's name where `gateway.id` is empty. What is `bound` is left
 /// to whoever can reach it: the tokens must not be ones that everybody knows, whatever address the
 /// configuration names by now.
 pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config, Invalid> {
-    let id = &mut config.gateway.id;
-    if id.is_empty() {
+    if config.gateway.id.is_empty() {
         let host = rustix::system::uname();
-        *id = host.nodename().to_string_lossy().into_owned();
+        config.gateway.id = host.nodename().to_string_lossy().into_owned();
     }
     check_rules(&config)?;
     tokens_and_groups(&config.embedded)?;
@@ -87,14 +82,13 @@ fn tokens_and_groups(embedded: &Embedded) -> Result<(), Invalid> {
 /// Whether the reference services' tokens may be in force behind this address: the shipped ones,
 /// which let anybody in, on this machine alone.
 pub fn may_listen(config: &Config, addr: SocketAddr) -> Result<(), String> {
-    let tokens = &config.embedded.tokens;
-    let samples = Embedded::default().tokens;
-    let has_sample = samples.keys().any(|token| tokens.contains_key(token));
-    ensure(
-        // An IPv4 address that is written as IPv6 is the IPv4 one.
-        !has_sample || addr.ip().to_canonical().is_loopback(),
-        "only a loopback address while embedded.tokens holds sample tokens, which everybody knows",
-    )
+    let mut samples = Embedded::default().tokens.into_keys();
+    let has_sample = samples.any(|token| config.embedded.tokens.contains_key(&token));
+    // An IPv4 address that is written as IPv6 is the IPv4 one.
+    let is_local = addr.ip().to_canonical().is_loopback();
+    let reason =
+        "only a loopback address while embedded.tokens holds sample tokens, which everybody knows";
+    ensure(!has_sample || is_local, reason)
 }
 
 /// Of parts that are not built yet: better an error than a setting without effect.

@@ -110,11 +110,6 @@ impl Failure {
         Self::new(why, &root(error))
     }
 
-    /// What went wrong once an answer had begun: the server looked at the call.
-    pub fn broken_off(error: &(dyn Error + 'static)) -> Self {
-        Self::new(Why::Lost, &root(error))
-    }
-
     /// What the address is good for, after this. Whatever else it tells, one that speaks for the
     /// service is well; one that is late may have much to do.
     pub fn health(&self) -> Health {
@@ -144,8 +139,7 @@ impl Failure {
             "" => ServiceError::new(code, self.text.as_str()),
             words => ServiceError::new(code, format!("The {service}{words}")),
         };
-        error.too_large = self.why == Why::TooLarge;
-        error.out_of_reach |= !matches!(self.why, Why::Told | Why::TooLarge);
+        error.why = self.why;
         if error.message != self.text {
             error.cause = self.text;
         }
@@ -173,7 +167,7 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 }
 
 /// The last error of the chain: "connection refused", not "transport error".
-fn root(error: &(dyn Error + 'static)) -> String {
+pub(super) fn root(error: &(dyn Error + 'static)) -> String {
     chain(error).last().unwrap_or(error).to_string()
 }
 

@@ -6,10 +6,12 @@
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
+use parking_lot::RwLock;
 use prost::Message;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
@@ -65,10 +67,17 @@ impl Grpc {
         let (calls, handed_over) = mpsc::unbounded_channel();
         runtime.spawn(carry(handed_over));
         let upstream = |name, ping, addresses: &config::Addresses| {
-            let (runtime, calls) = (runtime.handle().clone(), calls.clone());
-            let upstream = Upstream::new(name, ping, config.timeout, runtime, calls);
+            let upstream = Arc::new(Upstream {
+                name,
+                ping,
+                timeout: config.timeout,
+                runtime: runtime.handle().clone(),
+                calls: calls.clone(),
+                addresses: RwLock::default(),
+                turn: AtomicUsize::default(),
+            });
             upstream.set_addresses(&addresses.0)?;
-            Ok::<_, InvalidAddress>(Arc::new(upstream))
+            Ok::<_, InvalidAddress>(upstream)
         };
         Ok(Self {
             user: upstream("User Service", VALIDATE_TOKEN, &config.user)?,

@@ -15,7 +15,7 @@ mod tests {
 mod unary;
 mod upstream;
 
-use std::fmt;
+use failure::Why;
 
 pub use crate::error::ErrorCode;
 pub use upstream::{InvalidAddress, Upstream};
@@ -63,26 +63,24 @@ pub type Result<T> = std::result::Result<T, ServiceError>;
 pub type Told<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
 /// A call that did not succeed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}{}", in_brackets(.cause))]
 pub struct ServiceError {
     pub code: ErrorCode,
     /// For the client.
     pub message: String,
     /// For the log alone: what lies behind it, empty where the message says it all.
     pub cause: String,
-    out_of_reach: bool,
-    too_large: bool,
+    why: Why,
 }
 
 impl ServiceError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let unanswered = [ErrorCode::ServiceUnavailable, ErrorCode::DeadlineExceeded];
         Self {
             code,
             message: message.into(),
             cause: String::new(),
-            out_of_reach: unanswered.contains(&code),
-            too_large: false,
+            why: Why::Told,
         }
     }
 
@@ -90,29 +88,27 @@ impl ServiceError {
     #[cfg(test)]
     pub fn too_large(message: impl Into<String>) -> Self {
         Self {
-            too_large: true,
+            why: Why::TooLarge,
             ..Self::new(ErrorCode::Internal, message)
         }
     }
 
     /// Nobody answered: the call may succeed later, and another call tells nothing new.
     pub fn is_out_of_reach(&self) -> bool {
-        self.out_of_reach
+        let unanswered = [ErrorCode::ServiceUnavailable, ErrorCode::DeadlineExceeded];
+        unanswered.contains(&self.code) || !matches!(self.why, Why::Told | Why::TooLarge)
     }
 
     /// The answer would be too large: asking for less may help, asking again does not.
     pub fn is_too_large(&self) -> bool {
-        self.too_large
+        self.why == Why::TooLarge
     }
 }
 
-impl fmt::Display for ServiceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.cause.as_str() {
-            "" => write!(f, "{}: {}", self.code, self.message),
-            cause => write!(f, "{}: {} ({cause})", self.code, self.message),
-        }
+/// The cause behind the message, as it is logged.
+fn in_brackets(cause: &str) -> String {
+    match cause {
+        "" => String::new(),
+        _ => format!(" ({cause})"),
     }
 }
-
-impl std::error::Error for ServiceError {}

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use parking_lot::Mutex;
 
 use super::proto::{AckMessagesRequest, ValidateTokenRequest};
 use super::{Result, Services};
-use crate::readiness::Readiness;
+use crate::readiness::{LastOutcome, Readiness};
 use crate::threads::{Fatal, Worker};
 
 /// How often a service is asked, and how often while one is out of reach.
@@ -19,15 +18,6 @@ const INTERVAL_WHILE_AWAY: Duration = Duration::from_secs(1);
 /// The thread that asks. It ends when this is stopped or dropped.
 pub struct Probe(Worker);
 
-type Ask = fn(&dyn Services) -> Result<()>;
-
-/// One service: its name, how to ask, and what it said last.
-struct Target {
-    name: &'static str,
-    ask: Ask,
-    state: Arc<Mutex<std::result::Result<(), String>>>,
-}
-
 impl Probe {
     /// Adds the checks to `readiness` and asks from now on. `fatal` is told if that cannot go on.
     pub fn start(
@@ -35,15 +25,15 @@ impl Probe {
         readiness: &Readiness,
         fatal: &Fatal,
     ) -> io::Result<Self> {
-        let user = Target::new("user_service", readiness, |services| {
+        let user = target("user_service", readiness, |services| {
             let asked = services.validate_token(ValidateTokenRequest::default());
             asked.map(drop)
         });
-        let message = Target::new("message_service", readiness, |services| {
+        let message = target("message_service", readiness, |services| {
             services.ack_messages(AckMessagesRequest::default())
         });
         let worker = Worker::start("probe", fatal, move |stop| {
-            while !stop.within(user.ask(&*services).min(message.ask(&*services))) {}
+            while !stop.within(user(&*services).min(message(&*services))) {}
         });
         worker.map(Self)
     }
@@ -59,28 +49,28 @@ impl Probe {
     }
 }
 
-impl Target {
-    fn new(name: &'static str, readiness: &Readiness, ask: Ask) -> Self {
-        let state = Arc::new(Mutex::new(Err("not asked yet".to_owned())));
-        let shown = Arc::clone(&state);
-        readiness.add(name, true, move || shown.lock().clone());
-        Self { name, ask, state }
-    }
-
-    /// Asks; any answer shows that the service is in reach. Answers when to ask again.
-    fn ask(&self, services: &dyn Services) -> Duration {
-        let state = match (self.ask)(services) {
+/// Adds a check of one service. What is answered asks it, for any answer shows that it is in reach,
+/// and says when to ask again.
+fn target(
+    name: &'static str,
+    readiness: &Readiness,
+    ask: fn(&dyn Services) -> Result<()>,
+) -> impl Fn(&dyn Services) -> Duration + use<> {
+    let last = LastOutcome::new(Err("not asked yet".into()));
+    let shown = last.clone();
+    readiness.add(name, true, move || shown.get());
+    move |services| {
+        let outcome = match ask(services) {
             Err(error) if error.is_out_of_reach() => Err(error.to_string()),
             _ => Ok(()),
         };
-        let before = std::mem::replace(&mut *self.state.lock(), state.clone());
-        let (name, is_new) = (self.name, state != before);
-        match &state {
-            Err(reason) if is_new => warn!("Service out of reach: service={name}, error={reason}"),
-            Ok(()) if is_new => info!("Service in reach: service={name}"),
-            _ => {}
+        if last.record(&outcome) {
+            match &outcome {
+                Err(reason) => warn!("Service out of reach: service={name}, error={reason}"),
+                Ok(()) => info!("Service in reach: service={name}"),
+            }
         }
-        state.map_or(INTERVAL_WHILE_AWAY, |()| INTERVAL)
+        outcome.map_or(INTERVAL_WHILE_AWAY, |()| INTERVAL)
     }
 }
 

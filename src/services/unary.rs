@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http::header::{CONTENT_TYPE, TE};
-use http::{HeaderMap, HeaderValue, Method, Response, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Uri, Version};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use prost::Message;
@@ -18,13 +18,17 @@ use tonic::client::GrpcService;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::failure::{Failure, Why};
+use super::failure::{Failure, Why, root};
 
 /// The largest answer taken, in bytes: a page of 100 long messages. tonic's default is 4 MiB.
 pub(super) const MAX_ANSWER: usize = 16 << 20;
 /// What comes before a message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 const GRPC: &str = "application/grpc";
+
+/// What a call came to: a message of at most [`MAX_ANSWER`], without its prefix; all else is a
+/// [`Failure`].
+pub(super) type Answer = Result<Bytes, Failure>;
 
 /// What is asked of a service.
 pub(super) struct Request {
@@ -49,13 +53,8 @@ impl Request {
         }
     }
 
-    /// Sends it, with how long the caller waits. The answer is a message of at most
-    /// [`MAX_ANSWER`], without its prefix; all else is a [`Failure`].
-    pub async fn send(
-        &self,
-        mut channel: Channel,
-        timeout: Option<Duration>,
-    ) -> Result<Bytes, Failure> {
+    /// Sends it, with how long the caller waits.
+    pub async fn send(&self, mut channel: Channel, timeout: Option<Duration>) -> Answer {
         let mut head = tonic::Request::new(());
         timeout.inspect(|&timeout| head.set_timeout(timeout));
         let mut headers = head.into_parts().0.into_headers();
@@ -71,49 +70,46 @@ impl Request {
         *request.uri_mut() = Uri::from_static(self.path);
         *request.headers_mut() = headers;
         let on_the_way = |error: tonic::transport::Error| Failure::on_the_way(&error);
-        let ready = poll_fn(|context| GrpcService::poll_ready(&mut channel, context)).await;
+        let ready = poll_fn(|context| channel.poll_ready(context)).await;
         ready.map_err(on_the_way)?;
-        let response = GrpcService::call(&mut channel, request).await;
-        read(response.map_err(on_the_way)?).await
+        read(channel.call(request).await.map_err(on_the_way)?).await
     }
 }
 
 /// Reads an answer to its end, and gives back its message.
-async fn read(response: Response<Body>) -> Result<Bytes, Failure> {
+async fn read(response: Response<Body>) -> Answer {
     let (head, mut body) = response.into_parts();
-    let no = |what: &str| Failure::not_grpc(head.status, what);
+    let no = |what: &str| Err(Failure::not_grpc(head.status, what));
     // A status that is there counts, whatever HTTP says.
     let mut over = told(&head.headers)?;
     if !is_grpc(&head.headers) {
         let content_type = head.headers.get(CONTENT_TYPE);
-        return Err(no(&format!("content type {content_type:?}")));
+        return no(&format!("content type {content_type:?}"));
     }
     let mut answer = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::broken_off(&error))?;
+        // The server looked at the call, whatever the error says.
+        let frame = frame.map_err(|error| Failure::new(Why::Lost, &root(&error)))?;
         match frame.into_data() {
             Ok(data) => answer.extend_from_slice(&data),
             Err(frame) => over |= frame.trailers_ref().map_or(Ok(false), told)?,
         }
         match announced(&answer) {
-            Some((0, length)) if length > MAX_ANSWER => {
+            Some((0, end)) if end > PREFIX + MAX_ANSWER => {
+                let length = end - PREFIX;
                 let text = format!("{length} bytes, and at most {MAX_ANSWER} are taken");
                 return Err(Failure::new(Why::TooLarge, &text));
             }
-            Some((0, length)) if answer.len() > PREFIX + length => {
-                return Err(no("more than a message in its body"));
-            }
+            Some((0, end)) if answer.len() > end => return no("more than a message in its body"),
             None | Some((0, _)) => {}
-            Some(_) => return Err(no("no message in its body")),
+            Some(_) => return no("no message in its body"),
         }
     }
     match announced(&answer) {
-        _ if !over => Err(no("without a gRPC status")),
-        Some((_, length)) if answer.len() == PREFIX + length => {
-            Ok(answer.split_off(PREFIX).freeze())
-        }
+        _ if !over => no("without a gRPC status"),
+        Some((_, end)) if answer.len() == end => Ok(answer.split_off(PREFIX).freeze()),
         None if answer.is_empty() => Err(Failure::unusable("Missing response message.")),
-        _ => Err(no("cut short")),
+        _ => no("cut short"),
     }
 }
 
@@ -123,33 +119,34 @@ fn told(headers: &HeaderMap) -> Result<bool, Failure> {
     let Some(status) = headers.get(Status::GRPC_STATUS) else {
         return Ok(false);
     };
-    let message = headers.get(Status::GRPC_MESSAGE);
-    let message = message.map_or(&b""[..], HeaderValue::as_bytes);
     match Code::from_bytes(status.as_bytes()) {
         Code::Ok => Ok(true),
-        code => Err(Failure::told(code, message)),
+        code => Err(Failure::told(code, value(headers, &Status::GRPC_MESSAGE))),
     }
 }
 
 /// `application/grpc`, perhaps with `+proto` or a parameter; `application/grpc-web` is another.
 fn is_grpc(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let (begin, rest) = content_type
-        .and_then(|content_type| content_type.split_at_checked(GRPC.len()))
-        .unwrap_or_default();
+    let written = value(headers, &CONTENT_TYPE);
+    let (begin, rest) = written.split_at_checked(GRPC.len()).unwrap_or_default();
     begin.eq_ignore_ascii_case(GRPC.as_bytes())
         && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
-/// Whether the message is compressed, which was not asked for, and how long it is to be.
+/// Of a header; empty where it is not there.
+fn value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> &'a [u8] {
+    headers.get(name).map_or(&[], HeaderValue::as_bytes)
+}
+
+/// Whether the message is compressed, which was not asked for, and where it is to end.
 fn announced(answer: &[u8]) -> Option<(u8, usize)> {
     let &[compressed, length @ ..] = answer.first_chunk::<PREFIX>()?;
-    Some((compressed, u32::from_be_bytes(length) as usize))
+    Some((compressed, PREFIX + u32::from_be_bytes(length) as usize))
 }
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderName, StatusCode};
+    use http::StatusCode;
     use http_body_util::Full;
 
     use super::*;

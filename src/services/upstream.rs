@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use log::{info, warn};
 use parking_lot::RwLock;
@@ -14,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 
 use super::failure::{Failure, Health, Why};
-use super::unary::{MAX_ANSWER, Request};
+use super::unary::{Answer, MAX_ANSWER, Request};
 
 /// How often an address that rests is asked whether it answers again.
 const REST: Duration = Duration::from_secs(1);
@@ -30,17 +29,19 @@ const MAX_STATUS: u32 = MAX_ANSWER as u32;
 pub struct Upstream {
     pub(super) name: &'static str,
     /// The method that an address that rests is asked, with an empty message: any answer will do.
-    ping: &'static str,
+    pub(super) ping: &'static str,
+    /// Of a call, and of connecting for it.
     pub(super) timeout: Duration,
     /// Carries the connections.
-    runtime: Handle,
+    pub(super) runtime: Handle,
     /// Those handed over. It has no bound of its own: each caller waits for its answer.
     pub(super) calls: UnboundedSender<BoxFuture<'static, ()>>,
-    addresses: RwLock<Vec<Arc<Address>>>,
-    turn: AtomicUsize,
+    /// Each is connected to when it is first called.
+    pub(super) addresses: RwLock<Vec<Arc<Address>>>,
+    pub(super) turn: AtomicUsize,
 }
 
-struct Address {
+pub(super) struct Address {
     uri: String,
     channel: Channel,
     /// A [`Health`]; all but the best rest.
@@ -53,25 +54,6 @@ struct Address {
 pub struct InvalidAddress(String);
 
 impl Upstream {
-    /// Has no address yet. Connects to one, within `timeout`, when it is first called.
-    pub(super) fn new(
-        name: &'static str,
-        ping: &'static str,
-        timeout: Duration,
-        runtime: Handle,
-        calls: UnboundedSender<BoxFuture<'static, ()>>,
-    ) -> Self {
-        Self {
-            name,
-            ping,
-            timeout,
-            runtime,
-            calls,
-            addresses: RwLock::default(),
-            turn: AtomicUsize::new(0),
-        }
-    }
-
     /// From now on the service is at these addresses, `http://host:port` each, and at no other; any
     /// thread may say so. One that it has already keeps its connection, and rests if it does; calls
     /// under way end at the address that they have. Without an address every call fails at once. An
@@ -83,10 +65,9 @@ impl Upstream {
             let known = addresses.iter().find(|address| address.uri == *uri);
             known.map_or_else(|| self.address(uri), |known| Ok(Arc::clone(known)))
         };
-        let set = uris.iter().map(address).collect::<Result<_, _>>();
-        *addresses = set.map_err(|error: tonic::transport::Error| {
-            InvalidAddress(format!("{} at {uris:?}: {error}", self.name))
-        })?;
+        let set: Result<_, tonic::transport::Error> = uris.iter().map(address).collect();
+        let invalid = |error| InvalidAddress(format!("{} at {uris:?}: {error}", self.name));
+        *addresses = set.map_err(invalid)?;
         Ok(())
     }
 
@@ -108,7 +89,7 @@ impl Upstream {
     /// Calls the address whose turn it is, to be answered before the deadline. A call that is certain
     /// not to have been processed is repeated once, on another address if there is one; so is an
     /// idempotent one whenever the service was not available.
-    pub(super) async fn ask(&self, request: &Request, deadline: Instant) -> Result<Bytes, Failure> {
+    pub(super) async fn ask(&self, request: &Request, deadline: Instant) -> Answer {
         let nowhere = || Failure::new(Why::Unreached, "no address of it is known");
         let mut address = self.pick(None).ok_or_else(nowhere)?;
         let (mut stale, mut repeats) = (STALE, 1);
@@ -124,14 +105,14 @@ impl Upstream {
             let Some(other) = self.pick(Some(&address)) else {
                 return Err(failure);
             };
-            let safe = request.idempotent && failure.health() == Health::Broken;
-            let (repeatable, left) = match failure.why {
-                Why::GoingAway => (true, &mut stale),
-                Why::Refused => (true, &mut repeats),
-                Why::Unreached if !Arc::ptr_eq(&address, &other) => (true, &mut repeats),
-                _ => (safe, &mut repeats),
+            let left = match failure.why {
+                Why::GoingAway => &mut stale,
+                Why::Refused => &mut repeats,
+                Why::Unreached if !Arc::ptr_eq(&address, &other) => &mut repeats,
+                _ if request.idempotent && failure.health() == Health::Broken => &mut repeats,
+                _ => return Err(failure),
             };
-            if !repeatable || *left == 0 {
+            if *left == 0 {
                 return Err(failure);
             }
             *left -= 1;
