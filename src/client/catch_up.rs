@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 
+use super::Context;
 use super::connection::Connection;
 use super::gate::Finish;
 use super::protocol::{ChatMessage, Outgoing, timestamp};
 use crate::backoff::Backoff;
+use crate::services::ErrorCode;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
-use crate::services::{ErrorCode, Services};
-use crate::threads::semaphore::Semaphore;
 
 /// Messages asked for at once, at most.
 const PAGE: i32 = 50;
@@ -45,11 +45,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 
 /// One connection's catch-up.
 pub(super) struct CatchUp {
-    services: Arc<dyn Services>,
-    /// How many connections of this gateway fetch a page at a time.
-    pacing: Arc<Semaphore>,
-    /// What a page should not be larger than, in bytes: it waits in memory for its client.
-    page_bytes: usize,
+    context: Arc<Context>,
     stage: Stage,
     /// Nothing up to this message is missing; empty: nothing is known.
     position: String,
@@ -78,16 +74,9 @@ enum Stage {
 impl CatchUp {
     /// Runs for the first time at `start`, or earlier when it is requested. Where nobody has
     /// requested it, the user's route is not there yet: then another one is due, and pushes wait.
-    pub fn new(
-        services: Arc<dyn Services>,
-        pacing: Arc<Semaphore>,
-        page_bytes: usize,
-        start: Instant,
-    ) -> Self {
+    pub fn new(context: Arc<Context>, start: Instant) -> Self {
         Self {
-            services,
-            pacing,
-            page_bytes,
+            context,
             stage: Stage::Running(start),
             position: String::new(),
             trail: Trail::default(),
@@ -154,11 +143,11 @@ impl CatchUp {
             after_id: self.position.clone(),
             limit: self.limit,
         };
-        let Some(permit) = self.pacing.acquire_within(PERMIT_WITHIN) else {
+        let Some(permit) = self.context.pacing.acquire_within(PERMIT_WITHIN) else {
             self.stage = Stage::Running(now);
             return;
         };
-        let answer = self.services.offline_messages(request);
+        let answer = self.context.services.offline_messages(request);
         drop(permit);
         match answer {
             Ok(page) => self.send(connection, &page, now),
@@ -212,10 +201,12 @@ impl CatchUp {
 
     /// Asks for fewer messages where they are large, and for more again where they are not.
     fn fit_limit(&mut self, messages: &[Message]) {
+        // It waits in memory for its client.
+        let max_bytes = self.context.config.session.send_queue_bytes;
         let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
-        if bytes > self.page_bytes {
+        if bytes > max_bytes {
             self.limit = (self.limit / 2).max(1);
-        } else if bytes < self.page_bytes / 4 {
+        } else if bytes < max_bytes / 4 {
             self.limit = (self.limit * 2).min(PAGE);
         }
     }
@@ -318,11 +309,12 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::client::fixture::Client;
+    use crate::client::fixture::{Client, context};
     use crate::client::protocol::Push;
     use crate::registry::Registry;
     use crate::services::fake::FakeServices;
     use crate::services::{Result, ServiceError};
+    use crate::threads::semaphore::Semaphore;
 
     const PAGE_BYTES: usize = 1_000;
 
@@ -359,12 +351,9 @@ mod tests {
         fn new() -> Self {
             let bob = Client::connect(&Registry::default(), "bob");
             let (services, now) = (Arc::new(FakeServices::default()), Instant::now());
-            let catch_up = CatchUp::new(
-                Arc::clone(&services) as _,
-                Semaphore::new(1),
-                PAGE_BYTES,
-                now + SETTLING,
-            );
+            let mut context = context(&services);
+            context.config.session.send_queue_bytes = PAGE_BYTES;
+            let catch_up = CatchUp::new(Arc::new(context), now + SETTLING);
             bob.connection.routed();
             Self {
                 bob,
@@ -431,8 +420,10 @@ mod tests {
     #[test]
     fn whoever_waits_for_a_permit_still_looks_after_the_connection() {
         let bob = Client::join(&Registry::default(), "bob");
-        let (services, nobody_ends) = (Arc::new(FakeServices::default()), Semaphore::new(0));
-        let mut catch_up = CatchUp::new(services, nobody_ends, PAGE_BYTES, Instant::now());
+        let mut context = context(&Arc::new(FakeServices::default()));
+        // Nobody ends.
+        context.pacing = Semaphore::new(0);
+        let mut catch_up = CatchUp::new(Arc::new(context), Instant::now());
         let (told, returned) = crossbeam::channel::bounded(1);
         std::thread::spawn(move || {
             catch_up.advance(&bob.connection, Instant::now());

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::close::CloseReason;
 use super::outbox::Progress;
+use super::writer::Next;
 
 /// What a client that is behind is to take within [`STEP_TIMEOUTS`] write timeouts, in bytes.
 const STEP: u64 = 64 << 10;
@@ -26,6 +27,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the writer thread sees of its client.
 pub(super) struct Seen {
+    /// When it looked.
+    pub at: Instant,
     /// When the last frame came.
     pub heard: Instant,
     pub progress: Progress,
@@ -80,30 +83,24 @@ impl Liveness {
 
     /// A ping was sent, and ends at `position` of what the client is sent. `seen` is from before: with
     /// nothing in its way a ping needs no look at whether it has arrived.
-    pub fn pinged(&mut self, position: u64, seen: &Seen, now: Instant) {
+    pub fn pinged(&mut self, position: u64, seen: &Seen) {
         let is_clear = !seen.is_waiting && seen.progress.in_flight == 0;
         self.ping.get_or_insert(Ping {
-            sent_at: now,
+            sent_at: seen.at,
             position,
-            reached_at: is_clear.then_some(now),
+            reached_at: is_clear.then_some(seen.at),
         });
     }
 
     /// Why the connection is to end, or when to look again, if at all before the next ping.
     /// `has_input` is asked only of whoever would be idle.
-    pub fn judge(
-        &mut self,
-        now: Instant,
-        seen: &Seen,
-        has_input: impl FnOnce() -> bool,
-    ) -> Result<Option<Instant>, CloseReason> {
-        self.measure(now, seen);
-        self.judge_pace(now, seen.is_behind)?;
-        self.judge_ping(now, seen, has_input)
+    pub fn judge(&mut self, seen: &Seen, has_input: impl FnOnce() -> bool) -> Next {
+        self.judge_pace(seen)?;
+        self.judge_ping(seen, has_input)
     }
 
-    fn measure(&mut self, now: Instant, seen: &Seen) {
-        let taken = seen.progress.taken;
+    fn judge_pace(&mut self, seen: &Seen) -> Result<(), CloseReason> {
+        let (now, taken) = (seen.at, seen.progress.taken);
         if taken > self.taken {
             (self.taken, self.taken_at) = (taken, now);
         }
@@ -111,26 +108,19 @@ impl Liveness {
         if !is_owed || taken >= self.step + STEP {
             (self.step, self.step_at) = (taken, now);
         }
-    }
-
-    fn judge_pace(&self, now: Instant, is_behind: bool) -> Result<(), CloseReason> {
         let is_slow = now >= self.step_at + self.write_timeout * STEP_TIMEOUTS;
         let is_stuck = now >= self.taken_at.max(self.step_at) + self.write_timeout;
         if is_slow && is_stuck {
             Err(CloseReason::WriteTimeout)
-        } else if is_slow && is_behind {
+        } else if is_slow && seen.is_behind {
             Err(CloseReason::SlowConsumer)
         } else {
             Ok(())
         }
     }
 
-    fn judge_ping(
-        &mut self,
-        now: Instant,
-        seen: &Seen,
-        has_input: impl FnOnce() -> bool,
-    ) -> Result<Option<Instant>, CloseReason> {
+    fn judge_ping(&mut self, seen: &Seen, has_input: impl FnOnce() -> bool) -> Next {
+        let now = seen.at;
         let was_overdue = std::mem::take(&mut self.overdue);
         let Some(ping) = &mut self.ping else {
             return Ok(None);
@@ -181,6 +171,7 @@ mod tests {
                 liveness: Liveness::new(IDLE, STUCK, now),
                 now,
                 seen: Seen {
+                    at: now,
                     heard: now,
                     progress: Progress {
                         taken: 1_000,
@@ -194,7 +185,8 @@ mod tests {
         }
 
         fn judge(&mut self) -> Result<Option<Instant>, CloseReason> {
-            self.liveness.judge(self.now, &self.seen, || self.has_input)
+            self.seen.at = self.now;
+            self.liveness.judge(&self.seen, || self.has_input)
         }
 
         fn after(&mut self, wait: Duration) -> Result<(), CloseReason> {
@@ -220,7 +212,8 @@ mod tests {
             self.now += Duration::from_millis(1);
             let progress = self.seen.progress;
             let position = progress.taken + progress.in_flight + 2;
-            self.liveness.pinged(position, &self.seen, self.now);
+            self.seen.at = self.now;
+            self.liveness.pinged(position, &self.seen);
         }
     }
 
