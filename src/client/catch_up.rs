@@ -130,6 +130,8 @@ impl CatchUp {
         self.stage = Stage::Running(now);
     }
 
+    /// Fetches and sends the next page. Where nothing is said about when to go on, it is due still.
+    ///
     /// Not inlined, since its frame is large: see [`stack`](super::stack).
     #[inline(never)]
     fn page(&mut self, connection: &Connection, now: Instant) {
@@ -144,17 +146,13 @@ impl CatchUp {
             limit: self.limit,
         };
         let Some(permit) = self.context.pacing.acquire_within(PERMIT_WITHIN) else {
-            self.stage = Stage::Running(now);
             return;
         };
         let answer = self.context.services.offline_messages(request);
         drop(permit);
         match answer {
             Ok(page) => self.send(connection, &page, now),
-            Err(error) if error.is_too_large() && self.limit > 1 => {
-                self.limit /= 2;
-                self.stage = Stage::Running(now);
-            }
+            Err(error) if error.is_too_large() && self.limit > 1 => self.limit /= 2,
             Err(error) => {
                 let longest = if error.is_out_of_reach() {
                     MAX_BACKOFF
@@ -165,19 +163,18 @@ impl CatchUp {
                     // The service may have another store by now, to which the position means nothing.
                     self.position.clear();
                 }
-                self.is_stuck(connection, now, &error, longest);
+                self.retry(connection, now, &error, longest);
             }
         }
     }
 
     /// Sends what of a page was not sent before, and goes on to the next one.
     fn send(&mut self, connection: &Connection, page: &GetOfflineMessagesResponse, now: Instant) {
-        let unsent = |message: &&Message| connection.gate.claim(&message.id);
-        let messages = page.messages.iter().filter(unsent);
-        let frames: Vec<_> = messages
-            .filter_map(ChatMessage::of)
-            .map(|message| message.frame())
-            .collect();
+        let gate = &connection.gate;
+        let messages = page.messages.iter();
+        let unsent = messages.filter(|message| gate.claim(&message.id));
+        let unsent = unsent.filter_map(ChatMessage::of);
+        let frames: Vec<_> = unsent.map(|message| message.frame()).collect();
         *self.sent.get_or_insert(0) += frames.len();
         if !frames.is_empty() && !self.trail.is_circle {
             self.gets_on();
@@ -187,12 +184,11 @@ impl CatchUp {
         let last = page.messages.last().map_or("", |message| &message.id);
         if page.has_more && !self.trail.leads_on(&self.position, last) {
             let reason = "the Message Service leads in circles";
-            return self.is_stuck(connection, now, &reason, MAX_BACKOFF_ANSWERED);
+            return self.retry(connection, now, &reason, MAX_BACKOFF_ANSWERED);
         }
         if !last.is_empty() {
             last.clone_into(&mut self.position);
         }
-        self.stage = Stage::Running(now);
         if !page.has_more {
             self.gets_on();
             self.finish(connection, now);
@@ -259,13 +255,7 @@ impl CatchUp {
     }
 
     /// The service has not got on: asks again, later each time.
-    fn is_stuck(
-        &mut self,
-        client: &Connection,
-        now: Instant,
-        why: &dyn Display,
-        longest: Duration,
-    ) {
+    fn retry(&mut self, client: &Connection, now: Instant, why: &dyn Display, longest: Duration) {
         let (user, conn_id) = (client.user(), client.id());
         if self.open_at.is_some() {
             debug!("Catch-up does not get on: user={user}, conn_id={conn_id}, error={why}");

@@ -5,8 +5,8 @@
 //! whenever another catch-up is due. One is *due* while it is requested and has not started, and
 //! while the user's route is not bound, since one is requested when it is: a catch-up that ends
 //! meanwhile may have looked too early, and ends no hold. Where catch-up sent something the
-//! connection is *settling* then: that is still remembered, since the live push of a message that
-//! catch-up brought may be on its way. Then it is *live*.
+//! connection is *settling* then: pushes pass, but what was sent is still remembered, since the live
+//! push of a message that catch-up brought may be on its way. Then it is *live*.
 //!
 //! A live connection whose client is behind, so that a push finds no room, *falls back to its inbox*:
 //! it holds again, and requests a catch-up, which brings the push at the client's pace.
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use super::frame::Frame;
 use super::protocol::{Push, PushKind};
@@ -59,6 +59,7 @@ pub struct DeliveryGate {
     max_bytes: usize,
 }
 
+/// What is known of a connection that is holding or settling.
 #[derive(Default)]
 struct Hold {
     /// What is published for the user may not come here.
@@ -129,19 +130,17 @@ impl DeliveryGate {
         let full = frames >= self.max_frames || (bytes > self.max_bytes && frames > 0);
         let half_full = frames * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
         match push.kind() {
-            PushKind::Presence if half_full => return GateDecision::Done,
+            PushKind::Presence if half_full => {}
             // Those behind one that was let go would overtake it.
-            PushKind::Unread if full || hold.missed => {
-                hold.missed = true;
-                return GateDecision::Done;
+            PushKind::Unread if full || hold.missed => hold.missed = true,
+            kind => {
+                let overflows = full && kind == PushKind::OwnCopy && !hold.let_go();
+                hold.bytes += length;
+                hold.pushes.push(push.clone());
+                if overflows {
+                    return GateDecision::Overflow(hold.take());
+                }
             }
-            _ => {}
-        }
-        let overflows = full && push.kind() == PushKind::OwnCopy && !hold.let_go();
-        hold.bytes += length;
-        hold.pushes.push(push.clone());
-        if overflows {
-            return GateDecision::Overflow(hold.take());
         }
         GateDecision::Done
     }
@@ -214,7 +213,8 @@ impl DeliveryGate {
         }
         (hold.settling, hold.fell_back) = (true, false);
         if !hold.caught_up {
-            self.go_live(guard);
+            *guard = None;
+            self.live.store(true, Release);
         }
         Finish::Settled
     }
@@ -229,15 +229,10 @@ impl DeliveryGate {
 
     /// What was sent need not be remembered any longer.
     pub fn settle(&self) {
-        let guard = self.hold.lock();
-        if guard.as_ref().is_some_and(|hold| hold.settling) {
-            self.go_live(guard);
+        let mut guard = self.hold.lock();
+        if guard.take_if(|hold| hold.settling).is_some() {
+            self.live.store(true, Release);
         }
-    }
-
-    fn go_live(&self, mut guard: MutexGuard<'_, Option<Box<Hold>>>) {
-        *guard = None;
-        self.live.store(true, Release);
     }
 }
 

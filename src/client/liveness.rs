@@ -96,7 +96,28 @@ impl Liveness {
     /// `has_input` is asked only of whoever would be idle.
     pub fn judge(&mut self, seen: &Seen, has_input: impl FnOnce() -> bool) -> Next {
         self.judge_pace(seen)?;
-        self.judge_ping(seen, has_input)
+        let now = seen.at;
+        let was_overdue = std::mem::take(&mut self.overdue);
+        self.ping.take_if(|ping| seen.heard >= ping.sent_at);
+        let Some(ping) = &mut self.ping else {
+            return Ok(None);
+        };
+        if ping.reached_at.is_none() && seen.progress.taken >= ping.position {
+            ping.reached_at = Some(now);
+        }
+        let since = ping.reached_at.unwrap_or(self.taken_at.max(ping.sent_at));
+        let idle_at = since + self.idle_timeout;
+        if now < idle_at {
+            let look_at = ping.reached_at.map_or(now + POLL_INTERVAL, |_| idle_at);
+            return Ok(Some(look_at.min(idle_at)));
+        }
+        if !has_input() {
+            if was_overdue {
+                return Err(CloseReason::Idle);
+            }
+            self.overdue = true;
+        }
+        Ok(Some(now + RECHECK_INTERVAL))
     }
 
     fn judge_pace(&mut self, seen: &Seen) -> Result<(), CloseReason> {
@@ -117,34 +138,6 @@ impl Liveness {
         } else {
             Ok(())
         }
-    }
-
-    fn judge_ping(&mut self, seen: &Seen, has_input: impl FnOnce() -> bool) -> Next {
-        let now = seen.at;
-        let was_overdue = std::mem::take(&mut self.overdue);
-        let Some(ping) = &mut self.ping else {
-            return Ok(None);
-        };
-        if seen.heard >= ping.sent_at {
-            self.ping = None;
-            return Ok(None);
-        }
-        if ping.reached_at.is_none() && seen.progress.taken >= ping.position {
-            ping.reached_at = Some(now);
-        }
-        let since = ping.reached_at.unwrap_or(self.taken_at.max(ping.sent_at));
-        let idle_at = since + self.idle_timeout;
-        if now < idle_at {
-            let look_at = ping.reached_at.map_or(now + POLL_INTERVAL, |_| idle_at);
-            return Ok(Some(look_at.min(idle_at)));
-        }
-        if !has_input() {
-            if was_overdue {
-                return Err(CloseReason::Idle);
-            }
-            self.overdue = true;
-        }
-        Ok(Some(now + RECHECK_INTERVAL))
     }
 }
 

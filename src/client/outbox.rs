@@ -168,12 +168,10 @@ impl Outbox {
     /// false, and another way has to be gone, a flush at its end. (So a connection that is only asked
     /// and answered has no queue, and a group message costs a tenth less for each of 1,000 recipients.)
     fn try_write_direct(&self, frame: &Frame) -> bool {
-        let Some(mut side) = self.try_write_side() else {
+        let is_next = |side: &MutexGuard<'_, WriteSide>| side.unsent.is_empty() && self.is_empty();
+        let Some(mut side) = self.try_write_side().filter(is_next) else {
             return false;
         };
-        if !side.unsent.is_empty() || !self.is_empty() {
-            return false;
-        }
         // What an error means is seen where the rest is written.
         let sent = self.socket.send(frame.bytes(), false).unwrap_or(0);
         side.sent += sent as u64;
@@ -218,10 +216,8 @@ impl Outbox {
         let in_flight = self.socket.in_flight().min(sent);
         drop(side);
         self.flush();
-        Progress {
-            taken: sent - in_flight,
-            in_flight,
-        }
+        let taken = sent - in_flight;
+        Progress { taken, in_flight }
     }
 
     /// Whether the client has sent something that nobody has read yet, or is gone.
@@ -260,15 +256,12 @@ impl Outbox {
 
     /// Writes what is queued, unless somebody else is at it, who then does. Never blocks.
     pub fn flush(&self) {
-        loop {
-            fence(SeqCst);
-            if self.is_empty() {
-                return;
-            }
-            let Some(side) = self.try_write_side() else {
-                return;
-            };
+        fence(SeqCst);
+        while !self.is_empty()
+            && let Some(side) = self.try_write_side()
+        {
             self.write_a_share(side);
+            fence(SeqCst);
         }
     }
 
@@ -406,8 +399,8 @@ impl Outbox {
             loop {
                 let left = deadline.saturating_duration_since(Instant::now());
                 // The timeout is never zero, so setting it cannot fail on a socket of ours.
-                let timeout = left.max(Duration::from_millis(1));
-                let _ = self.socket.set_write_timeout(Some(timeout));
+                let timeout = Some(left.max(Duration::from_millis(1)));
+                let _ = self.socket.set_write_timeout(timeout);
                 // A failure says that nobody is there to be told.
                 let is_done = self.write(&mut side, true).unwrap_or(true);
                 if is_done || left.is_zero() {

@@ -1,4 +1,4 @@
-//! A session's token, and what it is worth: whose it is, and for how long.
+//! What a session's token is worth: whose it is, and for how long.
 
 use super::protocol::timestamp;
 use crate::ids::UserId;
@@ -26,10 +26,8 @@ pub(super) enum TokenError {
 
 /// Asks the User Service whose `token` is.
 pub(super) fn validate(services: &dyn Services, token: &str) -> Result<Identity, TokenError> {
-    let request = ValidateTokenRequest {
-        token: token.into(),
-    };
-    let answer = services.validate_token(request);
+    let token = token.into();
+    let answer = services.validate_token(ValidateTokenRequest { token });
     let identity = answer.map_err(|error| match error.code {
         ErrorCode::Unauthenticated
         | ErrorCode::InvalidMessage

@@ -57,13 +57,13 @@ impl TokenCheck {
         let token = connection.token();
         let validated = validate(&*self.context.services, &token);
         drop(permit);
+        let (user, conn_id) = (connection.user(), connection.id());
         match validated {
-            Ok(identity) if identity.user == *connection.user() => {
+            Ok(identity) if identity.user == *user => {
                 self.backoff.reset();
                 Ok(None)
             }
             Err(TokenError::Unavailable(error)) => {
-                let (user, conn_id) = (connection.user(), connection.id());
                 warn!(
                     "Token not validated again, will be retried: user={user}, conn_id={conn_id}, error={error}"
                 );
@@ -73,7 +73,6 @@ impl TokenCheck {
             _ if connection.token() != token => Ok(Some(now)),
             Err(TokenError::Expired) => Err(CloseReason::TokenExpired),
             Ok(_) | Err(TokenError::Refused(_)) => {
-                let (user, conn_id) = (connection.user(), connection.id());
                 info!("Session revoked: user={user}, conn_id={conn_id}");
                 Err(CloseReason::SessionRevoked)
             }
