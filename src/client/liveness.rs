@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use super::close::CloseReason;
 use super::outbox::Progress;
-use super::writer::Next;
 
 /// What a client that is behind is to take within [`STEP_TIMEOUTS`] write timeouts, in bytes.
 const STEP: u64 = 64 << 10;
@@ -24,6 +23,9 @@ const STEP_TIMEOUTS: u32 = 6;
 const RECHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a client is looked at whose ping has not reached it.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// When the writer thread is to look again, if at all; or why the connection is to end.
+pub(super) type Next = Result<Option<Instant>, CloseReason>;
 
 /// What the writer thread sees of its client.
 pub(super) struct Seen {

@@ -9,8 +9,8 @@ use log::{info, warn};
 use super::Context;
 use super::close::CloseReason;
 use super::connection::Connection;
+use super::liveness::Next;
 use super::token::{TokenError, validate};
-use super::writer::Next;
 use crate::backoff::Backoff;
 
 /// How long a call waits for its permit before the thread looks after the connection again.

@@ -15,13 +15,10 @@ use super::close::CloseReason;
 use super::connection::Connection;
 use super::failpoint;
 use super::frame::Frame;
-use super::liveness::{Liveness, Seen};
+use super::liveness::{Liveness, Next, Seen};
 use super::stack;
 use super::token::seconds_left;
 use super::token_check::TokenCheck;
-
-/// When to look again, if at all; or why the connection is to end.
-pub(super) type Next = Result<Option<Instant>, CloseReason>;
 
 /// The longest sleep, so that a change of the wall clock is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
