@@ -8,19 +8,19 @@
 //! circles, is asked ever more slowly, and holds up live pushes for [`HOLD_LONGEST`] at most: then
 //! they go past, and what is unread comes later, when the service can be had.
 
-use std::fmt;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 
+use super::Context;
 use super::connection::Connection;
 use super::gate::Finish;
 use super::protocol::{ChatMessage, Outgoing, timestamp};
 use crate::backoff::Backoff;
+use crate::services::ErrorCode;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
-use crate::services::{ErrorCode, Services};
-use crate::threads::semaphore::Semaphore;
 
 /// Messages asked for at once, at most.
 const PAGE: i32 = 50;
@@ -45,30 +45,24 @@ const SETTLING: Duration = Duration::from_secs(5);
 
 /// One connection's catch-up.
 pub(super) struct CatchUp {
-    services: Arc<dyn Services>,
-    /// How many connections of this gateway fetch a page at a time.
-    pacing: Arc<Semaphore>,
-    /// What a page should not be larger than, in bytes: it waits in memory for its client.
-    page_bytes: usize,
+    context: Arc<Context>,
     stage: Stage,
     /// Nothing up to this message is missing; empty: nothing is known.
     position: String,
     trail: Trail,
     limit: i32,
-    sent: usize,
-    /// `offline_complete` is sent for what was sent.
-    announced: bool,
-    poll_interval: Duration,
-    /// Since when the service has not got on.
-    stuck_since: Option<Instant>,
+    /// How many were sent; `None` once `offline_complete` has told the client.
+    sent: Option<usize>,
+    /// How long until the next look at a client that has enough to take.
+    polls: Backoff,
+    /// The service does not get on: when live pushes go past.
+    open_at: Option<Instant>,
     backoff: Backoff,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Stage {
-    /// Runs at this time, or earlier when it is requested.
-    Waiting(Instant),
-    /// The next page is to be fetched, not before this time.
+    /// The next page is to be fetched at this time, or earlier when catch-up is requested.
     Running(Instant),
     /// All pages are written; what was held is to be.
     Finishing,
@@ -80,24 +74,16 @@ enum Stage {
 impl CatchUp {
     /// Runs for the first time at `start`, or earlier when it is requested. Where nobody has
     /// requested it, the user's route is not there yet: then another one is due, and pushes wait.
-    pub fn new(
-        services: Arc<dyn Services>,
-        pacing: Arc<Semaphore>,
-        page_bytes: usize,
-        start: Instant,
-    ) -> Self {
+    pub fn new(context: Arc<Context>, start: Instant) -> Self {
         Self {
-            services,
-            pacing,
-            page_bytes,
-            stage: Stage::Waiting(start),
+            context,
+            stage: Stage::Running(start),
             position: String::new(),
             trail: Trail::default(),
             limit: PAGE,
-            sent: 0,
-            announced: false,
-            poll_interval: MIN_POLL_INTERVAL,
-            stuck_since: None,
+            sent: None,
+            polls: Backoff::new(MIN_POLL_INTERVAL, MAX_POLL_INTERVAL),
+            open_at: None,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF_ANSWERED),
         }
     }
@@ -110,15 +96,12 @@ impl CatchUp {
     /// Does what is due, at most one page; call it when nothing waits for the socket. Answers when
     /// it wants to be called again, if at all before the next request.
     pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
-        let requested = connection.gate.take_request();
-        match self.stage {
-            // A request does not hurry a service that does not get on.
-            Stage::Running(_) if requested && self.stuck_since.is_some() => {
-                self.stuck_since = Some(now);
+        if connection.gate.take_request() {
+            match &mut self.open_at {
+                // A request does not hurry a service that does not get on.
+                Some(open_at) => *open_at = now + HOLD_LONGEST,
+                None => self.begin(now),
             }
-            Stage::Waiting(start) if requested || now >= start => self.begin(now),
-            _ if requested => self.begin(now),
-            _ => {}
         }
         match self.stage {
             Stage::Running(due) if now >= due => self.page(connection, now),
@@ -129,59 +112,47 @@ impl CatchUp {
             }
             _ => {}
         }
-        if self.open_at().is_some_and(|open_at| now >= open_at) {
+        if self.open_at.is_some_and(|open_at| now >= open_at) {
             self.open(connection, now);
         }
         match self.stage {
-            Stage::Running(due) => self.open_at().into_iter().chain([due]).min(),
-            Stage::Waiting(next) | Stage::Settling(next) => Some(next),
+            Stage::Running(due) => Some(self.open_at.map_or(due, |open_at| open_at.min(due))),
             Stage::Finishing => Some(now),
+            Stage::Settling(end) => Some(end),
             Stage::Idle => None,
         }
     }
 
-    /// When live pushes have waited for long enough.
-    fn open_at(&self) -> Option<Instant> {
-        self.stuck_since.map(|since| since + HOLD_LONGEST)
-    }
-
     fn begin(&mut self, now: Instant) {
         if !matches!(self.stage, Stage::Running(_)) {
-            self.sent = 0;
-            self.limit = PAGE;
-            self.announced = false;
-            self.trail = Trail::default();
-            self.gets_on();
+            (self.limit, self.sent, self.trail) = (PAGE, None, Trail::default());
         }
         self.stage = Stage::Running(now);
     }
 
+    /// Fetches and sends the next page. Where nothing is said about when to go on, it is due still.
+    ///
     /// Not inlined, since its frame is large: see [`stack`](super::stack).
     #[inline(never)]
     fn page(&mut self, connection: &Connection, now: Instant) {
         if connection.outbox.progress().in_flight > LOW_WATER {
-            self.stage = Stage::Running(now + self.poll_interval);
-            self.poll_interval = (self.poll_interval * 2).min(MAX_POLL_INTERVAL);
+            self.stage = Stage::Running(now + self.polls.next());
             return;
         }
-        self.poll_interval = MIN_POLL_INTERVAL;
+        self.polls.reset();
         let request = GetOfflineMessagesRequest {
             user_id: connection.user().as_str().into(),
             after_id: self.position.clone(),
             limit: self.limit,
         };
-        let Some(permit) = self.pacing.acquire_within(PERMIT_WITHIN) else {
-            self.stage = Stage::Running(now);
+        let Some(permit) = self.context.pacing.acquire_within(PERMIT_WITHIN) else {
             return;
         };
-        let answer = self.services.offline_messages(request);
+        let answer = self.context.services.offline_messages(request);
         drop(permit);
         match answer {
             Ok(page) => self.send(connection, &page, now),
-            Err(error) if error.is_too_large() && self.limit > 1 => {
-                self.limit /= 2;
-                self.stage = Stage::Running(now);
-            }
+            Err(error) if error.is_too_large() && self.limit > 1 => self.limit /= 2,
             Err(error) => {
                 let longest = if error.is_out_of_reach() {
                     MAX_BACKOFF
@@ -192,49 +163,46 @@ impl CatchUp {
                     // The service may have another store by now, to which the position means nothing.
                     self.position.clear();
                 }
-                self.is_stuck(connection, now, longest, &error);
+                self.retry(connection, now, &error, longest);
             }
         }
     }
 
     /// Sends what of a page was not sent before, and goes on to the next one.
     fn send(&mut self, connection: &Connection, page: &GetOfflineMessagesResponse, now: Instant) {
-        let unsent = page
-            .messages
-            .iter()
-            .filter(|message| connection.gate.claim(&message.id));
-        let frames: Vec<_> = unsent
-            .filter_map(ChatMessage::of)
-            .map(|message| message.frame())
-            .collect();
-        self.sent += frames.len();
+        let gate = &connection.gate;
+        let messages = page.messages.iter();
+        let unsent = messages.filter(|message| gate.claim(&message.id));
+        let unsent = unsent.filter_map(ChatMessage::of);
+        let frames: Vec<_> = unsent.map(|message| message.frame()).collect();
+        *self.sent.get_or_insert(0) += frames.len();
         if !frames.is_empty() && !self.trail.is_circle {
             self.gets_on();
         }
         connection.outbox.write_behind(frames);
         self.fit_limit(&page.messages);
         let last = page.messages.last().map_or("", |message| &message.id);
+        if page.has_more && !self.trail.leads_on(&self.position, last) {
+            let reason = "the Message Service leads in circles";
+            return self.retry(connection, now, &reason, MAX_BACKOFF_ANSWERED);
+        }
+        if !last.is_empty() {
+            last.clone_into(&mut self.position);
+        }
         if !page.has_more {
-            if !last.is_empty() {
-                last.clone_into(&mut self.position);
-            }
             self.gets_on();
             self.finish(connection, now);
-        } else if self.trail.leads_on(&self.position, last) {
-            last.clone_into(&mut self.position);
-            self.stage = Stage::Running(now);
-        } else {
-            let reason = "the Message Service leads in circles";
-            self.is_stuck(connection, now, MAX_BACKOFF_ANSWERED, &reason);
         }
     }
 
     /// Asks for fewer messages where they are large, and for more again where they are not.
     fn fit_limit(&mut self, messages: &[Message]) {
+        // It waits in memory for its client.
+        let max_bytes = self.context.config.session.send_queue_bytes;
         let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
-        if bytes > self.page_bytes {
+        if bytes > max_bytes {
             self.limit = (self.limit / 2).max(1);
-        } else if bytes < self.page_bytes / 4 {
+        } else if bytes < max_bytes / 4 {
             self.limit = (self.limit * 2).min(PAGE);
         }
     }
@@ -245,15 +213,12 @@ impl CatchUp {
         while !connection.outbox.is_handed_over() {
             let finish = connection.gate.finish();
             if finish == Finish::Again {
-                self.announced = false;
                 self.stage = Stage::Running(now);
                 return;
             }
-            if !std::mem::replace(&mut self.announced, true) {
-                let complete = Outgoing::OfflineComplete {
-                    count: std::mem::take(&mut self.sent),
-                    timestamp: timestamp(),
-                };
+            if let Some(count) = self.sent.take() {
+                let timestamp = timestamp();
+                let complete = Outgoing::OfflineComplete { count, timestamp };
                 connection.outbox.write_behind([complete.frame()]);
             }
             let Finish::Frames(frames) = finish else {
@@ -281,33 +246,24 @@ impl CatchUp {
             warn!("Live pushes go past what is unread: user={user}, conn_id={conn_id}");
         }
         // If it cannot be yet, since there is no route, it is tried again as late.
-        self.stuck_since = Some(now);
+        self.open_at = Some(now + HOLD_LONGEST);
     }
 
     fn gets_on(&mut self) {
-        self.stuck_since = None;
+        self.open_at = None;
         self.backoff.reset();
     }
 
     /// The service has not got on: asks again, later each time.
-    fn is_stuck(
-        &mut self,
-        connection: &Connection,
-        now: Instant,
-        longest: Duration,
-        why: &dyn fmt::Display,
-    ) {
-        let (user, conn_id) = (connection.user(), connection.id());
-        match self.stuck_since {
-            None => {
-                warn!(
-                    "Catch-up does not get on, will be retried: user={user}, conn_id={conn_id}, error={why}"
-                );
-                self.stuck_since = Some(now);
-            }
-            Some(_) => {
-                debug!("Catch-up does not get on: user={user}, conn_id={conn_id}, error={why}")
-            }
+    fn retry(&mut self, client: &Connection, now: Instant, why: &dyn Display, longest: Duration) {
+        let (user, conn_id) = (client.user(), client.id());
+        if self.open_at.is_some() {
+            debug!("Catch-up does not get on: user={user}, conn_id={conn_id}, error={why}");
+        } else {
+            warn!(
+                "Catch-up does not get on, will be retried: user={user}, conn_id={conn_id}, error={why}"
+            );
+            self.open_at = Some(now + HOLD_LONGEST);
         }
         self.stage = Stage::Running(now + self.backoff.next_up_to(longest));
     }
@@ -319,7 +275,6 @@ impl CatchUp {
 struct Trail {
     remembered: String,
     steps: u64,
-    until_next: u64,
     /// A position came again.
     is_circle: bool,
 }
@@ -332,10 +287,8 @@ impl Trail {
             return false;
         }
         self.steps += 1;
-        if self.steps >= self.until_next {
-            self.remembered = to.to_owned();
-            self.until_next = (self.steps * 2).max(1);
-            self.steps = 0;
+        if self.steps.is_power_of_two() {
+            to.clone_into(&mut self.remembered);
         }
         true
     }
@@ -346,11 +299,12 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::client::fixture::Client;
+    use crate::client::fixture::{Client, context};
     use crate::client::protocol::Push;
     use crate::registry::Registry;
     use crate::services::fake::FakeServices;
     use crate::services::{Result, ServiceError};
+    use crate::threads::semaphore::Semaphore;
 
     const PAGE_BYTES: usize = 1_000;
 
@@ -387,12 +341,9 @@ mod tests {
         fn new() -> Self {
             let bob = Client::connect(&Registry::default(), "bob");
             let (services, now) = (Arc::new(FakeServices::default()), Instant::now());
-            let catch_up = CatchUp::new(
-                Arc::clone(&services) as _,
-                Semaphore::new(1),
-                PAGE_BYTES,
-                now + SETTLING,
-            );
+            let mut context = context(&services);
+            context.config.session.send_queue_bytes = PAGE_BYTES;
+            let catch_up = CatchUp::new(Arc::new(context), now + SETTLING);
             bob.connection.routed();
             Self {
                 bob,
@@ -459,8 +410,10 @@ mod tests {
     #[test]
     fn whoever_waits_for_a_permit_still_looks_after_the_connection() {
         let bob = Client::join(&Registry::default(), "bob");
-        let (services, nobody_ends) = (Arc::new(FakeServices::default()), Semaphore::new(0));
-        let mut catch_up = CatchUp::new(services, nobody_ends, PAGE_BYTES, Instant::now());
+        let mut context = context(&Arc::new(FakeServices::default()));
+        // Nobody ends.
+        context.pacing = Semaphore::new(0);
+        let mut catch_up = CatchUp::new(Arc::new(context), Instant::now());
         let (told, returned) = crossbeam::channel::bounded(1);
         std::thread::spawn(move || {
             catch_up.advance(&bob.connection, Instant::now());

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use super::close::CloseReason;
 use super::frame::Frame;
 use super::gate::{DeliveryGate, GateDecision};
 use super::handshake::Accepted;
 use super::outbox::Outbox;
 use super::protocol::{Push, PushKind};
-use super::token::Token;
 use crate::ids::{ConnectionId, UserId};
 
 /// An authenticated connection. The registry holds it, its two threads serve it.
@@ -18,13 +19,16 @@ pub struct Connection {
     id: ConnectionId,
     user: UserId,
     /// The client's address, a trusted proxy's word for it included.
-    peer: IpAddr,
-    since: Instant,
+    pub(super) peer: IpAddr,
+    pub(super) since: Instant,
     pub(super) outbox: Outbox,
     pub(super) gate: DeliveryGate,
     /// When the last frame came, in milliseconds after `since`.
     last_frame: AtomicU64,
-    pub(super) token: Token,
+    /// It is shown nowhere.
+    token: Mutex<Box<str>>,
+    /// The token may have been revoked since it was validated.
+    token_doubted: AtomicBool,
     /// When the token expires, in Unix seconds; 0 means never.
     expires_at: AtomicI64,
     /// The reader thread has read all that it will.
@@ -46,8 +50,9 @@ impl Connection {
             since: Instant::now(),
             outbox,
             gate,
-            token: Token::new(&accepted.token),
             last_frame: AtomicU64::new(0),
+            token: Mutex::new(accepted.token.as_str().into()),
+            token_doubted: AtomicBool::new(false),
             expires_at: AtomicI64::new(accepted.expires_at),
             reader_done: AtomicBool::new(false),
         }
@@ -59,14 +64,6 @@ impl Connection {
 
     pub fn user(&self) -> &UserId {
         &self.user
-    }
-
-    pub fn peer(&self) -> IpAddr {
-        self.peer
-    }
-
-    pub fn since(&self) -> Instant {
-        self.since
     }
 
     /// Queues `push`; a [`Connection::flush`] is to follow. Never blocks. A chat message that finds no
@@ -122,7 +119,7 @@ impl Connection {
     /// The user's route is bound: what was published before is to be pushed now, before anything
     /// new; and the token may have been revoked before.
     pub fn routed(&self) {
-        self.token.doubt();
+        self.token_doubted.store(true, Ordering::SeqCst);
         self.gate.routed();
         self.outbox.wake_writer();
     }
@@ -166,9 +163,18 @@ impl Connection {
         self.expires_at.load(Ordering::SeqCst)
     }
 
+    pub(super) fn token(&self) -> Box<str> {
+        self.token.lock().clone()
+    }
+
+    /// Whether the token was in doubt, which it is no longer.
+    pub(super) fn take_token_doubt(&self) -> bool {
+        self.token_doubted.swap(false, Ordering::SeqCst)
+    }
+
     /// The client has sent another token, which is valid and expires then.
     pub(super) fn refresh(&self, token: &str, expires_at: i64) {
-        self.token.replace(token);
+        *self.token.lock() = token.into();
         self.expires_at.store(expires_at, Ordering::SeqCst);
         self.outbox.wake_writer();
     }

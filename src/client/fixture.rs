@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,14 +14,40 @@ use super::frame::Frame;
 use super::gate::{DeliveryGate, Finish};
 use super::handshake::Accepted;
 use super::outbox::Outbox;
-use crate::config::OverLimit;
+use super::{ConnectionObserver, Context, OverUserLimit, Route};
+use crate::config::{OverLimit, load};
 use crate::ids::{ConnectionId, UserId};
 use crate::registry::Registry;
+use crate::services::fake::FakeServices;
+use crate::threads::semaphore::Semaphore;
 
 /// How long a frame or a catch-up is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a wait for a frame lasts before it looks whether catch-up was requested.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// What connections use of a gateway that has these services.
+pub(super) fn context(services: &Arc<FakeServices>) -> Context {
+    Context {
+        config: load::parse("test", "", [], None).unwrap(),
+        services: Arc::clone(services) as _,
+        observer: Arc::new(Nobody),
+        draining: Arc::new(AtomicBool::new(false)),
+        pacing: Semaphore::new(1),
+        validating: Semaphore::new(1),
+        pages: Vec::new(),
+    }
+}
+
+struct Nobody;
+
+impl ConnectionObserver for Nobody {
+    fn connected(&self, _: &Arc<Connection>) -> Result<Route, OverUserLimit> {
+        Ok(Route::Away)
+    }
+
+    fn disconnected(&self, _: &Connection) {}
+}
 
 pub(crate) struct Client {
     pub connection: Arc<Connection>,

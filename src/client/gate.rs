@@ -5,13 +5,13 @@
 //! whenever another catch-up is due. One is *due* while it is requested and has not started, and
 //! while the user's route is not bound, since one is requested when it is: a catch-up that ends
 //! meanwhile may have looked too early, and ends no hold. Where catch-up sent something the
-//! connection is *settling* then: that is still remembered, since the live push of a message that
-//! catch-up brought may be on its way. Then it is *live*.
+//! connection is *settling* then: pushes pass, but what was sent is still remembered, since the live
+//! push of a message that catch-up brought may be on its way. Then it is *live*.
 //!
 //! A live connection whose client is behind, so that a push finds no room, *falls back to its inbox*:
 //! it holds again, and requests a catch-up, which brings the push at the client's pace.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -51,33 +51,32 @@ pub enum Finish {
 
 /// The gate before one connection's queue.
 pub struct DeliveryGate {
-    /// Whether `state` is [`State::Live`], as it nearly always is: one load instead of a lock.
+    /// Whether `hold` is `None`, as it nearly always is: one load instead of a lock.
     live: AtomicBool,
-    state: Mutex<State>,
+    /// `None`: live.
+    hold: Mutex<Option<Box<Hold>>>,
     max_frames: usize,
     max_bytes: usize,
 }
 
-enum State {
-    Holding(Box<Held>),
-    Settling(Sent),
-    Live,
-}
-
+/// What is known of a connection that is holding or settling.
 #[derive(Default)]
-struct Held {
+struct Hold {
     /// What is published for the user may not come here.
     unrouted: bool,
     /// A catch-up is requested that has not started.
     requested: bool,
     /// The client was behind.
     fell_back: bool,
-    pushes: VecDeque<Push>,
-    bytes: usize,
     /// An unread message was let go: catch-up has to look again.
     missed: bool,
-    /// Catch-up has sent something.
+    /// Catch-up has sent something, or is still to send what pushes have gone past.
     caught_up: bool,
+    /// Catch-up is through: pushes pass, and what was sent is remembered.
+    settling: bool,
+    pushes: Vec<Push>,
+    /// The length of all of `pushes`.
+    bytes: usize,
     /// The ids of messages that have been sent.
     sent: Sent,
 }
@@ -85,15 +84,14 @@ struct Held {
 impl DeliveryGate {
     /// Starts out holding, up to the bounds of the queue, until the user's route is bound.
     pub fn new(max_frames: usize, max_bytes: usize) -> Self {
-        Self {
-            live: AtomicBool::new(false),
-            state: Mutex::new(State::Holding(Box::new(Held {
-                unrouted: true,
-                ..Held::default()
-            }))),
+        let gate = Self {
+            live: AtomicBool::new(true),
+            hold: Mutex::new(None),
             max_frames,
             max_bytes,
-        }
+        };
+        gate.unrouted();
+        gate
     }
 
     /// Whether nothing is held back. A push that goes past a catch-up that begins this very moment
@@ -104,7 +102,7 @@ impl DeliveryGate {
 
     /// Whether pushes go past.
     pub fn is_open(&self) -> bool {
-        self.is_live() || !matches!(&*self.state.lock(), State::Holding(_))
+        self.hold.lock().as_ref().is_none_or(|hold| hold.settling)
     }
 
     /// Decides on one push.
@@ -112,202 +110,161 @@ impl DeliveryGate {
         if self.is_live() {
             return GateDecision::Open;
         }
-        match &mut *self.state.lock() {
-            State::Live => GateDecision::Open,
-            State::Settling(sent) => match push.message_id() {
-                Some(id) if sent.contains(id) => GateDecision::Done,
-                Some(id) => {
-                    sent.insert(id.clone());
-                    GateDecision::Open
-                }
-                None => GateDecision::Open,
-            },
-            State::Holding(held) => self.hold(held, push),
+        match &mut *self.hold.lock() {
+            Some(hold) => self.decide(hold, push),
+            None => GateDecision::Open,
         }
     }
 
-    fn hold(&self, held: &mut Held, push: &Push) -> GateDecision {
-        if push.message_id().is_some_and(|id| held.sent.contains(id)) {
+    fn decide(&self, hold: &mut Hold, push: &Push) -> GateDecision {
+        let id = push.message_id();
+        if id.is_some_and(|id| hold.sent.contains(id)) {
             return GateDecision::Done;
         }
-        let bytes = held.bytes + push.frame().len();
-        let full = held.pushes.len() >= self.max_frames
-            || (bytes > self.max_bytes && !held.pushes.is_empty());
-        let half_full = held.pushes.len() * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
-        match push.kind() {
-            PushKind::Presence if half_full => return GateDecision::Done,
-            // Those behind one that was let go would overtake it.
-            PushKind::Unread if full || held.missed => {
-                held.missed = true;
-                return GateDecision::Done;
-            }
-            PushKind::OwnCopy if full && !held.let_go() => {
-                held.add(push);
-                return GateDecision::Overflow(held.take());
-            }
-            _ => {}
+        if hold.settling {
+            hold.sent.extend(id);
+            return GateDecision::Open;
         }
-        held.add(push);
+        let length = push.frame().len();
+        let (frames, bytes) = (hold.pushes.len(), hold.bytes + length);
+        let full = frames >= self.max_frames || (bytes > self.max_bytes && frames > 0);
+        let half_full = frames * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
+        match push.kind() {
+            PushKind::Presence if half_full => {}
+            // Those behind one that was let go would overtake it.
+            PushKind::Unread if full || hold.missed => hold.missed = true,
+            kind => {
+                let overflows = full && kind == PushKind::OwnCopy && !hold.let_go();
+                hold.bytes += length;
+                hold.pushes.push(push.clone());
+                if overflows {
+                    return GateDecision::Overflow(hold.take());
+                }
+            }
+        }
         GateDecision::Done
     }
 
     /// There was no room for `push`: holds, and requests a catch-up that brings what is unread.
     /// What is not unread waits here for the end of that, unless it overflows.
     pub fn fall_back(&self, push: &Push) -> GateDecision {
-        let mut state = self.state.lock();
-        // It was let through, and so is remembered as sent.
-        if let (State::Settling(sent), Some(id)) = (&mut *state, push.message_id()) {
-            sent.remove(id);
-        }
-        self.hold_for(&mut state, |held| {
-            (held.requested, held.fell_back) = (true, true);
-            self.hold(held, push)
+        self.hold_for(|hold| {
+            (hold.requested, hold.fell_back) = (true, true);
+            // It was let through, and so may be remembered as sent.
+            hold.sent.remove(push);
+            self.decide(hold, push)
         })
     }
 
     /// Whether this hold is of a client that was behind.
     pub fn fell_back(&self) -> bool {
-        !self.is_live() && matches!(&*self.state.lock(), State::Holding(held) if held.fell_back)
+        !self.is_live() && (self.hold.lock().as_ref()).is_some_and(|hold| hold.fell_back)
     }
 
     /// The user's route is not bound, and pushes wait until the catch-up after [`DeliveryGate::routed`].
     pub fn unrouted(&self) {
-        self.hold_for(&mut self.state.lock(), |held| held.unrouted = true);
+        self.hold_for(|hold| hold.unrouted = true);
     }
 
     /// The user's route is bound, and a catch-up requested.
     pub fn routed(&self) {
-        self.hold_for(&mut self.state.lock(), |held| {
-            (held.unrouted, held.requested) = (false, true);
-        });
+        self.hold_for(|hold| (hold.unrouted, hold.requested) = (false, true));
     }
 
     /// Something may have been missed, and pushes wait for another catch-up.
     pub fn request(&self) {
-        self.hold_for(&mut self.state.lock(), |held| held.requested = true);
+        self.hold_for(|hold| hold.requested = true);
     }
 
     /// Whether a catch-up was requested since the last call; it is about to start then.
     pub fn take_request(&self) -> bool {
-        match &mut *self.state.lock() {
-            State::Holding(held) => std::mem::take(&mut held.requested),
-            _ => false,
-        }
+        (self.hold.lock().as_mut()).is_some_and(|hold| std::mem::take(&mut hold.requested))
     }
 
-    fn hold_for<T>(&self, state: &mut State, why: impl FnOnce(&mut Held) -> T) -> T {
+    /// Holds from now on; what was remembered is remembered on.
+    fn hold_for<T>(&self, why: impl FnOnce(&mut Hold) -> T) -> T {
+        let mut hold = self.hold.lock();
         self.live.store(false, Release);
-        let sent = match state {
-            State::Holding(held) => return why(held),
-            State::Settling(sent) => std::mem::take(sent),
-            State::Live => Sent::default(),
-        };
-        let mut held = Box::new(Held {
-            // What was remembered is remembered on.
-            caught_up: !sent.is_empty(),
-            sent,
-            ..Held::default()
-        });
-        let answer = why(&mut held);
-        *state = State::Holding(held);
-        answer
+        let hold = hold.get_or_insert_default();
+        hold.settling = false;
+        why(hold)
     }
 
     /// Whether catch-up is to send the message `id` now. Answers true once for each id.
     pub fn claim(&self, id: &str) -> bool {
-        match &mut *self.state.lock() {
-            State::Holding(held) => held.claim(id),
-            // Pushes go past a catch-up that does not get on.
-            State::Settling(sent) => sent.claim(id),
-            State::Live => true,
-        }
+        (self.hold.lock().as_mut()).is_none_or(|hold| hold.claim(id))
     }
 
     /// Ends the hold, if all that was held is sent and none was let go. Call it until it has. Where
     /// catch-up sent nothing there is nothing to remember, and the connection is live at once.
     pub fn finish(&self) -> Finish {
-        let mut state = self.state.lock();
-        let State::Holding(held) = &mut *state else {
+        let mut guard = self.hold.lock();
+        let Some(hold) = &mut *guard else {
             return Finish::Settled;
         };
-        if held.unrouted || held.requested {
+        if hold.unrouted || hold.requested {
             return Finish::Settled;
         }
-        if std::mem::take(&mut held.missed) {
+        if std::mem::take(&mut hold.missed) {
             return Finish::Again;
         }
-        if !held.pushes.is_empty() {
-            return Finish::Frames(held.take());
+        if !hold.pushes.is_empty() {
+            return Finish::Frames(hold.take());
         }
-        let (sent, caught_up) = (std::mem::take(&mut held.sent), held.caught_up);
-        *state = if caught_up {
-            State::Settling(sent)
-        } else {
-            State::Live
-        };
-        self.live.store(!caught_up, Release);
+        (hold.settling, hold.fell_back) = (true, false);
+        if !hold.caught_up {
+            *guard = None;
+            self.live.store(true, Release);
+        }
         Finish::Settled
     }
 
     /// Catch-up does not get on: what was let go comes later, behind what is newer, so that
     /// [`DeliveryGate::finish`] ends the hold. Only a route that is not bound is waited for.
     pub fn give_up(&self) {
-        if let State::Holding(held) = &mut *self.state.lock() {
-            (held.requested, held.missed, held.caught_up) = (false, false, true);
+        if let Some(hold) = &mut *self.hold.lock() {
+            (hold.requested, hold.missed, hold.caught_up) = (false, false, true);
         }
     }
 
     /// What was sent need not be remembered any longer.
     pub fn settle(&self) {
-        let mut state = self.state.lock();
-        if matches!(&*state, State::Settling(_)) {
-            *state = State::Live;
+        let mut guard = self.hold.lock();
+        if guard.take_if(|hold| hold.settling).is_some() {
             self.live.store(true, Release);
         }
     }
 }
 
-impl Held {
-    fn add(&mut self, push: &Push) {
-        self.bytes += push.frame().len();
-        self.pushes.push_back(push.clone());
-    }
-
+impl Hold {
     /// Takes all that is held, to be sent.
     fn take(&mut self) -> Vec<Frame> {
         self.bytes = 0;
         let pushes = std::mem::take(&mut self.pushes);
-        for id in pushes.iter().filter_map(Push::message_id) {
-            self.sent.insert(id.clone());
-        }
+        self.sent.extend(pushes.iter().filter_map(Push::message_id));
         pushes.iter().map(|push| push.frame().clone()).collect()
     }
 
     /// Whether catch-up is to send it; then it need not be held.
     fn claim(&mut self, id: &str) -> bool {
-        let is_new = self.sent.claim(id);
-        if is_new {
-            self.caught_up = true;
-            let bytes = &mut self.bytes;
-            self.pushes.retain(|push| {
-                let same = push.message_id().is_some_and(|held| &**held == id);
-                *bytes -= if same { push.frame().len() } else { 0 };
-                !same
-            });
+        if self.sent.contains(id) {
+            return false;
         }
-        is_new
+        self.caught_up = true;
+        self.sent.extend([&id.into()]);
+        let is_other = |push: &Push| push.message_id().is_none_or(|held| **held != *id);
+        self.pushes.retain(is_other);
+        self.bytes = self.pushes.iter().map(|push| push.frame().len()).sum();
+        true
     }
 
     /// Makes room: the newest unread message is left to a later page.
     fn let_go(&mut self) -> bool {
-        let newest = self
-            .pushes
-            .iter()
-            .rposition(|push| push.kind() == PushKind::Unread);
-        let Some(push) = newest.and_then(|index| self.pushes.remove(index)) else {
+        let is_unread = |push: &Push| push.kind() == PushKind::Unread;
+        let Some(newest) = self.pushes.iter().rposition(is_unread) else {
             return false;
         };
-        self.bytes -= push.frame().len();
+        self.bytes -= self.pushes.remove(newest).frame().len();
         self.missed = true;
         true
     }
@@ -325,29 +282,20 @@ impl Sent {
         self.newer.contains(id) || self.older.contains(id)
     }
 
-    fn is_empty(&self) -> bool {
-        self.newer.is_empty() && self.older.is_empty()
-    }
-
-    fn insert(&mut self, id: Arc<str>) {
-        if self.newer.len() >= REMEMBERED {
-            self.older = std::mem::take(&mut self.newer);
+    fn extend<'a>(&mut self, ids: impl IntoIterator<Item = &'a Arc<str>>) {
+        for id in ids {
+            if self.newer.len() >= REMEMBERED {
+                self.older = std::mem::take(&mut self.newer);
+            }
+            self.newer.insert(Arc::clone(id));
         }
-        self.newer.insert(id);
     }
 
-    fn remove(&mut self, id: &str) {
-        self.newer.remove(id);
-        self.older.remove(id);
-    }
-
-    /// Inserts it; false if it was there.
-    fn claim(&mut self, id: &str) -> bool {
-        let is_new = !self.contains(id);
-        if is_new {
-            self.insert(id.into());
+    fn remove(&mut self, push: &Push) {
+        if let Some(id) = push.message_id() {
+            self.newer.remove(id);
+            self.older.remove(id);
         }
-        is_new
     }
 }
 
@@ -389,10 +337,10 @@ mod tests {
                 Finish::Settled => break,
             }
         }
-        let state = match &*gate.state.lock() {
-            State::Holding(_) => "due",
-            State::Settling(_) => "settling",
-            State::Live => "live",
+        let state = match &*gate.hold.lock() {
+            Some(hold) if hold.settling => "settling",
+            Some(_) => "due",
+            None => "live",
         };
         assert_eq!(gate.is_live(), state == "live");
         (frames, state)
@@ -578,6 +526,24 @@ mod tests {
         assert!(gate.take_request());
         assert!(gate.claim("m1"), "catch-up sends it");
         assert!(!gate.claim("m0"));
+    }
+
+    /// Two consumers push at once to a queue that is full.
+    #[test]
+    fn nor_was_what_falls_back_behind_it() {
+        let gate = started(8);
+        assert!(gate.claim("m0"));
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        let copy = unread("c1").as_own_copy();
+        for push in [&unread("m1"), &unread("m2"), &copy] {
+            assert_eq!(gate.pass(push), GateDecision::Open);
+        }
+        for push in [&unread("m1"), &unread("m2"), &copy] {
+            assert_eq!(gate.fall_back(push), GateDecision::Done);
+        }
+        assert!(gate.take_request());
+        assert!(gate.claim("m1") && gate.claim("m2"), "catch-up sends them");
+        assert_eq!(finished(&gate), (frames([copy]), "settling"));
     }
 
     #[test]

@@ -24,8 +24,13 @@ const RECHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a client is looked at whose ping has not reached it.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
+/// When the writer thread is to look again, if at all; or why the connection is to end.
+pub(super) type Next = Result<Option<Instant>, CloseReason>;
+
 /// What the writer thread sees of its client.
 pub(super) struct Seen {
+    /// When it looked.
+    pub at: Instant,
     /// When the last frame came.
     pub heard: Instant,
     pub progress: Progress,
@@ -80,65 +85,25 @@ impl Liveness {
 
     /// A ping was sent, and ends at `position` of what the client is sent. `seen` is from before: with
     /// nothing in its way a ping needs no look at whether it has arrived.
-    pub fn pinged(&mut self, position: u64, seen: &Seen, now: Instant) {
+    pub fn pinged(&mut self, position: u64, seen: &Seen) {
         let is_clear = !seen.is_waiting && seen.progress.in_flight == 0;
         self.ping.get_or_insert(Ping {
-            sent_at: now,
+            sent_at: seen.at,
             position,
-            reached_at: is_clear.then_some(now),
+            reached_at: is_clear.then_some(seen.at),
         });
     }
 
     /// Why the connection is to end, or when to look again, if at all before the next ping.
     /// `has_input` is asked only of whoever would be idle.
-    pub fn judge(
-        &mut self,
-        now: Instant,
-        seen: &Seen,
-        has_input: impl FnOnce() -> bool,
-    ) -> Result<Option<Instant>, CloseReason> {
-        self.measure(now, seen);
-        self.judge_pace(now, seen.is_behind)?;
-        self.judge_ping(now, seen, has_input)
-    }
-
-    fn measure(&mut self, now: Instant, seen: &Seen) {
-        let taken = seen.progress.taken;
-        if taken > self.taken {
-            (self.taken, self.taken_at) = (taken, now);
-        }
-        let is_owed = seen.is_waiting || seen.is_behind && seen.progress.in_flight > 0;
-        if !is_owed || taken >= self.step + STEP {
-            (self.step, self.step_at) = (taken, now);
-        }
-    }
-
-    fn judge_pace(&self, now: Instant, is_behind: bool) -> Result<(), CloseReason> {
-        let is_slow = now >= self.step_at + self.write_timeout * STEP_TIMEOUTS;
-        let is_stuck = now >= self.taken_at.max(self.step_at) + self.write_timeout;
-        if is_slow && is_stuck {
-            Err(CloseReason::WriteTimeout)
-        } else if is_slow && is_behind {
-            Err(CloseReason::SlowConsumer)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn judge_ping(
-        &mut self,
-        now: Instant,
-        seen: &Seen,
-        has_input: impl FnOnce() -> bool,
-    ) -> Result<Option<Instant>, CloseReason> {
+    pub fn judge(&mut self, seen: &Seen, has_input: impl FnOnce() -> bool) -> Next {
+        self.judge_pace(seen)?;
+        let now = seen.at;
         let was_overdue = std::mem::take(&mut self.overdue);
+        self.ping.take_if(|ping| seen.heard >= ping.sent_at);
         let Some(ping) = &mut self.ping else {
             return Ok(None);
         };
-        if seen.heard >= ping.sent_at {
-            self.ping = None;
-            return Ok(None);
-        }
         if ping.reached_at.is_none() && seen.progress.taken >= ping.position {
             ping.reached_at = Some(now);
         }
@@ -155,6 +120,26 @@ impl Liveness {
             self.overdue = true;
         }
         Ok(Some(now + RECHECK_INTERVAL))
+    }
+
+    fn judge_pace(&mut self, seen: &Seen) -> Result<(), CloseReason> {
+        let (now, taken) = (seen.at, seen.progress.taken);
+        if taken > self.taken {
+            (self.taken, self.taken_at) = (taken, now);
+        }
+        let is_owed = seen.is_waiting || seen.is_behind && seen.progress.in_flight > 0;
+        if !is_owed || taken >= self.step + STEP {
+            (self.step, self.step_at) = (taken, now);
+        }
+        let is_slow = now >= self.step_at + self.write_timeout * STEP_TIMEOUTS;
+        let is_stuck = now >= self.taken_at.max(self.step_at) + self.write_timeout;
+        if is_slow && is_stuck {
+            Err(CloseReason::WriteTimeout)
+        } else if is_slow && seen.is_behind {
+            Err(CloseReason::SlowConsumer)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -181,6 +166,7 @@ mod tests {
                 liveness: Liveness::new(IDLE, STUCK, now),
                 now,
                 seen: Seen {
+                    at: now,
                     heard: now,
                     progress: Progress {
                         taken: 1_000,
@@ -194,7 +180,8 @@ mod tests {
         }
 
         fn judge(&mut self) -> Result<Option<Instant>, CloseReason> {
-            self.liveness.judge(self.now, &self.seen, || self.has_input)
+            self.seen.at = self.now;
+            self.liveness.judge(&self.seen, || self.has_input)
         }
 
         fn after(&mut self, wait: Duration) -> Result<(), CloseReason> {
@@ -220,7 +207,8 @@ mod tests {
             self.now += Duration::from_millis(1);
             let progress = self.seen.progress;
             let position = progress.taken + progress.in_flight + 2;
-            self.liveness.pinged(position, &self.seen, self.now);
+            self.seen.at = self.now;
+            self.liveness.pinged(position, &self.seen);
         }
     }
 

@@ -32,6 +32,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
+use std::iter;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst, fence};
 use std::thread;
@@ -75,8 +76,6 @@ struct WriteSide {
     unsent: VecDeque<Frame>,
     /// How many bytes of the first of them are written.
     written: usize,
-    /// The length of all that is unsent, what is written of the first included.
-    unsent_bytes: usize,
     /// How many bytes the socket has taken since the beginning.
     sent: u64,
 }
@@ -87,21 +86,8 @@ fn load(frame: &Frame) -> u64 {
     (frame.count() as u64) << 40 | frame.len() as u64
 }
 
-fn frames_of(load: u64) -> usize {
-    (load >> 40) as usize
-}
-
-fn bytes_of(load: u64) -> usize {
-    (load & ((1 << 40) - 1)) as usize
-}
-
-/// How far a write came.
-enum Written {
-    Everything,
-    /// The socket takes no more now, or has taken its share.
-    NotAll,
-    /// The client's end of the connection is gone.
-    Gone,
+fn frames_and_bytes(load: u64) -> (usize, usize) {
+    ((load >> 40) as usize, (load & ((1 << 40) - 1)) as usize)
 }
 
 /// How far the client is with what it is sent.
@@ -127,7 +113,6 @@ impl Outbox {
             max_bytes,
             load: AtomicU64::new(0),
             write_side: Mutex::new(WriteSide {
-                unsent_bytes: opening.len(),
                 unsent: [opening].into(),
                 written: 0,
                 sent: 0,
@@ -161,39 +146,32 @@ impl Outbox {
     /// it and nobody else at the write side.
     #[must_use]
     pub fn push_and_flush(&self, frame: &Frame) -> bool {
-        if self.try_write_direct(frame) {
-            return true;
+        self.try_write_direct(frame) || {
+            let queued = self.push(frame);
+            self.flush();
+            queued
         }
-        let queued = self.push(frame);
-        self.flush();
-        queued
     }
 
     /// Writes or queues `frame` on behalf of the connection's own reader or writer thread, which
     /// waits while the queue is full: that slows down only the client that does not read.
     pub fn send(&self, frame: &Frame) {
-        if self.try_write_direct(frame) {
-            return;
+        if !self.try_write_direct(frame) {
+            while !self.try_enqueue(frame) {
+                self.flush_blocking();
+            }
+            self.flush();
         }
-        while !self.try_enqueue(frame) {
-            self.flush_blocking();
-        }
-        self.flush();
     }
 
     /// Writes `frame` if nothing is before it and nobody else at the write side; else it answers
     /// false, and another way has to be gone, a flush at its end. (So a connection that is only asked
     /// and answered has no queue, and a group message costs a tenth less for each of 1,000 recipients.)
     fn try_write_direct(&self, frame: &Frame) -> bool {
-        if self.closing.get().is_some() || self.is_handed_over() {
-            return false;
-        }
-        let Some(mut side) = self.write_side.try_lock() else {
+        let is_next = |side: &MutexGuard<'_, WriteSide>| side.unsent.is_empty() && self.is_empty();
+        let Some(mut side) = self.try_write_side().filter(is_next) else {
             return false;
         };
-        if !side.unsent.is_empty() || !self.is_empty() {
-            return false;
-        }
         // What an error means is seen where the rest is written.
         let sent = self.socket.send(frame.bytes(), false).unwrap_or(0);
         side.sent += sent as u64;
@@ -201,7 +179,7 @@ impl Outbox {
             drop(side);
             self.flush();
         } else {
-            side.push(frame.clone());
+            side.unsent.push_back(frame.clone());
             side.written = sent;
             self.hand_over(side);
         }
@@ -213,10 +191,8 @@ impl Outbox {
     /// overtake what is in it.
     pub fn write_behind(&self, frames: impl IntoIterator<Item = Frame>) {
         let mut side = self.write_side.lock();
-        while let Some(frame) = self.pop() {
-            side.push(frame);
-        }
-        frames.into_iter().for_each(|frame| side.push(frame));
+        side.unsent.extend(iter::from_fn(|| self.pop()));
+        side.unsent.extend(frames);
         self.write_and_free(side);
     }
 
@@ -225,15 +201,10 @@ impl Outbox {
     pub(super) fn ping(&self) -> u64 {
         let mut side = self.write_side.lock();
         let begun = side.begun();
-        let ahead = if begun > 0 {
-            side.unsent[0].len() - side.written
-        } else {
-            0
-        };
-        let ping = Frame::ping();
-        let position = side.sent + (ahead + ping.len()) as u64;
-        side.unsent_bytes += ping.len();
-        side.unsent.insert(begun, ping);
+        side.unsent.insert(begun, Frame::ping());
+        // Nothing is half written where nothing is begun.
+        let end: usize = side.unsent.range(..=begun).map(Frame::len).sum();
+        let position = side.sent + (end - side.written) as u64;
         self.write_and_free(side);
         position
     }
@@ -245,10 +216,8 @@ impl Outbox {
         let in_flight = self.socket.in_flight().min(sent);
         drop(side);
         self.flush();
-        Progress {
-            taken: sent - in_flight,
-            in_flight,
-        }
+        let taken = sent - in_flight;
+        Progress { taken, in_flight }
     }
 
     /// Whether the client has sent something that nobody has read yet, or is gone.
@@ -263,9 +232,8 @@ impl Outbox {
         }
         let load = load(frame);
         let before = self.load.fetch_add(load, SeqCst);
-        let fits = before == 0
-            || (frames_of(before) + frame.count() <= self.max_frames
-                && bytes_of(before) + frame.len() <= self.max_bytes);
+        let (frames, bytes) = frames_and_bytes(before + load);
+        let fits = before == 0 || (frames <= self.max_frames && bytes <= self.max_bytes);
         if fits {
             self.queue.get_or_init(Box::default).push(frame.clone());
         } else {
@@ -276,8 +244,8 @@ impl Outbox {
 
     /// Whether the queue holds at least half of what it may.
     pub fn is_half_full(&self) -> bool {
-        let load = self.load.load(SeqCst);
-        frames_of(load) * 2 >= self.max_frames || bytes_of(load) * 2 >= self.max_bytes
+        let (frames, bytes) = frames_and_bytes(self.load.load(SeqCst));
+        frames * 2 >= self.max_frames || bytes * 2 >= self.max_bytes
     }
 
     /// Whether nothing is queued. The load tells without a look at the queue, which is seldom in the
@@ -288,16 +256,21 @@ impl Outbox {
 
     /// Writes what is queued, unless somebody else is at it, who then does. Never blocks.
     pub fn flush(&self) {
-        loop {
-            fence(SeqCst);
-            if self.is_empty() || self.is_handed_over() || self.closing.get().is_some() {
-                return;
-            }
-            let Some(side) = self.write_side.try_lock() else {
-                return;
-            };
+        fence(SeqCst);
+        while !self.is_empty()
+            && let Some(side) = self.try_write_side()
+        {
             self.write_a_share(side);
+            fence(SeqCst);
         }
+    }
+
+    /// The write side, unless somebody else is at it or nothing is to be written any more.
+    fn try_write_side(&self) -> Option<MutexGuard<'_, WriteSide>> {
+        if self.is_handed_over() || self.closing.get().is_some() {
+            return None;
+        }
+        self.write_side.try_lock()
     }
 
     /// Writes what is queued, and then what has been queued meanwhile.
@@ -309,10 +282,8 @@ impl Outbox {
     /// Writes what is queued as far as the socket takes it, hands over if there is more, and frees
     /// the write side. A [`Outbox::flush`] is to follow.
     fn write_a_share(&self, mut side: MutexGuard<'_, WriteSide>) {
-        match self.write_queue(&mut side, false) {
-            Written::Everything => {}
-            Written::NotAll => self.hand_over(side),
-            Written::Gone => self.close(CloseReason::Vanished),
+        if !self.write_queue(&mut side, false) {
+            self.hand_over(side);
         }
     }
 
@@ -327,14 +298,11 @@ impl Outbox {
     /// longer than a [`POLL_INTERVAL`]: call it as long as it [is handed over](Outbox::is_handed_over).
     pub fn flush_blocking(&self) {
         let mut side = self.write_side.lock();
-        match self.write_queue(&mut side, true) {
-            Written::Everything => {}
-            Written::NotAll => return,
-            Written::Gone => self.close(CloseReason::Vanished),
+        if self.write_queue(&mut side, true) {
+            self.handed_over.store(false, SeqCst);
+            drop(side);
+            self.flush();
         }
-        self.handed_over.store(false, SeqCst);
-        drop(side);
-        self.flush();
     }
 
     fn pop(&self) -> Option<Frame> {
@@ -352,50 +320,52 @@ impl Outbox {
     }
 
     /// Moves up to a share from the queue to the socket. A frame leaves the queue only when its turn
-    /// is near, so that the queue's bounds hold.
-    fn write_queue(&self, side: &mut WriteSide, may_block: bool) -> Written {
+    /// is near, so that the queue's bounds hold. Answers whether nothing is left to be written: all
+    /// is, or the client's end is gone.
+    fn write_queue(&self, side: &mut WriteSide, may_block: bool) -> bool {
         let end = side.sent + WRITE_QUANTUM as u64;
         loop {
-            while side.unsent_bytes < WRITE_QUANTUM
+            let mut unsent_bytes = side.unsent_bytes();
+            while unsent_bytes < WRITE_QUANTUM
                 && let Some(frame) = self.pop()
             {
-                side.push(frame);
+                unsent_bytes += frame.len();
+                side.unsent.push_back(frame);
             }
             match self.write(side, may_block) {
-                Written::Everything if self.is_empty() => return Written::Everything,
-                Written::Everything if side.sent < end => {}
-                Written::Everything => return Written::NotAll,
-                other => return other,
+                Ok(true) if self.is_empty() => return true,
+                Ok(true) if side.sent < end => {}
+                Ok(_) => return false,
+                Err(_) => {
+                    self.close(CloseReason::Vanished);
+                    return true;
+                }
             }
         }
     }
 
     /// Writes what is unsent, several frames with one call, until the socket takes no more. A
     /// blocking write looks up after each call, however large a page of catch-up is under way: the
-    /// connection may be to end, or be due for a ping.
-    fn write(&self, side: &mut WriteSide, may_block: bool) -> Written {
-        while let Some(first) = side.unsent.front() {
-            let rest = &first.bytes()[side.written..];
-            let bytes = if side.unsent.len() == 1 || rest.len() >= WRITE_QUANTUM {
-                Cow::Borrowed(rest)
-            } else {
-                Cow::Owned(side.gather())
-            };
-            let asked = bytes.len();
-            match self.socket.send(&bytes, may_block).map_err(|e| e.kind()) {
+    /// connection may be to end, or be due for a ping. Answers whether all is written; an error says
+    /// that the client's end is gone.
+    fn write(&self, side: &mut WriteSide, may_block: bool) -> io::Result<bool> {
+        while !side.unsent.is_empty() {
+            let bytes = side.next_bytes();
+            let (asked, result) = (bytes.len(), self.socket.send(&bytes, may_block));
+            drop(bytes);
+            match result {
                 Ok(sent) => {
-                    drop(bytes);
                     side.advance(sent);
-                    if (may_block || sent < asked) && !side.unsent.is_empty() {
-                        return Written::NotAll;
+                    if may_block || sent < asked {
+                        return Ok(side.unsent.is_empty());
                     }
                 }
-                Err(io::ErrorKind::Interrupted) => {}
-                Err(io::ErrorKind::WouldBlock) => return Written::NotAll,
-                Err(_) => return Written::Gone,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
             }
         }
-        Written::Everything
+        Ok(true)
     }
 
     /// Ends the connection, from any thread; the first reason wins. The writer thread says goodbye.
@@ -423,19 +393,18 @@ impl Outbox {
         while self.pop().is_some() {}
         let begun = side.begun();
         side.unsent.truncate(begun);
-        side.unsent_bytes = side.unsent.iter().map(Frame::len).sum();
         if let Some(close) = close {
-            side.push(close);
+            side.unsent.push_back(close);
             let deadline = Instant::now() + patience;
             loop {
                 let left = deadline.saturating_duration_since(Instant::now());
                 // The timeout is never zero, so setting it cannot fail on a socket of ours.
-                let timeout = left.max(Duration::from_millis(1));
-                let _ = self.socket.set_write_timeout(Some(timeout));
-                match self.write(&mut side, true) {
-                    Written::NotAll if !left.is_zero() => {}
-                    // A failure says that nobody is there to be told.
-                    Written::NotAll | Written::Everything | Written::Gone => break,
+                let timeout = Some(left.max(Duration::from_millis(1)));
+                let _ = self.socket.set_write_timeout(timeout);
+                // A failure says that nobody is there to be told.
+                let is_done = self.write(&mut side, true).unwrap_or(true);
+                if is_done || left.is_zero() {
+                    break;
                 }
             }
         }
@@ -449,9 +418,9 @@ impl Outbox {
 }
 
 impl WriteSide {
-    fn push(&mut self, frame: Frame) {
-        self.unsent_bytes += frame.len();
-        self.unsent.push_back(frame);
+    /// The length of all that is unsent, what is written of the first frame included.
+    fn unsent_bytes(&self) -> usize {
+        self.unsent.iter().map(Frame::len).sum()
     }
 
     /// How many frames nothing may overtake: one that is half written, and the opening, without which
@@ -461,18 +430,21 @@ impl WriteSide {
     }
 
     /// A share of the unsent bytes, side by side: one plain write of them is cheaper than a
-    /// vectored one of many small frames.
-    fn gather(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.unsent_bytes.min(2 * WRITE_QUANTUM));
-        let mut skip = self.written;
-        for frame in &self.unsent {
-            bytes.extend(&frame.bytes()[skip..]);
-            skip = 0;
+    /// vectored one of many small frames. A frame that is alone or long is not copied.
+    fn next_bytes(&self) -> Cow<'_, [u8]> {
+        let first = &self.unsent[0].bytes()[self.written..];
+        if self.unsent.len() == 1 || first.len() >= WRITE_QUANTUM {
+            return Cow::Borrowed(first);
+        }
+        let mut bytes = Vec::with_capacity(self.unsent_bytes().min(2 * WRITE_QUANTUM));
+        bytes.extend(first);
+        for frame in self.unsent.range(1..) {
+            bytes.extend(frame.bytes());
             if bytes.len() >= WRITE_QUANTUM {
                 break;
             }
         }
-        bytes
+        Cow::Owned(bytes)
     }
 
     /// Drops what the socket has taken.
@@ -483,7 +455,6 @@ impl WriteSide {
             && self.written >= first.len()
         {
             self.written -= first.len();
-            self.unsent_bytes -= first.len();
             self.unsent.pop_front();
         }
         if self.unsent.is_empty() && self.unsent.capacity() > 16 {
@@ -626,7 +597,7 @@ mod tests {
             assert!(outbox.make_room());
         }
         outbox.flush_blocking();
-        assert!(outbox.write_side.lock().unsent_bytes < WRITE_QUANTUM + frame.len());
+        assert!(outbox.write_side.lock().unsent_bytes() < WRITE_QUANTUM + frame.len());
     }
 
     #[test]

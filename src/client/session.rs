@@ -153,7 +153,7 @@ impl Session {
     /// Upgrades, then reads until the connection ends.
     fn serve(self, socket: Socket) {
         let connection = &*self.connection;
-        let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer());
+        let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer);
         info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
         // None is not zero, so setting it cannot fail on a socket of ours.
         let _ = socket.set_read_timeout(None);
@@ -233,7 +233,7 @@ impl Drop for Session {
         if let Some(reason) = connection.outbox.closing() {
             let (user, conn_id) = (connection.user(), connection.id());
             let code = reason.frame().map_or(1006, |(code, _)| code);
-            let lasted = connection.since().elapsed().as_secs();
+            let lasted = connection.since.elapsed().as_secs();
             info!(
                 "Connection closed: user={user}, conn_id={conn_id}, reason={reason}, code={code}, seconds={lasted}"
             );

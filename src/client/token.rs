@@ -1,8 +1,4 @@
-//! A session's token, and what it is worth: whose it is, and for how long.
-
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-
-use parking_lot::Mutex;
+//! What a session's token is worth: whose it is, and for how long.
 
 use super::protocol::timestamp;
 use crate::ids::UserId;
@@ -30,71 +26,31 @@ pub(super) enum TokenError {
 
 /// Asks the User Service whose `token` is.
 pub(super) fn validate(services: &dyn Services, token: &str) -> Result<Identity, TokenError> {
-    let request = ValidateTokenRequest {
-        token: token.into(),
-    };
-    let identity = services
-        .validate_token(request)
-        .map_err(|error| match error.code {
-            ErrorCode::Unauthenticated
-            | ErrorCode::InvalidMessage
-            | ErrorCode::PermissionDenied
-            | ErrorCode::NotFound => TokenError::Refused(error),
-            _ => TokenError::Unavailable(error),
-        })?;
+    let token = token.into();
+    let answer = services.validate_token(ValidateTokenRequest { token });
+    let identity = answer.map_err(|error| match error.code {
+        ErrorCode::Unauthenticated
+        | ErrorCode::InvalidMessage
+        | ErrorCode::PermissionDenied
+        | ErrorCode::NotFound => TokenError::Refused(error),
+        _ => TokenError::Unavailable(error),
+    })?;
+    let expires_at = identity.expires_at;
     let user = UserId::new(&identity.user_id).map_err(|invalid| {
         let mut error = ServiceError::new(ErrorCode::Internal, "The User Service failed");
         error.cause = format!("it named a user that is none: {invalid}");
         TokenError::Unavailable(error)
     })?;
-    if seconds_left(identity.expires_at) == Some(0) {
+    if seconds_left(expires_at) == Some(0) {
         return Err(TokenError::Expired);
     }
-    Ok(Identity {
-        user,
-        expires_at: identity.expires_at,
-    })
+    Ok(Identity { user, expires_at })
 }
 
 /// How many seconds are left until `expires_at`, in Unix seconds; `None` when it is 0: for ever.
 pub(super) fn seconds_left(expires_at: i64) -> Option<u64> {
     let left = expires_at.saturating_sub(timestamp());
     (expires_at != 0).then(|| u64::try_from(left).unwrap_or(0))
-}
-
-/// The token of one connection. It is shown nowhere.
-pub(super) struct Token {
-    text: Mutex<Box<str>>,
-    /// It may have been revoked since it was validated.
-    doubted: AtomicBool,
-}
-
-impl Token {
-    pub fn new(text: &str) -> Self {
-        Self {
-            text: Mutex::new(text.into()),
-            doubted: AtomicBool::new(false),
-        }
-    }
-
-    /// The client has sent another one, which is valid.
-    pub fn replace(&self, text: &str) {
-        *self.text.lock() = text.into();
-    }
-
-    /// It is to be validated again.
-    pub fn doubt(&self) {
-        self.doubted.store(true, SeqCst);
-    }
-
-    /// Whether it was in doubt, which it is no longer.
-    pub fn take_doubt(&self) -> bool {
-        self.doubted.swap(false, SeqCst)
-    }
-
-    pub fn text(&self) -> Box<str> {
-        self.text.lock().clone()
-    }
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use super::Context;
 use super::close::CloseReason;
 use super::connection::Connection;
+use super::liveness::Next;
 use super::token::{TokenError, validate};
 use crate::backoff::Backoff;
-use crate::services::Services;
-use crate::threads::semaphore::Semaphore;
 
 /// How long a call waits for its permit before the thread looks after the connection again.
 const PERMIT_WITHIN: Duration = Duration::from_secs(1);
@@ -21,79 +21,60 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
 /// Validates a connection's token again when it is in doubt; the writer thread's work.
 pub(super) struct TokenCheck {
-    services: Arc<dyn Services>,
-    /// How many connections of this gateway ask at a time.
-    pacing: Arc<Semaphore>,
+    context: Arc<Context>,
     backoff: Backoff,
-    /// Not before this time.
+    /// When to ask, if it is in doubt.
     due: Option<Instant>,
 }
 
 impl TokenCheck {
-    pub fn new(services: Arc<dyn Services>, pacing: Arc<Semaphore>) -> Self {
+    pub fn new(context: Arc<Context>) -> Self {
         Self {
-            services,
-            pacing,
+            context,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             due: None,
         }
     }
 
-    /// Does what is due, at most one call. Closes a connection whose token is refused. Answers when
-    /// it wants to be called again, if at all before the next doubt.
-    pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
-        if let Some(due) = self.due
-            && now < due
-        {
-            return Some(due);
+    /// Does what is due, at most one call. Answers when it wants to be called again, if at all before
+    /// the next doubt; or why a connection whose token is refused is to end.
+    pub fn advance(&mut self, connection: &Connection, now: Instant) -> Next {
+        if connection.take_token_doubt() {
+            self.due.get_or_insert(now);
         }
-        self.due = None;
-        if connection.token.take_doubt() {
-            self.ask(connection, now)
-        } else {
-            None
+        if self.due.is_some_and(|due| now >= due) {
+            self.due = self.ask(connection, now)?;
         }
+        Ok(self.due)
     }
 
     /// Not inlined, since its frame is large: see [`stack`](super::stack).
     #[inline(never)]
-    fn ask(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
-        let token = &connection.token;
-        let Some(permit) = self.pacing.acquire_within(PERMIT_WITHIN) else {
-            token.doubt();
-            return Some(now);
+    fn ask(&mut self, connection: &Connection, now: Instant) -> Next {
+        let Some(permit) = self.context.validating.acquire_within(PERMIT_WITHIN) else {
+            return Ok(Some(now));
         };
-        let text = token.text();
-        let validated = validate(&*self.services, &text);
+        let token = connection.token();
+        let validated = validate(&*self.context.services, &token);
         drop(permit);
+        let (user, conn_id) = (connection.user(), connection.id());
         match validated {
-            Ok(identity) if identity.user == *connection.user() => {
+            Ok(identity) if identity.user == *user => {
                 self.backoff.reset();
-                None
+                Ok(None)
             }
             Err(TokenError::Unavailable(error)) => {
-                let (user, conn_id) = (connection.user(), connection.id());
                 warn!(
                     "Token not validated again, will be retried: user={user}, conn_id={conn_id}, error={error}"
                 );
-                token.doubt();
-                self.due = Some(now + self.backoff.next());
-                self.due
+                Ok(Some(now + self.backoff.next()))
             }
             // The client has sent another one meanwhile: that counts.
-            _ if token.text() != text => {
-                token.doubt();
-                Some(now)
-            }
-            Err(TokenError::Expired) => {
-                connection.close(CloseReason::TokenExpired);
-                None
-            }
+            _ if connection.token() != token => Ok(Some(now)),
+            Err(TokenError::Expired) => Err(CloseReason::TokenExpired),
             Ok(_) | Err(TokenError::Refused(_)) => {
-                let (user, conn_id) = (connection.user(), connection.id());
                 info!("Session revoked: user={user}, conn_id={conn_id}");
-                connection.close(CloseReason::SessionRevoked);
-                None
+                Err(CloseReason::SessionRevoked)
             }
         }
     }
@@ -102,7 +83,7 @@ impl TokenCheck {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::fixture::Client;
+    use crate::client::fixture::{Client, context};
     use crate::error::ErrorCode;
     use crate::registry::Registry;
     use crate::services::fake::FakeServices;
@@ -132,7 +113,7 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let services = Arc::new(FakeServices::default());
-            let check = TokenCheck::new(Arc::clone(&services) as _, Semaphore::new(1));
+            let check = TokenCheck::new(Arc::new(context(&services)));
             Self {
                 bob: Client::connect(&Registry::default(), "bob"),
                 services,
@@ -149,7 +130,12 @@ mod tests {
         }
 
         fn advance(&mut self) -> Option<Instant> {
-            self.check.advance(&self.bob.connection, self.now)
+            let next = self.check.advance(&self.bob.connection, self.now);
+            // As the writer thread does it.
+            next.unwrap_or_else(|reason| {
+                self.bob.connection.close(reason);
+                None
+            })
         }
     }
 

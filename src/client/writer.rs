@@ -15,7 +15,7 @@ use super::close::CloseReason;
 use super::connection::Connection;
 use super::failpoint;
 use super::frame::Frame;
-use super::liveness::{Liveness, Seen};
+use super::liveness::{Liveness, Next, Seen};
 use super::stack;
 use super::token::seconds_left;
 use super::token_check::TokenCheck;
@@ -25,7 +25,7 @@ const MAX_SLEEP: Duration = Duration::from_secs(60);
 
 /// Serves `connection` until it ends, then ends its socket. The first catch-up starts at
 /// `catch_up_at`, unless it is requested earlier.
-pub(super) fn run(connection: &Connection, context: &Context, catch_up_at: Instant) {
+pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: Instant) {
     connection.outbox.set_writer(thread::current());
     let served = catch_unwind(AssertUnwindSafe(|| {
         let mut writer = Writer::new(connection, context, catch_up_at);
@@ -45,9 +45,7 @@ pub(super) fn run(connection: &Connection, context: &Context, catch_up_at: Insta
             }
         }
     }));
-    if served.is_err() {
-        connection.close(CloseReason::Internal);
-    }
+    served.unwrap_or_else(|_| connection.close(CloseReason::Internal));
     leave(connection, context.config.session.write_timeout);
 }
 
@@ -64,29 +62,18 @@ struct Writer<'c> {
 }
 
 impl<'c> Writer<'c> {
-    fn new(connection: &'c Connection, context: &Context, catch_up_at: Instant) -> Self {
+    fn new(connection: &'c Connection, context: &Arc<Context>, catch_up_at: Instant) -> Self {
         let session = &context.config.session;
-        let since = connection.since();
-        let Context {
-            services,
-            pacing,
-            validating,
-            ..
-        } = context;
+        let (since, ping_interval) = (connection.since, session.ping_interval);
         Self {
             connection,
-            ping_interval: session.ping_interval,
+            ping_interval,
             // Spreads the pings of clients that came together over one interval.
-            next_ping: since + session.ping_interval.mul_f64(connection.id().fraction()),
+            next_ping: since + ping_interval.mul_f64(connection.id().fraction()),
             liveness: Liveness::new(session.idle_timeout, session.write_timeout, since),
             is_behind: false,
-            token_check: TokenCheck::new(Arc::clone(services), Arc::clone(validating)),
-            catch_up: CatchUp::new(
-                Arc::clone(services),
-                Arc::clone(pacing),
-                session.send_queue_bytes,
-                catch_up_at,
-            ),
+            token_check: TokenCheck::new(Arc::clone(context)),
+            catch_up: CatchUp::new(Arc::clone(context), catch_up_at),
         }
     }
 
@@ -102,36 +89,31 @@ impl<'c> Writer<'c> {
         }
         let now = Instant::now();
         let next_look = self.look_after_client(now)?;
-        let token = seconds_left(connection.expires_at());
-        if token == Some(0) {
+        let left = seconds_left(connection.expires_at()).map_or(MAX_SLEEP, Duration::from_secs);
+        if left.is_zero() {
             return Err(CloseReason::TokenExpired);
         }
         if connection.outbox.is_handed_over() {
             return Ok(now);
         }
-        let sleep = token.map_or(MAX_SLEEP, |seconds| {
-            MAX_SLEEP.min(Duration::from_secs(seconds))
-        });
-        let next_check = self.token_check.advance(connection, now);
-        let next_catch_up = if connection.is_closing() {
-            None
-        } else {
-            self.catch_up.advance(connection, now)
-        };
+        let next_check = self.token_check.advance(connection, now)?;
+        if connection.is_closing() {
+            return Ok(now);
+        }
+        let next_catch_up = self.catch_up.advance(connection, now);
         if connection.outbox.is_handed_over() {
             return Ok(now);
         }
+        let latest = self.next_ping.min(now + left.min(MAX_SLEEP));
         let next = [next_look, next_check, next_catch_up];
-        Ok(next
-            .into_iter()
-            .flatten()
-            .fold(self.next_ping.min(now + sleep), Instant::min))
+        Ok(next.into_iter().flatten().fold(latest, Instant::min))
     }
 
     /// Pings, and judges how the client takes it.
-    fn look_after_client(&mut self, now: Instant) -> Result<Option<Instant>, CloseReason> {
+    fn look_after_client(&mut self, now: Instant) -> Next {
         let connection = self.connection;
         let seen = Seen {
+            at: now,
             heard: connection.last_heard(),
             progress: connection.outbox.progress(),
             is_waiting: connection.outbox.is_handed_over(),
@@ -142,19 +124,18 @@ impl<'c> Writer<'c> {
             let (user, conn_id) = (connection.user(), connection.id());
             info!("Fell back to the inbox: user={user}, conn_id={conn_id}");
         }
-        let next_look = self
-            .liveness
-            .judge(now, &seen, || connection.outbox.has_input())?;
-        if now >= self.next_ping {
-            failpoint::reached("writer", connection.user());
-            self.next_ping = now + self.ping_interval;
-            if !self.liveness.awaits_ping() {
-                let position = connection.outbox.ping();
-                self.liveness.pinged(position, &seen, now);
-            }
-            return Ok(Some(now));
+        let has_input = || connection.outbox.has_input();
+        let next_look = self.liveness.judge(&seen, has_input)?;
+        if now < self.next_ping {
+            return Ok(next_look);
         }
-        Ok(next_look)
+        failpoint::reached("writer", connection.user());
+        self.next_ping = now + self.ping_interval;
+        if !self.liveness.awaits_ping() {
+            let position = connection.outbox.ping();
+            self.liveness.pinged(position, &seen);
+        }
+        Ok(Some(now))
     }
 }
 
@@ -169,9 +150,8 @@ fn leave(connection: &Connection, patience: Duration) {
         _ => patience,
     };
     let deadline = Instant::now() + patience;
-    let close = reason
-        .frame()
-        .map(|(code, words)| Frame::close(code, words));
+    let goodbye = reason.frame();
+    let close = goodbye.map(|(code, words)| Frame::close(code, words));
     connection.outbox.finish_close(close, patience);
     while reason.lingers() && !connection.is_reader_done() && Instant::now() < deadline {
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
