@@ -29,11 +29,7 @@ impl Registry {
     ) -> Result<(), OverUserLimit> {
         let mut users = self.users.write();
         let connections = users.entry(connection.user().clone()).or_default();
-        let staying = || {
-            connections
-                .iter()
-                .filter(|connection| !connection.is_closing())
-        };
+        let staying = || connections.iter().filter(|other| !other.is_closing());
         let surplus = (staying().count() + 1).saturating_sub(max_per_user);
         if surplus > 0 && over_limit == OverLimit::Reject {
             return Err(OverUserLimit);

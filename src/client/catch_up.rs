@@ -16,7 +16,7 @@ use log::{debug, warn};
 
 use super::connection::Connection;
 use super::gate::Finish;
-use super::protocol::{ChatMessage, Outgoing, timestamp};
+use super::protocol::{ChatMessage, Outgoing, frame, timestamp};
 use crate::backoff::Backoff;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
 use crate::services::{ErrorCode, Services};
@@ -205,7 +205,7 @@ impl CatchUp {
             .filter(|message| connection.gate.claim(&message.id));
         let frames: Vec<_> = unsent
             .filter_map(ChatMessage::of)
-            .map(|message| message.frame())
+            .map(|message| frame(&message))
             .collect();
         self.sent += frames.len();
         if !frames.is_empty() && !self.trail.is_circle {
@@ -250,11 +250,11 @@ impl CatchUp {
                 return;
             }
             if !std::mem::replace(&mut self.announced, true) {
-                let complete = Outgoing::OfflineComplete {
+                let complete = frame(&Outgoing::OfflineComplete {
                     count: std::mem::take(&mut self.sent),
                     timestamp: timestamp(),
-                };
-                connection.outbox.write_behind([complete.frame()]);
+                });
+                connection.outbox.write_behind([complete]);
             }
             let Finish::Frames(frames) = finish else {
                 self.stage = Stage::Settling(now + SETTLING);

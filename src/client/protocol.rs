@@ -41,13 +41,13 @@ pub enum PushKind {
 impl Push {
     /// A single message. `own_copy`: for the devices of its sender.
     pub fn message(message: &proto::Message, own_copy: bool) -> Self {
-        let push = Self::chat(message, &ChatMessage::single(message));
+        let push = Self::chat(&ChatMessage::single(message));
         if own_copy { push.as_own_copy() } else { push }
     }
 
     /// A group message, for its recipients.
     pub fn group_message(message: &proto::Message) -> Self {
-        Self::chat(message, &ChatMessage::group(message))
+        Self::chat(&ChatMessage::group(message))
     }
 
     /// The same frame, for the devices of the message's sender.
@@ -60,24 +60,23 @@ impl Push {
 
     /// `user` came online or went offline at `timestamp`, in Unix seconds.
     pub fn presence(user: &UserId, online: bool, timestamp: i64) -> Self {
-        let status = if online { "online" } else { "offline" };
-        let outgoing = Outgoing::Presence {
+        let presence = Outgoing::Presence {
             user_id: user.as_str(),
-            status,
+            status: if online { "online" } else { "offline" },
             timestamp,
         };
         Self {
-            frame: outgoing.frame(),
+            frame: frame(&presence),
             kind: PushKind::Presence,
             message_id: None,
         }
     }
 
-    fn chat(message: &proto::Message, json: &ChatMessage<'_>) -> Self {
+    fn chat(message: &ChatMessage<'_>) -> Self {
         Self {
-            frame: frame(json),
+            frame: frame(message),
             kind: PushKind::Unread,
-            message_id: Some(message.id.as_str().into()),
+            message_id: Some(message.id.into()),
         }
     }
 
@@ -95,7 +94,7 @@ impl Push {
 }
 
 /// A chat message as a push and as an entry of a history. Of `group_id` and `to_user_id` one is empty.
-#[derive(Clone, Serialize)]
+#[derive(Serialize)]
 pub(super) struct ChatMessage<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
@@ -149,10 +148,6 @@ impl<'a> ChatMessage<'a> {
             ..Self::single(message)
         }
     }
-
-    pub fn frame(&self) -> Frame {
-        frame(self)
-    }
 }
 
 /// Everything that is no chat message. `request_id` is left out where there was none.
@@ -186,14 +181,14 @@ pub(super) enum Outgoing<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         request_id: Option<&'a str>,
         user_id: &'a str,
-        messages: Vec<ChatMessage<'a>>,
+        messages: &'a [ChatMessage<'a>],
         has_more: bool,
     },
     GroupHistory {
         #[serde(skip_serializing_if = "Option::is_none")]
         request_id: Option<&'a str>,
         group_id: &'a str,
-        messages: Vec<ChatMessage<'a>>,
+        messages: &'a [ChatMessage<'a>],
         has_more: bool,
     },
     Acked {
@@ -226,24 +221,17 @@ pub(super) enum Outgoing<'a> {
     },
 }
 
-impl Outgoing<'_> {
-    pub fn frame(&self) -> Frame {
-        frame(self)
-    }
-
-    /// Behind the answer to the upgrade request.
-    pub fn frame_behind(&self, switching: &str) -> Frame {
-        Frame::text_behind(switching, |bytes| write_json(self, bytes))
-    }
+/// The text frame of a [`ChatMessage`] or an [`Outgoing`].
+pub(super) fn frame(json: &impl Serialize) -> Frame {
+    frame_behind("", json)
 }
 
-fn frame(value: &impl Serialize) -> Frame {
-    Frame::text(|bytes| write_json(value, bytes))
-}
-
-fn write_json(value: &impl Serialize, into: &mut Vec<u8>) {
-    // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
-    serde_json::to_writer(into, value).expect("strings and numbers are JSON");
+/// The same, behind the answer to the upgrade request.
+pub(super) fn frame_behind(switching: &str, json: &impl Serialize) -> Frame {
+    Frame::text_behind(switching, |bytes| {
+        // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
+        serde_json::to_writer(bytes, json).expect("strings and numbers are JSON");
+    })
 }
 
 fn display<S: Serializer>(id: &ConnectionId, serializer: S) -> Result<S::Ok, S::Error> {
@@ -268,7 +256,7 @@ mod tests {
             timestamp: 7,
         };
         assert_eq!(
-            text(&outgoing.frame()),
+            text(&frame(&outgoing)),
             r#"{"type":"error","code":"INVALID_MESSAGE","message":"Invalid","timestamp":7}"#
         );
     }
