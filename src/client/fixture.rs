@@ -13,7 +13,7 @@ use super::frame::Frame;
 use super::gate::{DeliveryGate, Finish};
 use super::handshake::Accepted;
 use super::outbox::Outbox;
-use crate::config::OverLimit;
+use crate::config::Limits;
 use crate::ids::{ConnectionId, UserId};
 use crate::registry::Registry;
 
@@ -58,9 +58,11 @@ impl Client {
         let id = ConnectionId::random();
         let connection = Arc::new(Connection::new(id, &accepted, peer.ip(), outbox, gate));
         connection.outbox.write_behind([]);
-        registry
-            .admit(&connection, usize::MAX, OverLimit::Reject)
-            .unwrap();
+        let limits = Limits {
+            max_connections_per_user: usize::MAX,
+            ..Limits::default()
+        };
+        registry.admit(&connection, &limits).unwrap();
         Self {
             connection,
             socket,

@@ -28,12 +28,8 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// A text frame; `write` appends its payload, which is UTF-8.
-    pub fn text(write: impl FnOnce(&mut Vec<u8>)) -> Self {
-        Self::text_behind("", write)
-    }
-
-    /// A text frame behind the answer to the upgrade request: a connection's first bytes.
+    /// A text frame; `write` appends its payload, which is UTF-8. The first one of a connection comes
+    /// right behind the answer to the upgrade request, its `prefix`.
     pub fn text_behind(prefix: &str, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut bytes = Vec::with_capacity(SCRATCH);
         // The header's length follows from the payload's: so the prefix and the header are put in
@@ -104,13 +100,9 @@ impl Frame {
     }
 
     /// The length on the wire.
+    #[expect(clippy::len_without_is_empty, reason = "no frame is: it has a header")]
     pub fn len(&self) -> usize {
         self.bytes.len()
-    }
-
-    /// No frame is empty: it has a header.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
     }
 }
 
@@ -142,7 +134,7 @@ mod tests {
     use super::*;
 
     fn text(payload: &str) -> Frame {
-        Frame::text(|bytes| bytes.extend(payload.as_bytes()))
+        Frame::text_behind("", |bytes| bytes.extend(payload.as_bytes()))
     }
 
     #[test]

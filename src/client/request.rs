@@ -110,33 +110,28 @@ impl Request {
     /// What `user` asks.
     pub fn parse(text: &str, user: &UserId) -> Self {
         let (id, body) = match envelope(text) {
-            Ok((id, kind, data)) => (id, body(kind, data, user)),
+            Ok((id, envelope)) => (id, body(envelope, user)),
             Err(invalid) => (None, Err(invalid)),
         };
         Self { id, body }
     }
 }
 
-type Id = Option<String>;
-
-/// A request's id, type and data.
-fn envelope(text: &str) -> Result<(Id, Option<Value>, Option<&RawValue>), ServiceError> {
-    let wrong = |why: &str| invalid(format!("Invalid message format: {why}"));
-    let envelope: Envelope<'_> =
-        serde_json::from_str(text).map_err(|error| wrong(&error.to_string()))?;
+/// A request's envelope, and the id that was in it.
+fn envelope(text: &str) -> Result<(Option<String>, Envelope<'_>), ServiceError> {
+    let wrong = |why: String| invalid(format!("Invalid message format: {why}"));
+    let read = serde_json::from_str(text);
+    let mut envelope: Envelope<'_> = read.map_err(|error| wrong(error.to_string()))?;
     if !is_object(text) {
-        return Err(wrong("not an object"));
+        return Err(wrong("not an object".into()));
     }
-    let id = match envelope.request_id {
-        None => None,
-        Some(Value::String(id)) if id.len() <= MAX_REQUEST_ID => Some(id),
-        Some(_) => {
-            return Err(invalid(format!(
-                "request_id: must be a string of at most {MAX_REQUEST_ID} bytes"
-            )));
-        }
-    };
-    Ok((id, envelope.kind, envelope.data))
+    match envelope.request_id.take() {
+        None => Ok((None, envelope)),
+        Some(Value::String(id)) if id.len() <= MAX_REQUEST_ID => Ok((Some(id), envelope)),
+        Some(_) => Err(invalid(format!(
+            "request_id: must be a string of at most {MAX_REQUEST_ID} bytes"
+        ))),
+    }
 }
 
 /// Whether `json` is an object. serde would fill a struct from an array as well, field by field.
@@ -144,10 +139,11 @@ fn is_object(json: &str) -> bool {
     json.trim_ascii_start().starts_with('{')
 }
 
-fn body(kind: Option<Value>, data: Option<&RawValue>, user: &UserId) -> Result<Body, ServiceError> {
-    let Some(Value::String(kind)) = kind else {
+fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
+    let Some(Value::String(kind)) = envelope.kind else {
         return Err(invalid("type: must be a string"));
     };
+    let data = envelope.data;
     if data.is_some_and(|data| !is_object(data.get())) {
         return Err(invalid("data: must be an object"));
     }

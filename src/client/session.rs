@@ -33,23 +33,24 @@ const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves one accepted socket until its end.
 pub(super) fn run(mut admission: Box<Admission>, context: &Arc<Context>) {
-    if let Some(session) = shake_hands(&mut admission, context) {
-        session.serve(Arc::clone(&admission.socket));
+    match shake_hands(&mut admission, context) {
+        Ok(Some(session)) => session.serve(Arc::clone(&admission.socket)),
+        Ok(None) => {}
+        Err(answer) => refuse(&admission, &answer),
     }
 }
 
-/// From the first byte to a registered connection; or another answer.
+/// From the first byte to a registered connection; or another answer, or none if no head came.
 ///
 /// Not inlined: its frame is large, and would stay on the stack of a connection that waits.
 #[inline(never)]
-fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> Option<Session> {
+fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Result<Option<Session>> {
     let deadline = admission.since + context.config.listen.handshake_timeout;
     let mut bytes = Vec::with_capacity(MAX_HEAD);
     let read = read_head(&admission.socket, deadline, &mut bytes);
-    let head = match admission.head_is_over().map(|()| read) {
-        Ok(Some(Ok(head))) => head,
-        Ok(Some(Err(answer))) | Err(answer) => return refuse(admission, &answer),
-        Ok(None) => return None,
+    admission.head_is_over()?;
+    let Some(head) = read.transpose()? else {
+        return Ok(None);
     };
     let trusted_proxies = &context.config.listen.trusted_proxies;
     let client = client_address(&head, admission.peer, trusted_proxies);
@@ -63,19 +64,16 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> Option<Sess
         Session::open(admission, &accepted, context)
     });
     admission.handshake_is_over();
-    match opened {
-        Ok(session) => Some(session),
-        Err(answer) => refuse(admission, &answer),
-    }
+    opened.map(Some)
 }
 
-fn refuse<T>(admission: &Admission, answer: &HttpResponse) -> Option<T> {
+#[inline(never)]
+fn refuse(admission: &Admission, answer: &HttpResponse) {
     if answer.is_error() {
         let (peer, status) = (admission.peer, answer.status());
         info!("Connection refused: peer={peer}, status={status}");
     }
     send(&admission.socket, answer, Instant::now() + RECEIVE_WITHIN);
-    None
 }
 
 /// A registered connection. Whatever happens, its end gives back what it holds of the gateway.
@@ -103,13 +101,10 @@ impl Session {
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
         let opening = frame_behind(&accepted.switching, connected);
-        let connection = Arc::new(Connection::new(
-            admission.id,
-            accepted,
-            admission.peer,
-            Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes),
-            DeliveryGate::new(frames, bytes),
-        ));
+        let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
+        let gate = DeliveryGate::new(frames, bytes);
+        let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);
+        let connection = Arc::new(connection);
         let too_many = |_| HttpResponse::too_many("The user has too many connections");
         let route = context.observer.connected(&connection).map_err(too_many)?;
         let mut session = Self {

@@ -43,17 +43,13 @@ impl FrameReader {
             .read_buffer_size(READ_BUFFER)
             .max_message_size(Some(max_message_size))
             .max_frame_size(Some(max_message_size));
-        let limit = max_message_size * 2 + READ_BUFFER;
         let stream = ReadSide {
             socket,
             since_message: 0,
-            limit,
+            limit: max_message_size * 2 + READ_BUFFER,
         };
-        Self(WebSocket::from_raw_socket(
-            stream,
-            Role::Server,
-            Some(config),
-        ))
+        let websocket = WebSocket::from_raw_socket(stream, Role::Server, Some(config));
+        Self(websocket)
     }
 
     /// The next frame, or why there will be none.
