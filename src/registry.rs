@@ -54,6 +54,11 @@ impl Registry {
         self.users.read().contains_key(user)
     }
 
+    /// The user's connections here, the oldest first.
+    pub fn connections_of(&self, user: &UserId) -> Vec<Arc<Connection>> {
+        self.users.read().get(user).cloned().unwrap_or_default()
+    }
+
     /// Adds the connections of `users` to `into`, all looked up under one lock.
     pub fn recipients<'a>(
         &self,

@@ -160,10 +160,12 @@ impl Deliverer {
                 if revoked.user_id != user.as_str() {
                     return Err("the routing key names another user".into());
                 }
-                self.find(iter::once(&user));
-                let connections = self.recipients.len();
-                info!("Session revoked: user={user}, connections={connections}");
-                for connection in self.recipients.drain(..) {
+                let connections = self.deliver.registry.connections_of(&user);
+                info!(
+                    "Session revoked: user={user}, connections={}",
+                    connections.len()
+                );
+                for connection in connections {
                     connection.close(CloseReason::SessionRevoked);
                 }
             }

@@ -250,11 +250,11 @@ impl CatchUp {
                 return;
             }
             if !std::mem::replace(&mut self.announced, true) {
-                let complete = frame(&Outgoing::OfflineComplete {
+                let complete = Outgoing::OfflineComplete {
                     count: std::mem::take(&mut self.sent),
                     timestamp: timestamp(),
-                });
-                connection.outbox.write_behind([complete]);
+                };
+                connection.outbox.write_behind([frame(&complete)]);
             }
             let Finish::Frames(frames) = finish else {
                 self.stage = Stage::Settling(now + SETTLING);

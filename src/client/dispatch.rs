@@ -8,9 +8,8 @@ use super::frame::Frame;
 use super::protocol::{ChatMessage, Outgoing, frame, timestamp};
 use super::request::{Body, Request};
 use super::token::{self, TokenError};
-use crate::error::ErrorCode;
 use crate::services::proto::{GetHistoryResponse, SendMessageResponse};
-use crate::services::{self, ServiceError};
+use crate::services::{self, ErrorCode, ServiceError};
 
 /// The answer to `request` of this connection's user; an error answers it, too.
 pub(super) fn answer(context: &Context, connection: &Connection, request: Request) -> Frame {
@@ -42,16 +41,22 @@ fn serve(
 ) -> services::Result<Frame> {
     let services = &context.services;
     let max_bytes = context.config.session.send_queue_bytes;
+    let message_sent = |client_message_id: &str, sent: &SendMessageResponse| {
+        frame(&Outgoing::MessageSent {
+            request_id,
+            id: &sent.id,
+            client_message_id,
+            timestamp: sent.timestamp,
+        })
+    };
     Ok(match body {
         Body::SendMessage(request) => {
             let client_message_id = request.client_message_id.clone();
-            let sent = services.send_message(request)?;
-            message_sent(request_id, &sent, &client_message_id)
+            message_sent(&client_message_id, &services.send_message(request)?)
         }
         Body::SendGroupMessage(request) => {
             let client_message_id = request.client_message_id.clone();
-            let sent = services.send_group_message(request)?;
-            message_sent(request_id, &sent, &client_message_id)
+            message_sent(&client_message_id, &services.send_group_message(request)?)
         }
         Body::GetHistory(request) => {
             let user_id = request.peer_id.clone();
@@ -114,19 +119,6 @@ fn refresh_token(context: &Context, connection: &Connection, token: &str) -> ser
     }
     connection.refresh(token, identity.expires_at);
     Ok(identity.expires_at)
-}
-
-fn message_sent(
-    request_id: Option<&str>,
-    sent: &SendMessageResponse,
-    client_message_id: &str,
-) -> Frame {
-    frame(&Outgoing::MessageSent {
-        request_id,
-        id: &sent.id,
-        client_message_id,
-        timestamp: sent.timestamp,
-    })
 }
 
 /// A history of at most `max_bytes`: what does not fit is older, and stays to be asked for. One

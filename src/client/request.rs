@@ -6,13 +6,12 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::error::ErrorCode;
 use crate::ids::{InvalidId, UserId, is_id};
-use crate::services::ServiceError;
 use crate::services::proto::{
     AckMessagesRequest, GetGroupHistoryRequest, GetHistoryRequest, SendGroupMessageRequest,
     SendMessageRequest,
 };
+use crate::services::{ErrorCode, ServiceError};
 
 /// The longest `request_id`, in bytes.
 const MAX_REQUEST_ID: usize = 64;
@@ -155,7 +154,7 @@ fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
                 from_user_id: user,
                 to_user_id: id("to_user_id", data.to_user_id)?,
                 content: data.content,
-                message_type: data.message_type.unwrap_or_else(text),
+                message_type: data.message_type.unwrap_or_else(|| "text".into()),
                 client_message_id: data.client_message_id.unwrap_or_default(),
             })
         }
@@ -165,7 +164,7 @@ fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
                 from_user_id: user,
                 group_id: id("group_id", data.group_id)?,
                 content: data.content,
-                message_type: data.message_type.unwrap_or_else(text),
+                message_type: data.message_type.unwrap_or_else(|| "text".into()),
                 client_message_id: data.client_message_id.unwrap_or_default(),
             })
         }
@@ -222,11 +221,8 @@ fn fields<'a, T: Deserialize<'a>>(data: Option<&'a RawValue>) -> Result<T, Servi
 }
 
 fn id(field: &str, id: String) -> Result<String, ServiceError> {
-    if is_id(&id) {
-        Ok(id)
-    } else {
-        Err(invalid(format!("data.{field}: {InvalidId}")))
-    }
+    let id = is_id(&id).then_some(id);
+    id.ok_or_else(|| invalid(format!("data.{field}: {InvalidId}")))
 }
 
 fn limit(limit: Option<i32>) -> Result<i32, ServiceError> {
@@ -234,10 +230,6 @@ fn limit(limit: Option<i32>) -> Result<i32, ServiceError> {
         limit @ 1..=MAX_LIMIT => Ok(limit),
         _ => Err(invalid(format!("data.limit: must be 1 to {MAX_LIMIT}"))),
     }
-}
-
-fn text() -> String {
-    "text".into()
 }
 
 fn invalid(message: impl Into<String>) -> ServiceError {

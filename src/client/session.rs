@@ -24,9 +24,8 @@ use super::socket::{FrameReader, Incoming};
 use super::stack::{self, STACK};
 use super::transport::Socket;
 use super::{Context, Route, dispatch, failpoint};
-use crate::error::ErrorCode;
 use crate::http::{self, HttpResponse, MAX_HEAD};
-use crate::services::ServiceError;
+use crate::services::{ErrorCode, ServiceError};
 
 /// How long the first catch-up waits for the user's route.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
