@@ -90,8 +90,12 @@ impl Gateway {
             #[cfg(feature = "reference")]
             Mode::Embedded => {
                 let embedded = Embedded::start(&mut config, fatal)?;
-                let chat = Embedded::page(&config);
-                (from_this_process(embedded, fatal.clone()), None, chat)
+                let (chat, fatal) = (Embedded::page(&config), fatal.clone());
+                let source: StartSource = Box::new(move |deliver, presence| {
+                    presence.take_over();
+                    Ok(Box::new(embedded.consume(&deliver, &fatal)?))
+                });
+                (source, None, chat)
             }
             #[cfg(not(feature = "reference"))]
             Mode::Embedded => {
@@ -252,15 +256,6 @@ fn from_broker(
         let supervisor = Supervisor::start(settings, deliver, routes, &fatal, owned)?;
         Ok(Box::new(supervisor))
     }))
-}
-
-/// Deliveries of the reference services in this process.
-#[cfg(feature = "reference")]
-fn from_this_process(embedded: Embedded, fatal: Fatal) -> StartSource {
-    Box::new(move |deliver, presence| {
-        presence.take_over();
-        Ok(Box::new(embedded.consume(&deliver, &fatal)?))
-    })
 }
 
 /// Enters connections into the registry, and tells presence and routes of their users.

@@ -24,7 +24,7 @@ const SCRATCH: usize = 2 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     bytes: Arc<[u8]>,
-    count: u32,
+    count: usize,
 }
 
 impl Frame {
@@ -76,17 +76,15 @@ impl Frame {
 
     /// Several frames that leave one behind the other; one alone is the frame itself.
     pub fn batch<'a>(frames: impl Iterator<Item = &'a Self> + Clone) -> Self {
-        let count: u32 = frames.clone().map(|frame| frame.count).sum();
-        match frames.clone().next() {
-            Some(only) if count == 1 => only.clone(),
-            _ => {
-                let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
-                frames.for_each(|frame| bytes.extend(frame.bytes()));
-                Self {
-                    bytes: bytes.into(),
-                    count,
-                }
-            }
+        let count = frames.clone().map(Self::count).sum();
+        if let (Some(only), 1) = (frames.clone().next(), count) {
+            return only.clone();
+        }
+        let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
+        frames.for_each(|frame| bytes.extend(frame.bytes()));
+        Self {
+            bytes: bytes.into(),
+            count,
         }
     }
 
@@ -96,7 +94,7 @@ impl Frame {
 
     /// How many WebSocket frames it is.
     pub fn count(&self) -> usize {
-        self.count as usize
+        self.count
     }
 
     /// The length on the wire.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::warn;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::frame::Frame;
-use crate::ids::{ConnectionId, UserId, is_id};
+use crate::ids::{UserId, is_id};
 use crate::services::proto;
 
 /// Unix time in seconds, as it stands in every frame.
@@ -155,8 +155,7 @@ impl<'a> ChatMessage<'a> {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Outgoing<'a> {
     Connected {
-        #[serde(serialize_with = "display")]
-        connection_id: ConnectionId,
+        connection_id: &'a str,
         user_id: &'a str,
         gateway_id: &'a str,
         /// In seconds.
@@ -232,10 +231,6 @@ pub(super) fn frame_behind(switching: &str, json: &impl Serialize) -> Frame {
         // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
         serde_json::to_writer(bytes, json).expect("strings and numbers are JSON");
     })
-}
-
-fn display<S: Serializer>(id: &ConnectionId, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(id)
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ impl Session {
     ) -> http::Result<Self> {
         let config = &context.config;
         let connected = &Outgoing::Connected {
-            connection_id: admission.id,
+            connection_id: &admission.id.to_string(),
             user_id: accepted.user.as_str(),
             gateway_id: &config.gateway.id,
             ping_interval: config.session.ping_interval.as_secs(),
