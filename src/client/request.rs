@@ -56,9 +56,10 @@ impl Body {
 
 #[derive(Deserialize)]
 struct Envelope<'a> {
-    #[serde(rename = "type")]
-    kind: Option<Value>,
-    request_id: Option<Value>,
+    #[serde(rename = "type", default)]
+    kind: Value,
+    #[serde(default)]
+    request_id: Value,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
 }
@@ -125,9 +126,9 @@ fn envelope(text: &str) -> Result<(Option<String>, Envelope<'_>), ServiceError> 
         return Err(wrong("not an object".into()));
     }
     match envelope.request_id.take() {
-        None => Ok((None, envelope)),
-        Some(Value::String(id)) if id.len() <= MAX_REQUEST_ID => Ok((Some(id), envelope)),
-        Some(_) => Err(invalid(format!(
+        Value::Null => Ok((None, envelope)),
+        Value::String(id) if id.len() <= MAX_REQUEST_ID => Ok((Some(id), envelope)),
+        _ => Err(invalid(format!(
             "request_id: must be a string of at most {MAX_REQUEST_ID} bytes"
         ))),
     }
@@ -139,7 +140,7 @@ fn is_object(json: &str) -> bool {
 }
 
 fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
-    let Some(Value::String(kind)) = envelope.kind else {
+    let Value::String(kind) = envelope.kind else {
         return Err(invalid("type: must be a string"));
     };
     let data = envelope.data;
