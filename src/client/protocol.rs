@@ -2,7 +2,7 @@
 //! *answers* to requests. [`request`](super::request) is the other direction.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use log::warn;
 use serde::Serialize;
@@ -13,9 +13,7 @@ use crate::services::proto;
 
 /// Unix time in seconds, as it stands in every frame.
 pub fn timestamp() -> i64 {
-    let elapsed = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let elapsed = UNIX_EPOCH.elapsed().unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }
 
