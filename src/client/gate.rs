@@ -130,11 +130,11 @@ impl DeliveryGate {
         if push.message_id().is_some_and(|id| held.sent.contains(id)) {
             return GateDecision::Done;
         }
-        let bytes = held.bytes + push.frame().len();
+        let bytes = held.bytes + push.frame.len();
         let full = held.pushes.len() >= self.max_frames
             || (bytes > self.max_bytes && !held.pushes.is_empty());
         let half_full = held.pushes.len() * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
-        match push.kind() {
+        match push.kind {
             PushKind::Presence if half_full => return GateDecision::Done,
             // Those behind one that was let go would overtake it.
             PushKind::Unread if full || held.missed => {
@@ -269,7 +269,7 @@ impl DeliveryGate {
 
 impl Held {
     fn add(&mut self, push: &Push) {
-        self.bytes += push.frame().len();
+        self.bytes += push.frame.len();
         self.pushes.push_back(push.clone());
     }
 
@@ -280,7 +280,7 @@ impl Held {
         for id in pushes.iter().filter_map(Push::message_id) {
             self.sent.insert(id.clone());
         }
-        pushes.iter().map(|push| push.frame().clone()).collect()
+        pushes.iter().map(|push| push.frame.clone()).collect()
     }
 
     /// Whether catch-up is to send it; then it need not be held.
@@ -291,7 +291,7 @@ impl Held {
             let bytes = &mut self.bytes;
             self.pushes.retain(|push| {
                 let same = push.message_id().is_some_and(|held| &**held == id);
-                *bytes -= if same { push.frame().len() } else { 0 };
+                *bytes -= if same { push.frame.len() } else { 0 };
                 !same
             });
         }
@@ -303,11 +303,11 @@ impl Held {
         let newest = self
             .pushes
             .iter()
-            .rposition(|push| push.kind() == PushKind::Unread);
+            .rposition(|push| push.kind == PushKind::Unread);
         let Some(push) = newest.and_then(|index| self.pushes.remove(index)) else {
             return false;
         };
-        self.bytes -= push.frame().len();
+        self.bytes -= push.frame.len();
         self.missed = true;
         true
     }
@@ -399,7 +399,7 @@ mod tests {
     }
 
     fn frames<const N: usize>(pushes: [Push; N]) -> Vec<Frame> {
-        pushes.iter().map(|push| push.frame().clone()).collect()
+        pushes.iter().map(|push| push.frame.clone()).collect()
     }
 
     #[test]

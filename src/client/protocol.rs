@@ -20,8 +20,8 @@ pub fn timestamp() -> i64 {
 /// Something that a connection is sent unasked, encoded once for all of its recipients.
 #[derive(Debug, Clone)]
 pub struct Push {
-    frame: Frame,
-    kind: PushKind,
+    pub frame: Frame,
+    pub kind: PushKind,
     message_id: Option<Arc<str>>,
 }
 
@@ -78,14 +78,7 @@ impl Push {
         }
     }
 
-    pub fn frame(&self) -> &Frame {
-        &self.frame
-    }
-
-    pub fn kind(&self) -> PushKind {
-        self.kind
-    }
-
+    /// Of a chat message.
     pub fn message_id(&self) -> Option<&Arc<str>> {
         self.message_id.as_ref()
     }
@@ -263,15 +256,15 @@ mod tests {
         };
         let push = Push::group_message(&message);
         let copy = push.as_own_copy();
-        assert_eq!(copy.kind(), PushKind::OwnCopy);
-        assert!(std::ptr::eq(copy.frame().bytes(), push.frame().bytes()));
+        assert_eq!(copy.kind, PushKind::OwnCopy);
+        assert!(std::ptr::eq(copy.frame.bytes(), push.frame.bytes()));
     }
 
     #[test]
     fn presence_names_user_and_status() {
         let user = UserId::new("bob").unwrap();
         assert_eq!(
-            text(Push::presence(&user, true, 7).frame()),
+            text(&Push::presence(&user, true, 7).frame),
             r#"{"type":"presence","user_id":"bob","status":"online","timestamp":7}"#
         );
     }
