@@ -6,7 +6,7 @@ use super::Context;
 use super::connection::Connection;
 use super::frame::Frame;
 use super::protocol::{ChatMessage, Outgoing, frame, timestamp};
-use super::request::{Body, Request};
+use super::request::{Body, RefreshToken, Request};
 use super::token::{self, TokenError};
 use crate::services::proto::{GetHistoryResponse, SendMessageResponse};
 use crate::services::{self, ErrorCode, ServiceError};
@@ -89,7 +89,7 @@ fn serve(
                 timestamp: timestamp(),
             })
         }
-        Body::RefreshToken { token } => {
+        Body::RefreshToken(RefreshToken { token }) => {
             let expires_at = refresh_token(context, connection, &token)?;
             frame(&Outgoing::TokenRefreshed {
                 request_id,

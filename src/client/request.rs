@@ -35,7 +35,7 @@ pub(super) enum Body {
     GetHistory(GetHistoryRequest),
     GetGroupHistory(GetGroupHistoryRequest),
     Ack(AckMessagesRequest),
-    RefreshToken { token: String },
+    RefreshToken(RefreshToken),
     Ping,
 }
 
@@ -48,7 +48,7 @@ impl Body {
             Self::GetHistory(_) => "get_history",
             Self::GetGroupHistory(_) => "get_group_history",
             Self::Ack(_) => "ack",
-            Self::RefreshToken { .. } => "refresh_token",
+            Self::RefreshToken(_) => "refresh_token",
             Self::Ping => "ping",
         }
     }
@@ -101,9 +101,9 @@ struct Ack {
     message_ids: Vec<String>,
 }
 
-#[derive(Deserialize)]
-struct RefreshToken {
-    token: String,
+#[derive(Debug, Deserialize)]
+pub(super) struct RefreshToken {
+    pub token: String,
 }
 
 impl Request {
@@ -194,10 +194,7 @@ fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
                 message_ids,
             })
         }
-        "refresh_token" => {
-            let RefreshToken { token } = fields(data)?;
-            Body::RefreshToken { token }
-        }
+        "refresh_token" => Body::RefreshToken(fields(data)?),
         "ping" => Body::Ping,
         unknown => {
             // Not all of what a client wrote is told back.

@@ -66,6 +66,7 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     opened.map(Some)
 }
 
+/// Not inlined, like [`shake_hands`].
 #[inline(never)]
 fn refuse(admission: &Admission, answer: &HttpResponse) {
     if answer.is_error() {
