@@ -17,7 +17,7 @@ use crate::client::accept::Listener;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::{ConnectionObserver, Context, OverUserLimit, Route};
-use crate::config::{Config, Mode, OverLimit};
+use crate::config::{Config, Limits, Mode};
 use crate::http::{HttpResponse, Page};
 use crate::presence::Presence;
 use crate::readiness::Readiness;
@@ -90,8 +90,12 @@ impl Gateway {
             #[cfg(feature = "reference")]
             Mode::Embedded => {
                 let embedded = Embedded::start(&mut config, fatal)?;
-                let chat = Embedded::page(&config);
-                (from_this_process(embedded, fatal.clone()), None, chat)
+                let (chat, fatal) = (Embedded::page(&config), fatal.clone());
+                let source: StartSource = Box::new(move |deliver, presence| {
+                    presence.take_over();
+                    Ok(Box::new(embedded.consume(&deliver, &fatal)?))
+                });
+                (source, None, chat)
             }
             #[cfg(not(feature = "reference"))]
             Mode::Embedded => {
@@ -102,11 +106,8 @@ impl Gateway {
         capacity::lower(&mut config);
 
         let services: Arc<dyn Services> = Arc::new(Grpc::start(&config.services)?);
-        let deliver = DeliveryContext::new(
-            Arc::clone(&registry),
-            Arc::clone(&services),
-            config.groups.cache_ttl,
-        );
+        let ttl = config.groups.cache_ttl;
+        let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&services), ttl);
         let released = routes.clone();
         let (presence, presence_thread) = Presence::start(
             Arc::clone(&registry),
@@ -136,8 +137,7 @@ impl Gateway {
             registry: Arc::clone(&registry),
             presence,
             routes,
-            max_per_user: config.limits.max_connections_per_user,
-            over_limit: config.limits.over_limit,
+            limits: config.limits.clone(),
         };
         let context = Arc::new(Context {
             services,
@@ -258,29 +258,18 @@ fn from_broker(
     }))
 }
 
-/// Deliveries of the reference services in this process.
-#[cfg(feature = "reference")]
-fn from_this_process(embedded: Embedded, fatal: Fatal) -> StartSource {
-    Box::new(move |deliver, presence| {
-        presence.take_over();
-        Ok(Box::new(embedded.consume(&deliver, &fatal)?))
-    })
-}
-
 /// Enters connections into the registry, and tells presence and routes of their users.
 struct Users {
     registry: Arc<Registry>,
     presence: Arc<Presence>,
     /// `None`: the in-process bus reaches every user.
     routes: Option<Arc<Routes>>,
-    max_per_user: usize,
-    over_limit: OverLimit,
+    limits: Limits,
 }
 
 impl ConnectionObserver for Users {
     fn connected(&self, connection: &Arc<Connection>) -> Result<Route, OverUserLimit> {
-        self.registry
-            .admit(connection, self.max_per_user, self.over_limit)?;
+        self.registry.admit(connection, &self.limits)?;
         let user = connection.user();
         self.presence.arrived(user);
         let routes = self.routes.as_ref();

@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use crate::client::OverUserLimit;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
-use crate::config::OverLimit;
+use crate::config::{Limits, OverLimit};
 use crate::ids::UserId;
 
 /// The authenticated connections of this gateway, by user.
@@ -21,25 +21,16 @@ impl Registry {
     /// Admits and registers in one step under one lock. Connections that are about to end do not
     /// count. Over the limit the newcomer is refused, or takes the place of the oldest, which is
     /// closed (4004).
-    pub fn admit(
-        &self,
-        connection: &Arc<Connection>,
-        max_per_user: usize,
-        over_limit: OverLimit,
-    ) -> Result<(), OverUserLimit> {
+    pub fn admit(&self, newcomer: &Arc<Connection>, limits: &Limits) -> Result<(), OverUserLimit> {
         let mut users = self.users.write();
-        let connections = users.entry(connection.user().clone()).or_default();
-        let staying = || {
-            connections
-                .iter()
-                .filter(|connection| !connection.is_closing())
-        };
-        let surplus = (staying().count() + 1).saturating_sub(max_per_user);
-        if surplus > 0 && over_limit == OverLimit::Reject {
+        let connections = users.entry(newcomer.user().clone()).or_default();
+        let staying = || connections.iter().filter(|other| !other.is_closing());
+        let surplus = (staying().count() + 1).saturating_sub(limits.max_connections_per_user);
+        if surplus > 0 && limits.over_limit == OverLimit::Reject {
             return Err(OverUserLimit);
         }
         let replaced: Vec<_> = staying().take(surplus).cloned().collect();
-        connections.push(Arc::clone(connection));
+        connections.push(Arc::clone(newcomer));
         drop(users);
         for oldest in replaced {
             oldest.close(CloseReason::Replaced);

@@ -102,7 +102,7 @@ impl Waiting {
 
     /// Whether a message to this group finds no room. One that is dropped needs none.
     pub fn is_full(&self, group: &GroupId, push: &Push) -> bool {
-        let bytes = self.bytes + push.frame().len();
+        let bytes = self.bytes + push.frame.len();
         let is_let_go = self.groups.get(group).is_some_and(|group| group.let_go);
         !is_let_go && (self.messages >= MAX_MESSAGES || (bytes > MAX_BYTES && self.messages > 0))
     }
@@ -130,7 +130,7 @@ impl Waiting {
     pub fn add(&mut self, group: &GroupId, message: Sent) -> Vec<Sent> {
         let is_full = self.is_full(group, &message.1);
         let mut dropped = if is_full { self.let_go() } else { Vec::new() };
-        let bytes = message.1.frame().len();
+        let bytes = message.1.frame.len();
         let group = self.enter(group);
         if group.let_go {
             dropped.push(message);
@@ -243,7 +243,7 @@ impl Waiting {
             self.enter(id).messages = group.messages.split_off(covered);
         }
         self.messages -= group.messages.len();
-        let bytes = group.messages.iter().map(|(_, push)| push.frame().len());
+        let bytes = group.messages.iter().map(|(_, push)| push.frame.len());
         self.bytes -= bytes.sum::<usize>();
         group
     }

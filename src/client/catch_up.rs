@@ -17,7 +17,7 @@ use log::{debug, warn};
 use super::Context;
 use super::connection::Connection;
 use super::gate::Finish;
-use super::protocol::{ChatMessage, Outgoing, timestamp};
+use super::protocol::{ChatMessage, Outgoing, frame, timestamp};
 use crate::backoff::Backoff;
 use crate::services::ErrorCode;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
@@ -174,7 +174,7 @@ impl CatchUp {
         let messages = page.messages.iter();
         let unsent = messages.filter(|message| gate.claim(&message.id));
         let unsent = unsent.filter_map(ChatMessage::of);
-        let frames: Vec<_> = unsent.map(|message| message.frame()).collect();
+        let frames: Vec<_> = unsent.map(|message| frame(&message)).collect();
         *self.sent.get_or_insert(0) += frames.len();
         if !frames.is_empty() && !self.trail.is_circle {
             self.gets_on();
@@ -219,7 +219,7 @@ impl CatchUp {
             if let Some(count) = self.sent.take() {
                 let timestamp = timestamp();
                 let complete = Outgoing::OfflineComplete { count, timestamp };
-                connection.outbox.write_behind([complete.frame()]);
+                connection.outbox.write_behind([frame(&complete)]);
             }
             let Finish::Frames(frames) = finish else {
                 self.stage = Stage::Settling(now + SETTLING);

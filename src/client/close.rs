@@ -63,10 +63,6 @@ impl CloseReason {
         }
     }
 
-    pub fn name(&self) -> &'static str {
-        self.describe().0
-    }
-
     /// The code and the words of the Close frame; `None` when no one is there to read one.
     pub fn frame(&self) -> Option<(u16, &'static str)> {
         self.describe().1
@@ -85,10 +81,10 @@ impl CloseReason {
 
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())?;
+        let (name, _) = self.describe();
         match self {
-            Self::Protocol(what) => write!(f, " ({})", what.escape_default()),
-            _ => Ok(()),
+            Self::Protocol(what) => write!(f, "{name} ({})", what.escape_default()),
+            _ => f.write_str(name),
         }
     }
 }

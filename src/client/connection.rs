@@ -69,10 +69,10 @@ impl Connection {
     /// Queues `push`; a [`Connection::flush`] is to follow. Never blocks. A chat message that finds no
     /// room makes the connection fall back to its inbox; presence is left out from a half-full queue.
     pub fn push(&self, push: &Push) {
-        let is_presence = push.kind() == PushKind::Presence;
+        let is_presence = push.kind == PushKind::Presence;
         let decision = match self.gate.pass(push) {
             GateDecision::Open if is_presence && self.outbox.is_half_full() => return,
-            GateDecision::Open if self.outbox.push(push.frame()) || is_presence => return,
+            GateDecision::Open if self.outbox.push(&push.frame) || is_presence => return,
             // Nobody waits for a client: what is unread comes with catch-up, at the client's pace.
             GateDecision::Open => {
                 let decision = self.gate.fall_back(push);

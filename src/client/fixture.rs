@@ -15,7 +15,7 @@ use super::gate::{DeliveryGate, Finish};
 use super::handshake::Accepted;
 use super::outbox::Outbox;
 use super::{ConnectionObserver, Context, OverUserLimit, Route};
-use crate::config::{OverLimit, load};
+use crate::config::{Limits, load};
 use crate::ids::{ConnectionId, UserId};
 use crate::registry::Registry;
 use crate::services::fake::FakeServices;
@@ -85,9 +85,11 @@ impl Client {
         let id = ConnectionId::random();
         let connection = Arc::new(Connection::new(id, &accepted, peer.ip(), outbox, gate));
         connection.outbox.write_behind([]);
-        registry
-            .admit(&connection, usize::MAX, OverLimit::Reject)
-            .unwrap();
+        let limits = Limits {
+            max_connections_per_user: usize::MAX,
+            ..Limits::default()
+        };
+        registry.admit(&connection, &limits).unwrap();
         Self {
             connection,
             socket,

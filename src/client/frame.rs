@@ -24,16 +24,12 @@ const SCRATCH: usize = 2 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     bytes: Arc<[u8]>,
-    count: u32,
+    count: usize,
 }
 
 impl Frame {
-    /// A text frame; `write` appends its payload, which is UTF-8.
-    pub fn text(write: impl FnOnce(&mut Vec<u8>)) -> Self {
-        Self::text_behind("", write)
-    }
-
-    /// A text frame behind the answer to the upgrade request: a connection's first bytes.
+    /// A text frame; `write` appends its payload, which is UTF-8. The first one of a connection comes
+    /// right behind the answer to the upgrade request, its `prefix`.
     pub fn text_behind(prefix: &str, write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut bytes = Vec::with_capacity(SCRATCH);
         // The header's length follows from the payload's: so the prefix and the header are put in
@@ -80,17 +76,15 @@ impl Frame {
 
     /// Several frames that leave one behind the other; one alone is the frame itself.
     pub fn batch<'a>(frames: impl Iterator<Item = &'a Self> + Clone) -> Self {
-        let count: u32 = frames.clone().map(|frame| frame.count).sum();
-        match frames.clone().next() {
-            Some(only) if count == 1 => only.clone(),
-            _ => {
-                let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
-                frames.for_each(|frame| bytes.extend(frame.bytes()));
-                Self {
-                    bytes: bytes.into(),
-                    count,
-                }
-            }
+        let count = frames.clone().map(Self::count).sum();
+        if let (Some(only), 1) = (frames.clone().next(), count) {
+            return only.clone();
+        }
+        let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
+        frames.for_each(|frame| bytes.extend(frame.bytes()));
+        Self {
+            bytes: bytes.into(),
+            count,
         }
     }
 
@@ -100,17 +94,13 @@ impl Frame {
 
     /// How many WebSocket frames it is.
     pub fn count(&self) -> usize {
-        self.count as usize
+        self.count
     }
 
     /// The length on the wire.
+    #[expect(clippy::len_without_is_empty, reason = "no frame is: it has a header")]
     pub fn len(&self) -> usize {
         self.bytes.len()
-    }
-
-    /// No frame is empty: it has a header.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
     }
 }
 
@@ -142,7 +132,7 @@ mod tests {
     use super::*;
 
     fn text(payload: &str) -> Frame {
-        Frame::text(|bytes| bytes.extend(payload.as_bytes()))
+        Frame::text_behind("", |bytes| bytes.extend(payload.as_bytes()))
     }
 
     #[test]

@@ -125,11 +125,11 @@ impl DeliveryGate {
             hold.sent.extend(id);
             return GateDecision::Open;
         }
-        let length = push.frame().len();
+        let length = push.frame.len();
         let (frames, bytes) = (hold.pushes.len(), hold.bytes + length);
         let full = frames >= self.max_frames || (bytes > self.max_bytes && frames > 0);
         let half_full = frames * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
-        match push.kind() {
+        match push.kind {
             PushKind::Presence if half_full => {}
             // Those behind one that was let go would overtake it.
             PushKind::Unread if full || hold.missed => hold.missed = true,
@@ -242,7 +242,7 @@ impl Hold {
         self.bytes = 0;
         let pushes = std::mem::take(&mut self.pushes);
         self.sent.extend(pushes.iter().filter_map(Push::message_id));
-        pushes.iter().map(|push| push.frame().clone()).collect()
+        pushes.iter().map(|push| push.frame.clone()).collect()
     }
 
     /// Whether catch-up is to send it; then it need not be held.
@@ -254,17 +254,17 @@ impl Hold {
         self.sent.extend([&id.into()]);
         let is_other = |push: &Push| push.message_id().is_none_or(|held| **held != *id);
         self.pushes.retain(is_other);
-        self.bytes = self.pushes.iter().map(|push| push.frame().len()).sum();
+        self.bytes = self.pushes.iter().map(|push| push.frame.len()).sum();
         true
     }
 
     /// Makes room: the newest unread message is left to a later page.
     fn let_go(&mut self) -> bool {
-        let is_unread = |push: &Push| push.kind() == PushKind::Unread;
+        let is_unread = |push: &Push| push.kind == PushKind::Unread;
         let Some(newest) = self.pushes.iter().rposition(is_unread) else {
             return false;
         };
-        self.bytes -= self.pushes.remove(newest).frame().len();
+        self.bytes -= self.pushes.remove(newest).frame.len();
         self.missed = true;
         true
     }
@@ -347,7 +347,7 @@ mod tests {
     }
 
     fn frames<const N: usize>(pushes: [Push; N]) -> Vec<Frame> {
-        pushes.iter().map(|push| push.frame().clone()).collect()
+        pushes.iter().map(|push| push.frame.clone()).collect()
     }
 
     #[test]

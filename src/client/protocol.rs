@@ -2,28 +2,26 @@
 //! *answers* to requests. [`request`](super::request) is the other direction.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use log::warn;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::frame::Frame;
-use crate::ids::{ConnectionId, UserId, is_id};
+use crate::ids::{UserId, is_id};
 use crate::services::proto;
 
 /// Unix time in seconds, as it stands in every frame.
 pub fn timestamp() -> i64 {
-    let elapsed = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let elapsed = UNIX_EPOCH.elapsed().unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Something that a connection is sent unasked, encoded once for all of its recipients.
 #[derive(Debug, Clone)]
 pub struct Push {
-    frame: Frame,
-    kind: PushKind,
+    pub frame: Frame,
+    pub kind: PushKind,
     message_id: Option<Arc<str>>,
 }
 
@@ -41,13 +39,13 @@ pub enum PushKind {
 impl Push {
     /// A single message. `own_copy`: for the devices of its sender.
     pub fn message(message: &proto::Message, own_copy: bool) -> Self {
-        let push = Self::chat(message, &ChatMessage::single(message));
+        let push = Self::chat(&ChatMessage::single(message));
         if own_copy { push.as_own_copy() } else { push }
     }
 
     /// A group message, for its recipients.
     pub fn group_message(message: &proto::Message) -> Self {
-        Self::chat(message, &ChatMessage::group(message))
+        Self::chat(&ChatMessage::group(message))
     }
 
     /// The same frame, for the devices of the message's sender.
@@ -60,42 +58,34 @@ impl Push {
 
     /// `user` came online or went offline at `timestamp`, in Unix seconds.
     pub fn presence(user: &UserId, online: bool, timestamp: i64) -> Self {
-        let status = if online { "online" } else { "offline" };
-        let outgoing = Outgoing::Presence {
+        let presence = Outgoing::Presence {
             user_id: user.as_str(),
-            status,
+            status: if online { "online" } else { "offline" },
             timestamp,
         };
         Self {
-            frame: outgoing.frame(),
+            frame: frame(&presence),
             kind: PushKind::Presence,
             message_id: None,
         }
     }
 
-    fn chat(message: &proto::Message, json: &ChatMessage<'_>) -> Self {
+    fn chat(message: &ChatMessage<'_>) -> Self {
         Self {
-            frame: frame(json),
+            frame: frame(message),
             kind: PushKind::Unread,
-            message_id: Some(message.id.as_str().into()),
+            message_id: Some(message.id.into()),
         }
     }
 
-    pub fn frame(&self) -> &Frame {
-        &self.frame
-    }
-
-    pub fn kind(&self) -> PushKind {
-        self.kind
-    }
-
+    /// Of a chat message.
     pub fn message_id(&self) -> Option<&Arc<str>> {
         self.message_id.as_ref()
     }
 }
 
 /// A chat message as a push and as an entry of a history. Of `group_id` and `to_user_id` one is empty.
-#[derive(Clone, Serialize)]
+#[derive(Serialize)]
 pub(super) struct ChatMessage<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
@@ -149,10 +139,6 @@ impl<'a> ChatMessage<'a> {
             ..Self::single(message)
         }
     }
-
-    pub fn frame(&self) -> Frame {
-        frame(self)
-    }
 }
 
 /// Everything that is no chat message. `request_id` is left out where there was none.
@@ -160,8 +146,7 @@ impl<'a> ChatMessage<'a> {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Outgoing<'a> {
     Connected {
-        #[serde(serialize_with = "display")]
-        connection_id: ConnectionId,
+        connection_id: &'a str,
         user_id: &'a str,
         gateway_id: &'a str,
         /// In seconds.
@@ -186,14 +171,14 @@ pub(super) enum Outgoing<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         request_id: Option<&'a str>,
         user_id: &'a str,
-        messages: Vec<ChatMessage<'a>>,
+        messages: &'a [ChatMessage<'a>],
         has_more: bool,
     },
     GroupHistory {
         #[serde(skip_serializing_if = "Option::is_none")]
         request_id: Option<&'a str>,
         group_id: &'a str,
-        messages: Vec<ChatMessage<'a>>,
+        messages: &'a [ChatMessage<'a>],
         has_more: bool,
     },
     Acked {
@@ -226,28 +211,17 @@ pub(super) enum Outgoing<'a> {
     },
 }
 
-impl Outgoing<'_> {
-    pub fn frame(&self) -> Frame {
-        frame(self)
-    }
-
-    /// Behind the answer to the upgrade request.
-    pub fn frame_behind(&self, switching: &str) -> Frame {
-        Frame::text_behind(switching, |bytes| write_json(self, bytes))
-    }
+/// The text frame of a [`ChatMessage`] or an [`Outgoing`].
+pub(super) fn frame(json: &impl Serialize) -> Frame {
+    frame_behind("", json)
 }
 
-fn frame(value: &impl Serialize) -> Frame {
-    Frame::text(|bytes| write_json(value, bytes))
-}
-
-fn write_json(value: &impl Serialize, into: &mut Vec<u8>) {
-    // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
-    serde_json::to_writer(into, value).expect("strings and numbers are JSON");
-}
-
-fn display<S: Serializer>(id: &ConnectionId, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(id)
+/// The same, behind the answer to the upgrade request.
+pub(super) fn frame_behind(switching: &str, json: &impl Serialize) -> Frame {
+    Frame::text_behind(switching, |bytes| {
+        // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
+        serde_json::to_writer(bytes, json).expect("strings and numbers are JSON");
+    })
 }
 
 #[cfg(test)]
@@ -268,7 +242,7 @@ mod tests {
             timestamp: 7,
         };
         assert_eq!(
-            text(&outgoing.frame()),
+            text(&frame(&outgoing)),
             r#"{"type":"error","code":"INVALID_MESSAGE","message":"Invalid","timestamp":7}"#
         );
     }
@@ -282,15 +256,15 @@ mod tests {
         };
         let push = Push::group_message(&message);
         let copy = push.as_own_copy();
-        assert_eq!(copy.kind(), PushKind::OwnCopy);
-        assert!(std::ptr::eq(copy.frame().bytes(), push.frame().bytes()));
+        assert_eq!(copy.kind, PushKind::OwnCopy);
+        assert!(std::ptr::eq(copy.frame.bytes(), push.frame.bytes()));
     }
 
     #[test]
     fn presence_names_user_and_status() {
         let user = UserId::new("bob").unwrap();
         assert_eq!(
-            text(Push::presence(&user, true, 7).frame()),
+            text(&Push::presence(&user, true, 7).frame),
             r#"{"type":"presence","user_id":"bob","status":"online","timestamp":7}"#
         );
     }

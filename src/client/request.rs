@@ -2,16 +2,16 @@
 //! to a service that it is. Unknown fields are ignored, `null` is the same as no field, and a field
 //! that is there twice is wrong; an error names the field that is missing or wrong.
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::error::ErrorCode;
-use crate::ids::{GroupId, InvalidId, UserId};
+use crate::ids::{InvalidId, UserId, is_id};
 use crate::services::proto::{
     AckMessagesRequest, GetGroupHistoryRequest, GetHistoryRequest, SendGroupMessageRequest,
     SendMessageRequest,
 };
+use crate::services::{ErrorCode, ServiceError};
 
 /// The longest `request_id`, in bytes.
 const MAX_REQUEST_ID: usize = 64;
@@ -24,21 +24,8 @@ const DEFAULT_LIMIT: i32 = 50;
 pub(super) struct Request {
     /// To be carried back by the answer.
     pub id: Option<String>,
-    pub body: Result<Body, Invalid>,
-}
-
-/// Why a request is not understood, as the client is told.
-#[derive(Debug)]
-pub(super) struct Invalid {
-    pub code: ErrorCode,
-    pub message: String,
-}
-
-fn invalid(message: impl Into<String>) -> Invalid {
-    Invalid {
-        code: ErrorCode::InvalidMessage,
-        message: message.into(),
-    }
+    /// The error is what the client is told of a request that is not understood.
+    pub body: Result<Body, ServiceError>,
 }
 
 #[derive(Debug)]
@@ -48,7 +35,7 @@ pub(super) enum Body {
     GetHistory(GetHistoryRequest),
     GetGroupHistory(GetGroupHistoryRequest),
     Ack(AckMessagesRequest),
-    RefreshToken { token: String },
+    RefreshToken(RefreshToken),
     Ping,
 }
 
@@ -61,7 +48,7 @@ impl Body {
             Self::GetHistory(_) => "get_history",
             Self::GetGroupHistory(_) => "get_group_history",
             Self::Ack(_) => "ack",
-            Self::RefreshToken { .. } => "refresh_token",
+            Self::RefreshToken(_) => "refresh_token",
             Self::Ping => "ping",
         }
     }
@@ -77,35 +64,74 @@ struct Envelope<'a> {
     data: Option<&'a RawValue>,
 }
 
+// The `data` of each type: what may be left out is an `Option`.
+
+#[derive(Deserialize)]
+struct SendMessage {
+    to_user_id: String,
+    content: String,
+    message_type: Option<String>,
+    client_message_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct SendGroupMessage {
+    group_id: String,
+    content: String,
+    message_type: Option<String>,
+    client_message_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct GetHistory {
+    user_id: String,
+    before_id: Option<String>,
+    limit: Option<i32>,
+}
+
+#[derive(Deserialize)]
+struct GetGroupHistory {
+    group_id: String,
+    before_id: Option<String>,
+    limit: Option<i32>,
+}
+
+#[derive(Deserialize)]
+struct Ack {
+    message_ids: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RefreshToken {
+    pub token: String,
+}
+
 impl Request {
     /// What `user` asks.
     pub fn parse(text: &str, user: &UserId) -> Self {
         let (id, body) = match envelope(text) {
-            Ok((id, kind, data)) => (id, body(&kind, data, user)),
+            Ok((id, envelope)) => (id, body(envelope, user)),
             Err(invalid) => (None, Err(invalid)),
         };
         Self { id, body }
     }
 }
 
-/// A request's id, type and data.
-fn envelope(text: &str) -> Result<(Option<String>, Value, Option<&RawValue>), Invalid> {
-    let wrong = |why: &str| invalid(format!("Invalid message format: {why}"));
-    let envelope: Envelope<'_> =
-        serde_json::from_str(text).map_err(|error| wrong(&error.to_string()))?;
+/// A request's envelope, and the id that was in it.
+fn envelope(text: &str) -> Result<(Option<String>, Envelope<'_>), ServiceError> {
+    let wrong = |why: String| invalid(format!("Invalid message format: {why}"));
+    let read = serde_json::from_str(text);
+    let mut envelope: Envelope<'_> = read.map_err(|error| wrong(error.to_string()))?;
     if !is_object(text) {
-        return Err(wrong("not an object"));
+        return Err(wrong("not an object".into()));
     }
-    let id = match envelope.request_id {
-        Value::Null => None,
-        Value::String(id) if id.len() <= MAX_REQUEST_ID => Some(id),
-        _ => {
-            return Err(invalid(format!(
-                "request_id: must be a string of at most {MAX_REQUEST_ID} bytes"
-            )));
-        }
-    };
-    Ok((id, envelope.kind, envelope.data))
+    match envelope.request_id.take() {
+        Value::Null => Ok((None, envelope)),
+        Value::String(id) if id.len() <= MAX_REQUEST_ID => Ok((Some(id), envelope)),
+        _ => Err(invalid(format!(
+            "request_id: must be a string of at most {MAX_REQUEST_ID} bytes"
+        ))),
+    }
 }
 
 /// Whether `json` is an object. serde would fill a struct from an array as well, field by field.
@@ -113,170 +139,74 @@ fn is_object(json: &str) -> bool {
     json.trim_ascii_start().starts_with('{')
 }
 
-fn body(kind: &Value, data: Option<&RawValue>, user: &UserId) -> Result<Body, Invalid> {
-    let Value::String(kind) = kind else {
+fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
+    let Value::String(kind) = envelope.kind else {
         return Err(invalid("type: must be a string"));
     };
+    let data = envelope.data;
     if data.is_some_and(|data| !is_object(data.get())) {
         return Err(invalid("data: must be an object"));
     }
     let user = user.to_string();
     Ok(match kind.as_str() {
         "send_message" => {
-            let to_user_id = recipient(data)?;
-            let draft: Draft = fields(data)?;
+            let data: SendMessage = fields(data)?;
             Body::SendMessage(SendMessageRequest {
                 from_user_id: user,
-                to_user_id,
-                content: draft.content,
-                message_type: draft.message_type,
-                client_message_id: draft.client_message_id,
+                to_user_id: id("to_user_id", data.to_user_id)?,
+                content: data.content,
+                message_type: data.message_type.unwrap_or_else(|| "text".into()),
+                client_message_id: data.client_message_id.unwrap_or_default(),
             })
         }
         "send_group_message" => {
-            let group_id = group(data)?;
-            let draft: Draft = fields(data)?;
+            let data: SendGroupMessage = fields(data)?;
             Body::SendGroupMessage(SendGroupMessageRequest {
                 from_user_id: user,
-                group_id,
-                content: draft.content,
-                message_type: draft.message_type,
-                client_message_id: draft.client_message_id,
+                group_id: id("group_id", data.group_id)?,
+                content: data.content,
+                message_type: data.message_type.unwrap_or_else(|| "text".into()),
+                client_message_id: data.client_message_id.unwrap_or_default(),
             })
         }
         "get_history" => {
-            let peer_id = peer(data)?;
-            let Page { before_id, limit } = page(data)?;
+            let data: GetHistory = fields(data)?;
             Body::GetHistory(GetHistoryRequest {
                 user_id: user,
-                peer_id,
-                before_id,
-                limit,
+                peer_id: id("user_id", data.user_id)?,
+                before_id: data.before_id.unwrap_or_default(),
+                limit: limit(data.limit)?,
             })
         }
         "get_group_history" => {
-            let group_id = group(data)?;
-            let Page { before_id, limit } = page(data)?;
+            let data: GetGroupHistory = fields(data)?;
             Body::GetGroupHistory(GetGroupHistoryRequest {
                 user_id: user,
-                group_id,
-                before_id,
-                limit,
+                group_id: id("group_id", data.group_id)?,
+                before_id: data.before_id.unwrap_or_default(),
+                limit: limit(data.limit)?,
             })
         }
         "ack" => {
-            #[derive(Deserialize)]
-            struct Ack {
-                message_ids: Vec<String>,
-            }
             let Ack { message_ids } = fields(data)?;
             Body::Ack(AckMessagesRequest {
                 user_id: user,
                 message_ids,
             })
         }
-        "refresh_token" => {
-            #[derive(Deserialize)]
-            struct Refresh {
-                token: String,
-            }
-            let Refresh { token } = fields(data)?;
-            Body::RefreshToken { token }
-        }
+        "refresh_token" => Body::RefreshToken(fields(data)?),
         "ping" => Body::Ping,
         unknown => {
             // Not all of what a client wrote is told back.
             let excerpt = &unknown[..unknown.floor_char_boundary(64)];
-            return Err(Invalid {
-                code: ErrorCode::UnknownMessageType,
-                message: format!("Unknown message type: {excerpt}"),
-            });
+            let message = format!("Unknown message type: {excerpt}");
+            return Err(ServiceError::new(ErrorCode::UnknownMessageType, message));
         }
     })
 }
 
-fn recipient(data: Option<&RawValue>) -> Result<String, Invalid> {
-    #[derive(Deserialize)]
-    struct To {
-        to_user_id: String,
-    }
-    let To { to_user_id } = fields(data)?;
-    check("to_user_id", UserId::new(&to_user_id)).map(|()| to_user_id)
-}
-
-fn peer(data: Option<&RawValue>) -> Result<String, Invalid> {
-    #[derive(Deserialize)]
-    struct With {
-        user_id: String,
-    }
-    let With { user_id } = fields(data)?;
-    check("user_id", UserId::new(&user_id)).map(|()| user_id)
-}
-
-fn group(data: Option<&RawValue>) -> Result<String, Invalid> {
-    #[derive(Deserialize)]
-    struct Of {
-        group_id: String,
-    }
-    let Of { group_id } = fields(data)?;
-    check("group_id", GroupId::new(&group_id)).map(|()| group_id)
-}
-
-fn check<T>(field: &str, id: Result<T, InvalidId>) -> Result<(), Invalid> {
-    id.map(drop)
-        .map_err(|error| invalid(format!("data.{field}: {error}")))
-}
-
-/// A message to be sent.
-#[derive(Deserialize)]
-struct Draft {
-    content: String,
-    #[serde(default = "text", deserialize_with = "or_text")]
-    message_type: String,
-    #[serde(default, deserialize_with = "or_empty")]
-    client_message_id: String,
-}
-
-/// A page of a history.
-#[derive(Deserialize)]
-struct Page {
-    #[serde(default, deserialize_with = "or_empty")]
-    before_id: String,
-    #[serde(default = "default_limit", deserialize_with = "or_default_limit")]
-    limit: i32,
-}
-
-fn text() -> String {
-    "text".into()
-}
-
-fn default_limit() -> i32 {
-    DEFAULT_LIMIT
-}
-
-fn or_text<'de, D: Deserializer<'de>>(json: D) -> Result<String, D::Error> {
-    Ok(Option::deserialize(json)?.unwrap_or_else(text))
-}
-
-fn or_empty<'de, D: Deserializer<'de>>(json: D) -> Result<String, D::Error> {
-    Ok(Option::deserialize(json)?.unwrap_or_default())
-}
-
-fn or_default_limit<'de, D: Deserializer<'de>>(json: D) -> Result<i32, D::Error> {
-    Ok(Option::deserialize(json)?.unwrap_or(DEFAULT_LIMIT))
-}
-
-fn page(data: Option<&RawValue>) -> Result<Page, Invalid> {
-    let page: Page = fields(data)?;
-    if (1..=MAX_LIMIT).contains(&page.limit) {
-        Ok(page)
-    } else {
-        Err(invalid(format!("data.limit: must be 1 to {MAX_LIMIT}")))
-    }
-}
-
 /// Reads the fields that `T` names from `data`.
-fn fields<'a, T: Deserialize<'a>>(data: Option<&'a RawValue>) -> Result<T, Invalid> {
+fn fields<'a, T: Deserialize<'a>>(data: Option<&'a RawValue>) -> Result<T, ServiceError> {
     let data = data.ok_or_else(|| invalid("data: missing"))?;
     let mut json = serde_json::Deserializer::from_str(data.get());
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -286,6 +216,22 @@ fn fields<'a, T: Deserialize<'a>>(data: Option<&'a RawValue>) -> Result<T, Inval
         };
         invalid(format!("{field}: {}", error.inner()))
     })
+}
+
+fn id(field: &str, id: String) -> Result<String, ServiceError> {
+    let id = is_id(&id).then_some(id);
+    id.ok_or_else(|| invalid(format!("data.{field}: {InvalidId}")))
+}
+
+fn limit(limit: Option<i32>) -> Result<i32, ServiceError> {
+    match limit.unwrap_or(DEFAULT_LIMIT) {
+        limit @ 1..=MAX_LIMIT => Ok(limit),
+        _ => Err(invalid(format!("data.limit: must be 1 to {MAX_LIMIT}"))),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> ServiceError {
+    ServiceError::new(ErrorCode::InvalidMessage, message)
 }
 
 #[cfg(test)]

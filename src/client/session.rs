@@ -1,5 +1,6 @@
 //! A connection's whole life on its reader thread, from the first byte to the last.
 
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -16,38 +17,39 @@ use super::gate::DeliveryGate;
 use super::handshake::{Accepted, plain_response, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::outbox::Outbox;
-use super::protocol::{Outgoing, timestamp};
+use super::protocol::{Outgoing, frame_behind, timestamp};
 use super::rate::{RateLimit, Verdict};
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
 use super::stack::{self, STACK};
 use super::transport::Socket;
 use super::{Context, Route, dispatch, failpoint};
-use crate::error::ErrorCode;
 use crate::http::{self, HttpResponse, MAX_HEAD};
+use crate::services::{ErrorCode, ServiceError};
 
 /// How long the first catch-up waits for the user's route.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves one accepted socket until its end.
 pub(super) fn run(mut admission: Box<Admission>, context: &Arc<Context>) {
-    if let Some(session) = shake_hands(&mut admission, context) {
-        session.serve(Arc::clone(&admission.socket));
+    match shake_hands(&mut admission, context) {
+        Ok(Some(session)) => session.serve(Arc::clone(&admission.socket)),
+        Ok(None) => {}
+        Err(answer) => refuse(&admission, &answer),
     }
 }
 
-/// From the first byte to a registered connection; or another answer.
+/// From the first byte to a registered connection; or another answer, or none if no head came.
 ///
 /// Not inlined: its frame is large, and would stay on the stack of a connection that waits.
 #[inline(never)]
-fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> Option<Session> {
+fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Result<Option<Session>> {
     let deadline = admission.since + context.config.listen.handshake_timeout;
     let mut bytes = Vec::with_capacity(MAX_HEAD);
     let read = read_head(&admission.socket, deadline, &mut bytes);
-    let head = match admission.head_is_over().map(|()| read) {
-        Ok(Some(Ok(head))) => head,
-        Ok(Some(Err(answer))) | Err(answer) => return refuse(admission, &answer),
-        Ok(None) => return None,
+    admission.head_is_over()?;
+    let Some(head) = read.transpose()? else {
+        return Ok(None);
     };
     let trusted_proxies = &context.config.listen.trusted_proxies;
     let client = client_address(&head, admission.peer, trusted_proxies);
@@ -61,23 +63,17 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> Option<Sess
         Session::open(admission, &accepted, context)
     });
     admission.handshake_is_over();
-    match opened {
-        Ok(session) => Some(session),
-        Err(answer) => refuse(admission, &answer),
-    }
+    opened.map(Some)
 }
 
-fn refuse<T>(admission: &Admission, answer: &HttpResponse) -> Option<T> {
+/// Not inlined, like [`shake_hands`].
+#[inline(never)]
+fn refuse(admission: &Admission, answer: &HttpResponse) {
     if answer.is_error() {
-        info!(
-            "Connection refused: peer={}, status={}",
-            admission.peer,
-            answer.status()
-        );
+        let (peer, status) = (admission.peer, answer.status());
+        info!("Connection refused: peer={peer}, status={status}");
     }
-    let deadline = Instant::now() + RECEIVE_WITHIN;
-    send(&admission.socket, answer, deadline);
-    None
+    send(&admission.socket, answer, Instant::now() + RECEIVE_WITHIN);
 }
 
 /// A registered connection. Whatever happens, its end gives back what it holds of the gateway.
@@ -95,8 +91,8 @@ impl Session {
         context: &Arc<Context>,
     ) -> http::Result<Self> {
         let config = &context.config;
-        let connected = Outgoing::Connected {
-            connection_id: admission.id,
+        let connected = &Outgoing::Connected {
+            connection_id: &admission.id.to_string(),
             user_id: accepted.user.as_str(),
             gateway_id: &config.gateway.id,
             ping_interval: config.session.ping_interval.as_secs(),
@@ -104,17 +100,13 @@ impl Session {
             timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
-        let opening = connected.frame_behind(&accepted.switching);
-        let connection = Arc::new(Connection::new(
-            admission.id,
-            accepted,
-            admission.peer,
-            Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes),
-            DeliveryGate::new(frames, bytes),
-        ));
-        let route = context.observer.connected(&connection);
-        let route =
-            route.map_err(|_| HttpResponse::too_many("The user has too many connections"))?;
+        let opening = frame_behind(&accepted.switching, connected);
+        let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
+        let gate = DeliveryGate::new(frames, bytes);
+        let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);
+        let connection = Arc::new(connection);
+        let too_many = |_| HttpResponse::too_many("The user has too many connections");
+        let route = context.observer.connected(&connection).map_err(too_many)?;
         let mut session = Self {
             connection,
             context: Arc::clone(context),
@@ -163,38 +155,28 @@ impl Session {
         let max_message_size = self.context.config.limits.max_message_size;
         let mut reader = FrameReader::new(socket, max_message_size);
         let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
-        let reason = read.unwrap_or(CloseReason::Internal);
+        let Err(reason) = read.unwrap_or(Err(CloseReason::Internal));
         let client_is_done = matches!(reason, CloseReason::ByClient(_) | CloseReason::Vanished);
         connection.close(reason);
-        if !client_is_done
-            && connection
-                .outbox
-                .closing()
-                .is_some_and(CloseReason::lingers)
-        {
+        let closing = connection.outbox.closing();
+        if !client_is_done && closing.is_some_and(CloseReason::lingers) {
             reader.discard();
         }
         connection.set_reader_done();
     }
 
-    /// One request at a time; answers why it ended.
-    fn read(&self, reader: &mut FrameReader) -> CloseReason {
+    /// One request at a time, until there is a reason to end.
+    fn read(&self, reader: &mut FrameReader) -> Result<Infallible, CloseReason> {
         let limits = &self.context.config.limits;
         let mut rate = RateLimit::new(limits.rate, limits.burst, Instant::now());
         loop {
-            let incoming = match reader.read() {
-                Ok(incoming) => incoming,
-                Err(reason) => return reason,
-            };
+            let incoming = reader.read()?;
             self.connection.heard();
             if let Some(reason) = self.connection.outbox.closing() {
-                return reason.clone();
+                return Err(reason.clone());
             }
             let answer = match incoming {
-                Incoming::Text(text) => match self.answer(&text, &mut rate) {
-                    Some(answer) => answer,
-                    None => return CloseReason::RateExceeded,
-                },
+                Incoming::Text(text) => self.answer(&text, &mut rate)?,
                 Incoming::Ping(payload) => Frame::pong(&payload),
                 Incoming::Pong => continue,
             };
@@ -202,20 +184,20 @@ impl Session {
         }
     }
 
-    /// The answer to one request, or `None` when there have been too many.
+    /// The answer to one request; ends the connection when there have been too many.
     ///
     /// Not inlined, like [`shake_hands`].
     #[inline(never)]
-    fn answer(&self, text: &str, rate: &mut RateLimit) -> Option<Frame> {
+    fn answer(&self, text: &str, rate: &mut RateLimit) -> Result<Frame, CloseReason> {
         failpoint::reached("reader", self.connection.user());
         let request = Request::parse(text, self.connection.user());
         match rate.judge(Instant::now()) {
-            Verdict::Pass => Some(dispatch::answer(&self.context, &self.connection, request)),
+            Verdict::Pass => Ok(dispatch::answer(&self.context, &self.connection, request)),
             Verdict::Refuse => {
-                let (id, message) = (request.id.as_deref(), "Too many requests");
-                Some(dispatch::error(id, ErrorCode::RateLimited, message))
+                let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
+                Ok(dispatch::error(request.id.as_deref(), &error))
             }
-            Verdict::Close => None,
+            Verdict::Close => Err(CloseReason::RateExceeded),
         }
     }
 }

@@ -26,9 +26,7 @@ pub(super) enum Incoming {
 }
 
 /// Reads frames; blocks as long as none comes.
-pub(super) struct FrameReader {
-    websocket: WebSocket<ReadSide>,
-}
+pub(super) struct FrameReader(WebSocket<ReadSide>);
 
 /// The socket for reading only.
 struct ReadSide {
@@ -45,33 +43,29 @@ impl FrameReader {
             .read_buffer_size(READ_BUFFER)
             .max_message_size(Some(max_message_size))
             .max_frame_size(Some(max_message_size));
-        let limit = max_message_size * 2 + READ_BUFFER;
         let stream = ReadSide {
             socket,
             since_message: 0,
-            limit,
+            limit: max_message_size * 2 + READ_BUFFER,
         };
-        Self {
-            websocket: WebSocket::from_raw_socket(stream, Role::Server, Some(config)),
-        }
+        let websocket = WebSocket::from_raw_socket(stream, Role::Server, Some(config));
+        Self(websocket)
     }
 
     /// The next frame, or why there will be none.
     pub fn read(&mut self) -> Result<Incoming, CloseReason> {
-        loop {
-            let message = self.websocket.read().map_err(reason)?;
-            self.websocket.get_mut().since_message = 0;
-            return Ok(match message {
-                Message::Text(text) => Incoming::Text(text),
-                Message::Ping(payload) => Incoming::Ping(payload.into()),
-                Message::Pong(_) => Incoming::Pong,
-                Message::Binary(_) => return Err(CloseReason::Binary),
-                Message::Close(frame) => {
-                    return Err(CloseReason::ByClient(frame.map(|frame| frame.code.into())));
-                }
-                // Only ever written, never read.
-                Message::Frame(_) => continue,
-            });
+        let message = self.0.read().map_err(reason)?;
+        self.0.get_mut().since_message = 0;
+        match message {
+            Message::Text(text) => Ok(Incoming::Text(text)),
+            Message::Ping(payload) => Ok(Incoming::Ping(payload.into())),
+            // A `Frame` is only ever written, never read.
+            Message::Pong(_) | Message::Frame(_) => Ok(Incoming::Pong),
+            Message::Binary(_) => Err(CloseReason::Binary),
+            Message::Close(frame) => {
+                let code = frame.map(|frame| frame.code.into());
+                Err(CloseReason::ByClient(code))
+            }
         }
     }
 
@@ -86,7 +80,7 @@ impl FrameReader {
             }
         }
         // What follows a broken frame is no frame.
-        let socket = &*self.websocket.get_ref().socket;
+        let socket = &*self.0.get_ref().socket;
         let mut bytes = [0; 1024];
         while matches!(read(socket, &mut bytes), Ok(1..)) {}
     }

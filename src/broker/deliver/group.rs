@@ -211,7 +211,7 @@ impl DeliveryContext {
 
 impl GroupBatch {
     fn frame(&self) -> Frame {
-        Frame::batch(self.pushes.iter().map(|(_, push)| push.frame()))
+        Frame::batch(self.pushes.iter().map(|(_, push)| &push.frame))
     }
 
     /// The sender's own devices get it as their own copy.
