@@ -109,9 +109,7 @@ impl Groups {
     pub fn catch_up<'a>(&self, members: impl IntoIterator<Item = &'a UserId>) {
         let mut connections = Vec::new();
         self.registry.recipients(members, &mut connections);
-        for connection in &connections {
-            recipient::request_catch_up(connection);
-        }
+        recipient::catch_up(&connections);
     }
 
     /// Holds a fetched list and catches its new members up.

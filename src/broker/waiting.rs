@@ -101,7 +101,7 @@ impl Waiting {
     }
 
     /// Whether a message to this group finds no room. One that is dropped needs none.
-    pub fn is_full(&self, group: &GroupId, push: &Push) -> bool {
+    pub fn is_full(&self, group: &GroupId, (_, push): &Sent) -> bool {
         let bytes = self.bytes + push.frame().len();
         let is_let_go = self.groups.get(group).is_some_and(|group| group.let_go);
         !is_let_go && (self.messages >= MAX_MESSAGES || (bytes > MAX_BYTES && self.messages > 0))
@@ -128,7 +128,7 @@ impl Waiting {
     /// Has a message wait for its group's members. Answers which messages are dropped for that, or
     /// instead: their senders' copies are to be pushed.
     pub fn add(&mut self, group: &GroupId, message: Sent) -> Vec<Sent> {
-        let is_full = self.is_full(group, &message.1);
+        let is_full = self.is_full(group, &message);
         let mut dropped = if is_full { self.let_go() } else { Vec::new() };
         let bytes = message.1.frame().len();
         let group = self.enter(group);
@@ -179,7 +179,7 @@ impl Waiting {
         {
             let question = Question {
                 group: id.clone(),
-                answer: None,
+                answer: Err(ServiceError::new(ErrorCode::Internal, "No answer came")),
                 answers: self.answers.0.clone(),
                 wake: self.wake.0.clone(),
             };
@@ -252,21 +252,20 @@ impl Waiting {
 /// A question on its way. However it ends, its answer is told.
 struct Question {
     group: GroupId,
-    answer: Option<Answer>,
+    answer: Answer,
     answers: Sender<Answered>,
     wake: Sender<()>,
 }
 
 impl Question {
     fn answered(mut self, answer: Answer) {
-        self.answer = Some(answer);
+        self.answer = answer;
     }
 }
 
 impl Drop for Question {
     fn drop(&mut self) {
-        let none = || Err(ServiceError::new(ErrorCode::Internal, "No answer came"));
-        let answer = self.answer.take().unwrap_or_else(none);
+        let answer = mem::replace(&mut self.answer, Ok(Vec::new()));
         // Neither waits. Where nobody receives, the consumer has ended; where it is about to be
         // woken, once is enough.
         let _ = self.answers.try_send((self.group.clone(), answer));
