@@ -39,6 +39,7 @@ pub enum Disposition {
 /// What every consumer shares.
 pub struct DeliveryContext {
     registry: Arc<Registry>,
+    services: Arc<dyn Services>,
     groups: Groups,
     fan_out: FanOut,
 }
@@ -46,10 +47,10 @@ pub struct DeliveryContext {
 impl DeliveryContext {
     /// `cache_ttl`: how long a group's member list is used.
     pub fn new(registry: Arc<Registry>, services: Arc<dyn Services>, cache_ttl: Duration) -> Self {
-        let groups = Groups::new(services, Arc::clone(&registry), cache_ttl);
         Self {
+            groups: Groups::new(Arc::clone(&registry), cache_ttl),
             registry,
-            groups,
+            services,
             fan_out: FanOut::start(),
         }
     }
@@ -110,8 +111,16 @@ impl Deliverer {
         while let Some((group, answer)) = self.waiting.next_answer() {
             self.guarded(|deliverer| deliverer.answered(group, answer));
         }
-        self.waiting.ask(&self.deliver.groups);
-        self.deliver.flush(mem::take(&mut self.pending_flush));
+        self.waiting.ask(&*self.deliver.services);
+        let mut connections = mem::take(&mut self.pending_flush);
+        connections.sort_unstable_by_key(Arc::as_ptr);
+        connections.dedup_by_key(|connection| Arc::as_ptr(connection));
+        let count = connections.len();
+        self.deliver.fan_out.chunks(count, move |chunk| {
+            for connection in &connections[chunk] {
+                recipient::contain("flush", connection, Connection::flush);
+            }
+        });
     }
 
     /// Does a part of the work. A panic in it ends nothing; what was taken before may be gone with
@@ -203,17 +212,6 @@ impl Deliverer {
 }
 
 impl DeliveryContext {
-    /// Writes what is enqueued for each of them.
-    fn flush(&self, mut connections: Vec<Arc<Connection>>) {
-        connections.sort_unstable_by_key(Arc::as_ptr);
-        connections.dedup_by_key(|connection| Arc::as_ptr(connection));
-        self.fan_out.chunks(connections.len(), move |chunk| {
-            for connection in &connections[chunk] {
-                recipient::contain("flush", connection, Connection::flush);
-            }
-        });
-    }
-
     /// Whatever has not reached them is unread, and comes again.
     fn catch_everybody_up(&self) {
         recipient::catch_up(&self.registry.connections());

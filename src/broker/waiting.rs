@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use log::{info, warn};
 
-use super::groups::{Answer, Groups};
+use super::groups::Answer;
 use crate::backoff::Backoff;
 use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
-use crate::services::{ErrorCode, ServiceError};
+use crate::services::proto::GetGroupMembersRequest;
+use crate::services::{ErrorCode, ServiceError, Services};
 
 /// Messages that wait at most, of all groups together, and their bytes: half of the default
 /// `session.send_queue_bytes`, should they all be of one sender when they are dropped.
@@ -152,19 +153,19 @@ impl Waiting {
     }
 
     fn let_go(&mut self) -> Vec<Sent> {
-        let mut groups: Vec<_> = self.groups.values_mut().collect();
-        groups.retain(|group| !group.messages.is_empty());
-        warn!(
-            "Too much waits for the members of groups, and is left to catch-up: groups={}, messages={}",
-            groups.len(),
-            self.messages
-        );
-        (self.messages, self.bytes) = (0, 0);
-        let dropped = groups.into_iter().flat_map(|group| {
+        let (mut groups, mut dropped) = (0, Vec::new());
+        let waiting = self.groups.values_mut();
+        for group in waiting.filter(|group| !group.messages.is_empty()) {
             group.let_go = true;
-            mem::take(&mut group.messages)
-        });
-        dropped.collect()
+            groups += 1;
+            dropped.append(&mut group.messages);
+        }
+        let messages = mem::take(&mut self.messages);
+        self.bytes = 0;
+        warn!(
+            "Too much waits for the members of groups, and is left to catch-up: groups={groups}, messages={messages}"
+        );
+        dropped
     }
 
     /// All messages that wait here.
@@ -172,36 +173,35 @@ impl Waiting {
         self.groups.into_values().flat_map(|group| group.messages)
     }
 
-    /// Asks for all groups whose turn it is.
-    pub fn ask(&mut self, groups: &Groups) {
+    /// Asks the User Service for all groups whose turn it is, and returns at once.
+    pub fn ask(&mut self, services: &dyn Services) {
         while self.due_in().is_zero()
-            && let Some((_, _, id)) = self.to_ask.pop_first()
+            && let Some((_, _, group)) = self.to_ask.pop_first()
         {
+            let entry = self.enter(&group);
+            entry.asked_at = Some(Instant::now());
+            let again = usize::from(entry.backoff.is_some());
+            self.asked[again] += 1;
+            let group_id = group.to_string();
             let question = Question {
-                group: id.clone(),
+                group,
                 answer: Err(ServiceError::new(ErrorCode::Internal, "No answer came")),
                 answers: self.answers.0.clone(),
                 wake: self.wake.0.clone(),
             };
-            let group = self.enter(&id);
-            group.asked_at = Some(Instant::now());
-            let again = usize::from(group.backoff.is_some());
-            self.asked[again] += 1;
-            groups.ask(&id, move |answer| question.answered(answer));
+            let told = Box::new(|answer| question.answered(answer));
+            services.group_members(GetGroupMembersRequest { group_id }, told);
         }
     }
 
     /// When [`Waiting::ask`] will have something to do, should no answer come before.
     pub fn due_in(&self) -> Duration {
-        let [first, again] = self.asked;
-        let has_room = first + again < MAX_ASKED;
-        let next = self
-            .to_ask
-            .first()
-            .filter(|(is_again, _, _)| has_room && (!is_again || again < MAX_ASKED_AGAIN));
-        next.map_or(Duration::MAX, |(_, due, _)| {
-            due.saturating_duration_since(Instant::now())
-        })
+        let ([first, again], now) = (self.asked, Instant::now());
+        match self.to_ask.first() {
+            Some((true, ..)) if again >= MAX_ASKED_AGAIN => Duration::MAX,
+            Some((_, due, _)) if first + again < MAX_ASKED => due.saturating_duration_since(now),
+            _ => Duration::MAX,
+        }
     }
 
     /// Something comes through it when there is an answer.
@@ -279,7 +279,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::registry::Registry;
     use crate::services::fake::FakeServices;
 
     const LONG: Duration = Duration::from_secs(20);
@@ -291,13 +290,11 @@ mod tests {
             GroupId::new("g").unwrap(),
         );
         users.slow_group("g");
-        let (registry, ttl) = (Arc::new(Registry::default()), LONG);
-        let groups = Groups::new(Arc::clone(&users) as _, registry, ttl);
         let mut waiting = Waiting::new();
         let start = Instant::now();
         waiting.enter(&group);
         assert!(!waiting.await_answer(&group, LONG), "it is not asked for");
-        waiting.ask(&groups);
+        waiting.ask(&*users);
         let service = thread::spawn({
             let users = Arc::clone(&users);
             move || users.answer()
@@ -311,7 +308,7 @@ mod tests {
         while waiting.due_in() > Duration::ZERO {
             thread::park_timeout(waiting.due_in());
         }
-        waiting.ask(&groups);
+        waiting.ask(&*users);
         assert_eq!(users.unanswered(), 1);
         assert!(!waiting.await_answer(&group, LONG), "it has failed before");
         assert!(!waiting.await_answer(&group, Duration::ZERO));

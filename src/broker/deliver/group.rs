@@ -55,7 +55,7 @@ impl Deliverer {
                 if self.deliver.groups.invalidate(&group) || self.waiting.contains(&group) {
                     self.make_room_for(&group);
                     self.waiting.members_changed(&group);
-                    self.waiting.ask(&self.deliver.groups);
+                    self.waiting.ask(&*self.deliver.services);
                 }
             }
             _ => return Err("unknown type".into()),
@@ -87,7 +87,7 @@ impl Deliverer {
         }
         let dropped = self.waiting.add(group, message);
         self.push_own_copies(dropped);
-        self.waiting.ask(&self.deliver.groups);
+        self.waiting.ask(&*self.deliver.services);
     }
 
     fn make_room_for(&mut self, group: &GroupId) {
