@@ -82,6 +82,8 @@ pub struct Deliverer {
 
 /// Why a delivery can never be delivered.
 type DeliveryError = String;
+
+/// Why a delivery is a dead letter whose body says otherwise.
 const OTHER_USER: &str = "the routing key names another user";
 
 impl Deliverer {
@@ -190,7 +192,8 @@ impl Deliverer {
         Ok(())
     }
 
-    /// Enqueues something for the connections here of `users`: encoded once, if there are any.
+    /// Enqueues something for the connections here of `users`: encoded once, and only if there are
+    /// any.
     fn enqueue_for<'a, T>(
         &mut self,
         users: impl IntoIterator<Item = &'a UserId>,
@@ -227,6 +230,7 @@ impl Drop for Deliverer {
     }
 }
 
+/// A check of a delivery, and why it can never be delivered if that fails.
 fn ensure(holds: bool, otherwise: &str) -> Result<(), DeliveryError> {
     if holds { Ok(()) } else { Err(otherwise.into()) }
 }

@@ -1,9 +1,7 @@
 //! Where deliveries come from: RabbitMQ, or services in this process, which plug in here.
 
-use std::error;
+use std::error::Error;
 use std::time::Instant;
-
-use thiserror::Error;
 
 use super::supervisor::Supervisor;
 use crate::config::Config;
@@ -12,22 +10,14 @@ use crate::config::Config;
 pub trait DeliverySource: Send {
     /// Answers, whenever it is asked, why nothing comes, for `/readyz`.
     fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync>;
-    /// Puts the tokens and groups of `config` in force.
+    /// Puts the tokens and groups of `config` in force, where the services are in this process.
     fn reload(&self, config: &Config) -> Result<(), ReloadError>;
     /// Ends by `deadline`, deliveries in hand included.
     fn stop(self: Box<Self>, deadline: Instant);
 }
 
-/// Why the tokens and groups from before are still in force.
-#[derive(Debug, Error)]
-pub enum ReloadError {
-    /// They are the services' own, which are elsewhere: have those read them again.
-    #[error("only the embedded services have something to read again")]
-    Elsewhere,
-    /// The services in this process could not: mend what they name, and reload again.
-    #[error("{0}")]
-    Services(Box<dyn error::Error + Send + Sync>),
-}
+/// Why the tokens and groups from before are still in force, for whoever is to mend it.
+pub type ReloadError = Box<dyn Error + Send + Sync>;
 
 impl DeliverySource for Supervisor {
     fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
@@ -35,7 +25,8 @@ impl DeliverySource for Supervisor {
     }
 
     fn reload(&self, _: &Config) -> Result<(), ReloadError> {
-        Err(ReloadError::Elsewhere)
+        // They are the services' own, which are elsewhere: have those read them again.
+        Err("only the embedded services have something to read again".into())
     }
 
     fn stop(self: Box<Self>, deadline: Instant) {

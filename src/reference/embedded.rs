@@ -59,8 +59,7 @@ impl DeliverySource for Embedded {
     }
 
     fn reload(&self, config: &Config) -> Result<(), ReloadError> {
-        let reloaded = self.reference.reload(&config.embedded);
-        reloaded.map_err(|error| ReloadError::Services(Box::new(error)))
+        Ok(self.reference.reload(&config.embedded)?)
     }
 
     fn stop(self: Box<Self>, deadline: Instant) {

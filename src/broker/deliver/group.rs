@@ -1,5 +1,9 @@
-//! The group queue's half of a [`Deliverer`]: who is to get a group's messages, and as one batch if many
-//! came one behind the other.
+//! The group queue's half of a [`Deliverer`]. A message to a group whose members are known joins a
+//! batch; any other waits until the User Service has answered who they are.
+//!
+//! The lists of members that are held, and what a new one means, are in `broker/groups.rs`; the
+//! messages that wait, and the questions to the User Service, in `broker/waiting.rs`. Here the two
+//! come together: neither knows the other's state.
 
 use std::mem;
 use std::sync::{Arc, OnceLock};
@@ -18,7 +22,7 @@ use crate::services::proto::{GroupMembersChanged, Message};
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
 /// the default `session.send_queue`, so that they find room.
 const MAX_BATCH: usize = 128;
-
+/// Why a delivery is a dead letter whose body says otherwise.
 const OTHER_GROUP: &str = "the routing key names another group";
 
 /// Messages to one group that came one behind the other: its members are looked up once for all of
@@ -90,6 +94,7 @@ impl Deliverer {
         self.waiting.ask(&*self.deliver.services);
     }
 
+    /// Where one more group would be too many, those that wait are left to catch-up.
     fn make_room_for(&mut self, group: &GroupId) {
         if self.waiting.is_crowded() && !self.waiting.contains(group) {
             self.give_up_waiting();
