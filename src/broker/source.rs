@@ -1,6 +1,7 @@
 //! Where deliveries come from: RabbitMQ, or services in this process, which plug in here.
 
 use std::error::Error;
+use std::fmt;
 use std::time::Instant;
 
 use super::supervisor::Supervisor;
@@ -10,14 +11,33 @@ use crate::config::Config;
 pub trait DeliverySource: Send {
     /// Answers, whenever it is asked, why nothing comes, for `/readyz`.
     fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync>;
-    /// Puts the tokens and groups of `config` in force, where the services are in this process.
+    /// Puts the tokens and groups of `config` in force.
     fn reload(&self, config: &Config) -> Result<(), ReloadError>;
     /// Ends by `deadline`, deliveries in hand included.
     fn stop(self: Box<Self>, deadline: Instant);
 }
 
-/// Why the tokens and groups from before are still in force, for whoever is to mend it.
-pub type ReloadError = Box<dyn Error + Send + Sync>;
+/// Why the tokens and groups from before are still in force.
+#[derive(Debug)]
+pub enum ReloadError {
+    /// They are the services' own, which are elsewhere: have those read them again.
+    Elsewhere,
+    /// The services in this process could not: mend what they name, and reload again.
+    Services(Box<dyn Error + Send + Sync>),
+}
+
+impl fmt::Display for ReloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Elsewhere => {
+                f.write_str("only the embedded services have something to read again")
+            }
+            Self::Services(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for ReloadError {}
 
 impl DeliverySource for Supervisor {
     fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
@@ -25,8 +45,7 @@ impl DeliverySource for Supervisor {
     }
 
     fn reload(&self, _: &Config) -> Result<(), ReloadError> {
-        // They are the services' own, which are elsewhere: have those read them again.
-        Err("only the embedded services have something to read again".into())
+        Err(ReloadError::Elsewhere)
     }
 
     fn stop(self: Box<Self>, deadline: Instant) {

@@ -59,7 +59,8 @@ impl DeliverySource for Embedded {
     }
 
     fn reload(&self, config: &Config) -> Result<(), ReloadError> {
-        Ok(self.reference.reload(&config.embedded)?)
+        let reloaded = self.reference.reload(&config.embedded);
+        reloaded.map_err(|error| ReloadError::Services(Box::new(error)))
     }
 
     fn stop(self: Box<Self>, deadline: Instant) {
