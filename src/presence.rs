@@ -36,9 +36,8 @@ pub struct Presence {
     registry: Arc<Registry>,
     services: Arc<dyn Services>,
     gateway_id: String,
-    lease: Duration,
-    grace: Duration,
-    /// Told of each user that has been gone for the grace.
+    config: config::Presence,
+    /// Told of each user that has been gone for `config.offline_grace`.
     gone: Box<dyn Fn(&UserId) + Send + Sync>,
     state: Mutex<State>,
     /// Has the thread look at the state again.
@@ -80,8 +79,7 @@ impl Presence {
             registry,
             services,
             gateway_id: gateway_id.into(),
-            lease: config.lease,
-            grace: config.offline_grace,
+            config: config.clone(),
             gone: Box::new(gone),
             state: Mutex::default(),
             changed,
@@ -99,7 +97,7 @@ impl Presence {
     /// The user has a connection less.
     pub fn left(&self, user: &UserId) {
         if !self.registry.holds(user) {
-            self.change(|state| state.schedule(user, Instant::now() + self.grace));
+            self.change(|state| state.schedule(user, Instant::now() + self.config.offline_grace));
         }
     }
 
@@ -133,7 +131,7 @@ impl Presence {
                     self.announce_everyone();
                 }
                 in_doubt = known.is_none();
-                renew_at = Instant::now() + known.map_or(RETRY, |_| self.lease / RENEWALS);
+                renew_at = Instant::now() + known.map_or(RETRY, |_| self.config.lease / RENEWALS);
                 if take_over && in_doubt {
                     // Whoever was announced before it succeeds would go offline again.
                     stop.within(RETRY);
@@ -170,12 +168,12 @@ impl Presence {
     /// this gateway.
     fn keep_lease(&self, take_over: bool) -> Result<bool, ServiceError> {
         if !take_over {
-            return self.renew(self.lease);
+            return self.renew(self.config.lease);
         }
         self.renew(Duration::ZERO)?;
         self.state.lock().take_over = false;
         info!("Presence taken over: gateway_id={}", self.gateway_id);
-        self.renew(self.lease).map(|_| false)
+        self.renew(self.config.lease).map(|_| false)
     }
 
     /// Tells the Presence Service how it stands with these users, where it has not been told yet.
@@ -209,13 +207,12 @@ impl Presence {
         let mut outcome = Ok(());
         for (entries, told, here) in [(come, online, true), (gone, offline, false)] {
             for (entry, told) in entries.iter().zip(told) {
+                self.state.lock().record(entry, here, told.is_ok());
                 if told.is_ok() {
-                    self.state.lock().record_told(entry, here);
                     debug!("Presence told: user={}, online={here}", entry.1);
-                } else {
-                    self.state.lock().again(entry);
-                    outcome = told;
                 }
+                // The last failure, if there was one.
+                outcome = told.and(outcome);
             }
         }
         self.record_result(outcome)
@@ -274,19 +271,17 @@ impl State {
         due.take(AT_A_TIME).cloned().collect()
     }
 
-    /// The Presence Service has been told that the user is here, or gone.
-    fn record_told(&mut self, entry: &DueEntry, here: bool) {
-        self.end(entry);
-        match here {
-            true => self.announced.insert(entry.1.clone()),
-            false => self.announced.remove(&entry.1),
-        };
-    }
-
-    /// Telling failed: the user is due again, unless they are already.
-    fn again(&mut self, entry: &DueEntry) {
-        if self.end(entry) {
-            self.schedule(&entry.1, Instant::now() + RETRY);
+    /// The Presence Service has been told that the user is here, or gone. If telling failed, the
+    /// user is due again, unless they are already.
+    fn record(&mut self, entry: &DueEntry, here: bool, is_told: bool) {
+        let is_last = self.end(entry);
+        let user = &entry.1;
+        if is_told && here {
+            self.announced.insert(user.clone());
+        } else if is_told {
+            self.announced.remove(user);
+        } else if is_last {
+            self.schedule(user, Instant::now() + RETRY);
         }
     }
 }

@@ -40,7 +40,7 @@ pub fn run(
         deliverer,
         unacked: 0,
         last: None,
-        since: Instant::now(),
+        ack_by: None,
         // A quarter: the broker sends on while the acknowledgement is under way.
         ack_at: usize::from(prefetch / 4).max(1),
     };
@@ -55,8 +55,8 @@ struct ConsumerLoop<'c> {
     /// How many deliveries are done and not yet acknowledged: all up to `last`.
     unacked: usize,
     last: Option<AmqpDelivery>,
-    /// When the first of them was done.
-    since: Instant,
+    /// When they are to be acknowledged, if there are any.
+    ack_by: Option<Instant>,
     ack_at: usize,
 }
 
@@ -101,9 +101,9 @@ impl ConsumerLoop<'_> {
     fn settle(&mut self, delivery: AmqpDelivery) -> Result<()> {
         match self.deliverer.enqueue(&delivery.delivery()) {
             Disposition::Ack => {
-                if self.last.replace(delivery).is_none() {
-                    self.since = Instant::now();
-                }
+                let ack_by = || Instant::now() + ACK_WITHIN;
+                self.ack_by.get_or_insert_with(ack_by);
+                self.last = Some(delivery);
                 self.unacked += 1;
                 Ok(())
             }
@@ -121,14 +121,12 @@ impl ConsumerLoop<'_> {
 
     /// How long an acknowledgement may wait.
     fn ack_due_in(&self) -> Duration {
-        match self.last {
-            Some(_) => ACK_WITHIN.saturating_sub(self.since.elapsed()),
-            None => Duration::MAX,
-        }
+        let due_in = |by: Instant| by.saturating_duration_since(Instant::now());
+        self.ack_by.map_or(Duration::MAX, due_in)
     }
 
     fn ack(&mut self) -> Result<()> {
-        self.unacked = 0;
+        (self.unacked, self.ack_by) = (0, None);
         let last = self.last.take();
         last.map_or(Ok(()), |last| self.consumer.ack_up_to(last))
     }

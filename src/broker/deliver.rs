@@ -5,10 +5,9 @@ mod group;
 #[cfg(all(test, debug_assertions))]
 mod panic_tests;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{iter, mem};
 
 use crossbeam::channel::Receiver;
 use log::{error, info, warn};
@@ -20,10 +19,11 @@ use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::failpoint;
 use crate::client::protocol::Push;
-use crate::ids::UserId;
+use crate::ids::{UserId, is_id};
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
+use crate::threads::contain;
 use crate::threads::fan_out::FanOut;
 use group::GroupBatch;
 
@@ -39,6 +39,7 @@ pub enum Disposition {
 /// What every consumer shares.
 pub struct DeliveryContext {
     registry: Arc<Registry>,
+    services: Arc<dyn Services>,
     groups: Groups,
     fan_out: FanOut,
 }
@@ -46,10 +47,10 @@ pub struct DeliveryContext {
 impl DeliveryContext {
     /// `cache_ttl`: how long a group's member list is used.
     pub fn new(registry: Arc<Registry>, services: Arc<dyn Services>, cache_ttl: Duration) -> Self {
-        let groups = Groups::new(services, Arc::clone(&registry), cache_ttl);
         Self {
+            groups: Groups::new(Arc::clone(&registry), cache_ttl),
             registry,
-            groups,
+            services,
             fan_out: FanOut::start(),
         }
     }
@@ -62,7 +63,6 @@ impl DeliveryContext {
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
-            recipients: Vec::new(),
         }
     }
 }
@@ -78,12 +78,13 @@ pub struct Deliverer {
     waiting: Waiting,
     /// The connections whose outboxes wait for [`Deliverer::flush`], some of them several times.
     pending_flush: Vec<Arc<Connection>>,
-    /// Those whom the delivery in hand is for; kept for its memory alone.
-    recipients: Vec<Arc<Connection>>,
 }
 
 /// Why a delivery can never be delivered.
 type DeliveryError = String;
+
+/// Why a delivery is a dead letter whose body says otherwise.
+const OTHER_USER: &str = "the routing key names another user";
 
 impl Deliverer {
     /// Enqueues a delivery for its recipients. A panic makes it a dead letter.
@@ -93,17 +94,15 @@ impl Deliverer {
             Queue::Group => deliverer.group(delivery),
             Queue::Presence => deliverer.presence(delivery),
         });
-        let reason = match outcome {
-            Some(Ok(())) => return Disposition::Ack,
-            Some(Err(reason)) => reason,
-            None => "delivering it panicked".into(),
-        };
-        if self.queue == Queue::Presence {
+        match outcome.unwrap_or_else(|| Err("delivering it panicked".into())) {
+            Ok(()) => Disposition::Ack,
             // It has no dead letters: RabbitMQ would fill them with expired presence.
-            warn!("Presence event ignored: reason={reason}");
-            return Disposition::Ack;
+            Err(reason) if self.queue == Queue::Presence => {
+                warn!("Presence event ignored: reason={reason}");
+                Disposition::Ack
+            }
+            Err(reason) => Disposition::Reject(reason),
         }
-        Disposition::Reject(reason)
     }
 
     /// Enqueues the rest, and writes what is enqueued to the sockets, as far as they take it. Never
@@ -114,20 +113,28 @@ impl Deliverer {
         while let Some((group, answer)) = self.waiting.next_answer() {
             self.guarded(|deliverer| deliverer.answered(group, answer));
         }
-        self.waiting.ask(&self.deliver.groups);
-        self.deliver.flush(mem::take(&mut self.pending_flush));
+        self.waiting.ask(&*self.deliver.services);
+        let mut connections = mem::take(&mut self.pending_flush);
+        connections.sort_unstable_by_key(Arc::as_ptr);
+        connections.dedup_by_key(|connection| Arc::as_ptr(connection));
+        let count = connections.len();
+        self.deliver.fan_out.chunks(count, move |chunk| {
+            for connection in &connections[chunk] {
+                recipient::contain("flush", connection, Connection::flush);
+            }
+        });
     }
 
     /// Does a part of the work. A panic in it ends nothing; what was taken before may be gone with
     /// it, but it is unread, so it comes again.
     fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
-        // `recipients` is cleared before each use, and `pending_flush` is whole after each push.
-        let outcome = catch_unwind(AssertUnwindSafe(|| work(self)));
-        if outcome.is_err() {
+        // `pending_flush` may name some for whom nothing is enqueued: nothing is written to them.
+        let outcome = contain(|| work(self));
+        if outcome.is_none() {
             error!("Delivering panicked: queue={}", self.queue.name());
             self.deliver.catch_everybody_up();
         }
-        outcome.ok()
+        outcome
     }
 
     /// Something comes through it when there is more to deliver.
@@ -141,30 +148,24 @@ impl Deliverer {
     }
 
     fn single(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
-        let user = user_of("user.", delivery)?;
+        let user = user_behind("user.", delivery)?;
         failpoint::reached("deliver", &user);
         match delivery.kind {
             "" | KIND_MESSAGE => {
                 let message: Message = decode(delivery)?;
                 let (from, to) = (message.from_user_id.as_str(), message.to_user_id.as_str());
-                if message.id.is_empty() || UserId::new(from).is_err() || UserId::new(to).is_err() {
-                    return Err("a message without valid id, sender or recipient".into());
-                }
+                let is_valid = !message.id.is_empty() && is_id(from) && is_id(to);
+                ensure(is_valid, "a message without valid id, sender or recipient")?;
                 // Whatever the body says: the routing key decides whom it is for.
-                let own_copy = user.as_str() == from;
-                self.find(iter::once(&user));
-                self.enqueue_with(|| Push::message(&message, own_copy));
+                let push = || Push::message(&message, user.as_str() == from);
+                self.enqueue_for([&user], push, Connection::push);
             }
             KIND_SESSION_REVOKED => {
                 let revoked: SessionRevoked = decode(delivery)?;
-                if revoked.user_id != user.as_str() {
-                    return Err("the routing key names another user".into());
-                }
+                ensure(revoked.user_id == user.as_str(), OTHER_USER)?;
                 let connections = self.deliver.registry.connections_of(&user);
-                info!(
-                    "Session revoked: user={user}, connections={}",
-                    connections.len()
-                );
+                let count = connections.len();
+                info!("Session revoked: user={user}, connections={count}");
                 for connection in connections {
                     connection.close(CloseReason::SessionRevoked);
                 }
@@ -175,65 +176,48 @@ impl Deliverer {
     }
 
     fn presence(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
-        let user = user_of("presence.", delivery)?;
+        let user = user_behind("presence.", delivery)?;
         let event: PresenceEvent = decode(delivery)?;
-        if event.user_id != user.as_str() {
-            return Err("the routing key names another user".into());
-        }
+        ensure(event.user_id == user.as_str(), OTHER_USER)?;
         let online = match event.status() {
             PresenceStatus::Online => true,
             PresenceStatus::Offline => false,
             PresenceStatus::Unspecified => return Err("unknown status".into()),
         };
         // Nobody can be connected under an impossible id, so those are left out.
-        let watchers: Vec<_> = event
-            .watcher_ids
-            .iter()
-            .filter_map(|id| UserId::new(id).ok())
-            .collect();
-        self.find(watchers.iter());
-        self.enqueue_with(|| Push::presence(&user, online, event.timestamp));
+        let watchers = event.watcher_ids.iter();
+        let watchers: Vec<_> = watchers.filter_map(|id| UserId::new(id).ok()).collect();
+        let push = || Push::presence(&user, online, event.timestamp);
+        self.enqueue_for(&watchers, push, Connection::push);
         Ok(())
     }
 
-    /// Looks up the connections here of `users`.
-    fn find<'a>(&mut self, users: impl Iterator<Item = &'a UserId>) {
-        self.recipients.clear();
-        self.deliver
-            .registry
-            .recipients(users, &mut self.recipients);
-    }
-
-    /// Enqueues one push, encoded once, for all recipients, if there are any.
-    fn enqueue_with(&mut self, push: impl FnOnce() -> Push) {
-        if self.recipients.is_empty() {
+    /// Enqueues something for the connections here of `users`: encoded once, and only if there are
+    /// any.
+    fn enqueue_for<'a, T>(
+        &mut self,
+        users: impl IntoIterator<Item = &'a UserId>,
+        encode: impl FnOnce() -> T,
+        push: impl Fn(&Connection, &T),
+    ) {
+        let (registry, pending) = (&self.deliver.registry, &mut self.pending_flush);
+        let before = pending.len();
+        registry.recipients(users, pending);
+        let recipients = &pending[before..];
+        if recipients.is_empty() {
             return;
         }
-        let push = push();
-        for connection in self.recipients.drain(..) {
-            recipient::contain("push", &connection, |connection| connection.push(&push));
-            self.pending_flush.push(connection);
+        let encoded = encode();
+        for connection in recipients {
+            recipient::contain("push", connection, |connection| push(connection, &encoded));
         }
     }
 }
 
 impl DeliveryContext {
-    /// Writes what is enqueued for each of them.
-    fn flush(&self, mut connections: Vec<Arc<Connection>>) {
-        connections.sort_unstable_by_key(Arc::as_ptr);
-        connections.dedup_by_key(|connection| Arc::as_ptr(connection));
-        self.fan_out.chunks(connections.len(), move |chunk| {
-            for connection in &connections[chunk] {
-                recipient::contain("flush", connection, Connection::flush);
-            }
-        });
-    }
-
     /// Whatever has not reached them is unread, and comes again.
     fn catch_everybody_up(&self) {
-        for connection in self.registry.connections() {
-            recipient::request_catch_up(&connection);
-        }
+        recipient::catch_up(&self.registry.connections());
     }
 }
 
@@ -246,12 +230,19 @@ impl Drop for Deliverer {
     }
 }
 
-fn user_of(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, DeliveryError> {
-    let id = delivery
-        .routing_key
-        .strip_prefix(prefix)
-        .unwrap_or_default();
-    UserId::new(id).map_err(|_| "not a user's routing key".into())
+/// A check of a delivery, and why it can never be delivered if that fails.
+fn ensure(holds: bool, otherwise: &str) -> Result<(), DeliveryError> {
+    if holds { Ok(()) } else { Err(otherwise.into()) }
+}
+
+/// What follows `prefix` in the routing key; nothing, which is no id, where that begins otherwise.
+fn id_behind<'a>(prefix: &str, delivery: &Delivery<'a>) -> &'a str {
+    let key = delivery.routing_key;
+    key.strip_prefix(prefix).unwrap_or_default()
+}
+
+fn user_behind(prefix: &str, delivery: &Delivery<'_>) -> Result<UserId, DeliveryError> {
+    UserId::new(id_behind(prefix, delivery)).map_err(|_| "not a user's routing key".into())
 }
 
 /// An empty body is a valid protobuf message without any field; the checks of ids find it.

@@ -16,8 +16,7 @@ use parking_lot::Mutex;
 use super::recipient;
 use crate::ids::{GroupId, UserId};
 use crate::registry::Registry;
-use crate::services::proto::GetGroupMembersRequest;
-use crate::services::{self, ErrorCode, ServiceError, Services};
+use crate::services::{self, ErrorCode, ServiceError};
 
 /// Lists that no message used for so long are forgotten, at the next sweep.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
@@ -34,9 +33,8 @@ pub type Answer = services::Result<Vec<String>>;
 /// Sorted, each once.
 pub type Members = Arc<[UserId]>;
 
-/// The member lists of the groups with traffic. No lock is held while the service is asked.
+/// The member lists of the groups with traffic.
 pub struct Groups {
-    services: Arc<dyn Services>,
     registry: Arc<Registry>,
     ttl: Duration,
     held: Mutex<Held>,
@@ -58,9 +56,8 @@ struct List {
 }
 
 impl Groups {
-    pub fn new(services: Arc<dyn Services>, registry: Arc<Registry>, ttl: Duration) -> Self {
+    pub fn new(registry: Arc<Registry>, ttl: Duration) -> Self {
         Self {
-            services,
             registry,
             ttl,
             held: Mutex::default(),
@@ -83,14 +80,6 @@ impl Groups {
         list.map(|list| list.fresh_until = Instant::now()).is_some()
     }
 
-    /// Asks the User Service, and returns at once. `told` is called with what is for
-    /// [`Groups::answered`], or dropped.
-    pub fn ask(&self, group: &GroupId, told: impl FnOnce(Answer) + Send + 'static) {
-        let group_id = group.to_string();
-        let request = GetGroupMembersRequest { group_id };
-        self.services.group_members(request, Box::new(told));
-    }
-
     /// Takes in what the User Service answered, and starts catch-up for new members. An error
     /// means: ask again later.
     pub fn answered(&self, group: &GroupId, answer: Answer) -> Result<Members, ServiceError> {
@@ -109,9 +98,7 @@ impl Groups {
     pub fn catch_up<'a>(&self, members: impl IntoIterator<Item = &'a UserId>) {
         let mut connections = Vec::new();
         self.registry.recipients(members, &mut connections);
-        for connection in &connections {
-            recipient::request_catch_up(connection);
-        }
+        recipient::catch_up(&connections);
     }
 
     /// Holds a fetched list and catches its new members up.
@@ -198,7 +185,9 @@ mod tests {
 
     use super::*;
     use crate::client::fixture::Client;
+    use crate::services::Services as _;
     use crate::services::fake::FakeServices;
+    use crate::services::proto::GetGroupMembersRequest;
 
     struct Scene {
         users: Arc<FakeServices>,
@@ -213,7 +202,7 @@ mod tests {
             Arc::new(Registry::default()),
         );
         users.set("team", &["alice", "bob"]);
-        let groups = Groups::new(Arc::clone(&users) as _, Arc::clone(&registry), ttl);
+        let groups = Groups::new(Arc::clone(&registry), ttl);
         Scene {
             users,
             registry,
@@ -225,8 +214,11 @@ mod tests {
     impl Scene {
         fn fetch(&self, group: &GroupId) -> Result<Members, ServiceError> {
             let (told, answer) = bounded(1);
-            self.groups
-                .ask(group, move |answer| told.send(answer).unwrap());
+            let request = GetGroupMembersRequest {
+                group_id: group.to_string(),
+            };
+            let told = Box::new(move |answer| told.send(answer).unwrap());
+            self.users.group_members(request, told);
             self.groups.answered(group, answer.try_recv().unwrap())
         }
     }

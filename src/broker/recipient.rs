@@ -1,29 +1,32 @@
-//! One connection among those that something is for.
+//! The connections that something is for, each by itself.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use log::error;
 
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::failpoint;
+use crate::threads;
 
 /// Does something for one connection. A panic in it ends that one (1011) and is seen by nobody else:
 /// the others get theirs, and what is enqueued for them is written.
 pub fn contain(place: &str, connection: &Connection, act: impl FnOnce(&Connection)) {
-    // Nothing of it is used again: the connection ends.
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        failpoint::reached(place, connection.user());
+    let (user, id) = (connection.user(), connection.id());
+    let act = || {
+        failpoint::reached(place, user);
         act(connection);
-    }));
-    if outcome.is_err() {
-        let (user, id) = (connection.user(), connection.id());
+    };
+    // Nothing of it is used again: the connection ends.
+    if threads::contain(act).is_none() {
         error!("Delivering panicked: place={place}, user={user}, conn_id={id}");
         connection.close(CloseReason::Internal);
     }
 }
 
-/// As [`Connection::request_catch_up`].
-pub fn request_catch_up(connection: &Connection) {
-    contain("catch_up", connection, Connection::request_catch_up);
+/// As [`Connection::request_catch_up`], for each of them.
+pub fn catch_up(connections: &[Arc<Connection>]) {
+    for connection in connections {
+        contain("catch_up", connection, Connection::request_catch_up);
+    }
 }

@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use log::{info, warn};
 
-use super::groups::{Answer, Groups};
+use super::groups::Answer;
 use crate::backoff::Backoff;
 use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
-use crate::services::{ErrorCode, ServiceError};
+use crate::services::proto::GetGroupMembersRequest;
+use crate::services::{ErrorCode, ServiceError, Services};
 
 /// Messages that wait at most, of all groups together, and their bytes: half of the default
 /// `session.send_queue_bytes`, should they all be of one sender when they are dropped.
@@ -101,7 +102,7 @@ impl Waiting {
     }
 
     /// Whether a message to this group finds no room. One that is dropped needs none.
-    pub fn is_full(&self, group: &GroupId, push: &Push) -> bool {
+    pub fn is_full(&self, group: &GroupId, (_, push): &Sent) -> bool {
         let bytes = self.bytes + push.frame.len();
         let is_let_go = self.groups.get(group).is_some_and(|group| group.let_go);
         !is_let_go && (self.messages >= MAX_MESSAGES || (bytes > MAX_BYTES && self.messages > 0))
@@ -128,7 +129,7 @@ impl Waiting {
     /// Has a message wait for its group's members. Answers which messages are dropped for that, or
     /// instead: their senders' copies are to be pushed.
     pub fn add(&mut self, group: &GroupId, message: Sent) -> Vec<Sent> {
-        let is_full = self.is_full(group, &message.1);
+        let is_full = self.is_full(group, &message);
         let mut dropped = if is_full { self.let_go() } else { Vec::new() };
         let bytes = message.1.frame.len();
         let group = self.enter(group);
@@ -152,19 +153,19 @@ impl Waiting {
     }
 
     fn let_go(&mut self) -> Vec<Sent> {
-        let mut groups: Vec<_> = self.groups.values_mut().collect();
-        groups.retain(|group| !group.messages.is_empty());
-        warn!(
-            "Too much waits for the members of groups, and is left to catch-up: groups={}, messages={}",
-            groups.len(),
-            self.messages
-        );
-        (self.messages, self.bytes) = (0, 0);
-        let dropped = groups.into_iter().flat_map(|group| {
+        let (mut groups, mut dropped) = (0, Vec::new());
+        let waiting = self.groups.values_mut();
+        for group in waiting.filter(|group| !group.messages.is_empty()) {
             group.let_go = true;
-            mem::take(&mut group.messages)
-        });
-        dropped.collect()
+            groups += 1;
+            dropped.append(&mut group.messages);
+        }
+        let messages = mem::take(&mut self.messages);
+        self.bytes = 0;
+        warn!(
+            "Too much waits for the members of groups, and is left to catch-up: groups={groups}, messages={messages}"
+        );
+        dropped
     }
 
     /// All messages that wait here.
@@ -172,36 +173,35 @@ impl Waiting {
         self.groups.into_values().flat_map(|group| group.messages)
     }
 
-    /// Asks for all groups whose turn it is.
-    pub fn ask(&mut self, groups: &Groups) {
+    /// Asks the User Service for all groups whose turn it is, and returns at once.
+    pub fn ask(&mut self, services: &dyn Services) {
         while self.due_in().is_zero()
-            && let Some((_, _, id)) = self.to_ask.pop_first()
+            && let Some((_, _, group)) = self.to_ask.pop_first()
         {
+            let entry = self.enter(&group);
+            entry.asked_at = Some(Instant::now());
+            let again = usize::from(entry.backoff.is_some());
+            self.asked[again] += 1;
+            let group_id = group.to_string();
             let question = Question {
-                group: id.clone(),
-                answer: None,
+                group,
+                answer: Err(ServiceError::new(ErrorCode::Internal, "No answer came")),
                 answers: self.answers.0.clone(),
                 wake: self.wake.0.clone(),
             };
-            let group = self.enter(&id);
-            group.asked_at = Some(Instant::now());
-            let again = usize::from(group.backoff.is_some());
-            self.asked[again] += 1;
-            groups.ask(&id, move |answer| question.answered(answer));
+            let told = Box::new(|answer| question.answered(answer));
+            services.group_members(GetGroupMembersRequest { group_id }, told);
         }
     }
 
     /// When [`Waiting::ask`] will have something to do, should no answer come before.
     pub fn due_in(&self) -> Duration {
-        let [first, again] = self.asked;
-        let has_room = first + again < MAX_ASKED;
-        let next = self
-            .to_ask
-            .first()
-            .filter(|(is_again, _, _)| has_room && (!is_again || again < MAX_ASKED_AGAIN));
-        next.map_or(Duration::MAX, |(_, due, _)| {
-            due.saturating_duration_since(Instant::now())
-        })
+        let ([first, again], now) = (self.asked, Instant::now());
+        match self.to_ask.first() {
+            Some((true, ..)) if again >= MAX_ASKED_AGAIN => Duration::MAX,
+            Some((_, due, _)) if first + again < MAX_ASKED => due.saturating_duration_since(now),
+            _ => Duration::MAX,
+        }
     }
 
     /// Something comes through it when there is an answer.
@@ -252,21 +252,20 @@ impl Waiting {
 /// A question on its way. However it ends, its answer is told.
 struct Question {
     group: GroupId,
-    answer: Option<Answer>,
+    answer: Answer,
     answers: Sender<Answered>,
     wake: Sender<()>,
 }
 
 impl Question {
     fn answered(mut self, answer: Answer) {
-        self.answer = Some(answer);
+        self.answer = answer;
     }
 }
 
 impl Drop for Question {
     fn drop(&mut self) {
-        let none = || Err(ServiceError::new(ErrorCode::Internal, "No answer came"));
-        let answer = self.answer.take().unwrap_or_else(none);
+        let answer = mem::replace(&mut self.answer, Ok(Vec::new()));
         // Neither waits. Where nobody receives, the consumer has ended; where it is about to be
         // woken, once is enough.
         let _ = self.answers.try_send((self.group.clone(), answer));
@@ -280,7 +279,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::registry::Registry;
     use crate::services::fake::FakeServices;
 
     const LONG: Duration = Duration::from_secs(20);
@@ -292,13 +290,11 @@ mod tests {
             GroupId::new("g").unwrap(),
         );
         users.slow_group("g");
-        let (registry, ttl) = (Arc::new(Registry::default()), LONG);
-        let groups = Groups::new(Arc::clone(&users) as _, registry, ttl);
         let mut waiting = Waiting::new();
         let start = Instant::now();
         waiting.enter(&group);
         assert!(!waiting.await_answer(&group, LONG), "it is not asked for");
-        waiting.ask(&groups);
+        waiting.ask(&*users);
         let service = thread::spawn({
             let users = Arc::clone(&users);
             move || users.answer()
@@ -312,7 +308,7 @@ mod tests {
         while waiting.due_in() > Duration::ZERO {
             thread::park_timeout(waiting.due_in());
         }
-        waiting.ask(&groups);
+        waiting.ask(&*users);
         assert_eq!(users.unanswered(), 1);
         assert!(!waiting.await_answer(&group, LONG), "it has failed before");
         assert!(!waiting.await_answer(&group, Duration::ZERO));

@@ -1,10 +1,14 @@
-//! The group queue's half of a [`Deliverer`]: who is to get a group's messages, and as one batch if many
-//! came one behind the other.
+//! The group queue's half of a [`Deliverer`]. A message to a group whose members are known joins a
+//! batch; any other waits until the User Service has answered who they are.
+//!
+//! The lists of members that are held, and what a new one means, are in `broker/groups.rs`; the
+//! messages that wait, and the questions to the User Service, in `broker/waiting.rs`. Here the two
+//! come together: neither knows the other's state.
 
 use std::mem;
 use std::sync::{Arc, OnceLock};
 
-use super::{Deliverer, DeliveryContext, DeliveryError, decode};
+use super::{Deliverer, DeliveryContext, DeliveryError, decode, ensure, id_behind};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, recipient};
@@ -18,6 +22,8 @@ use crate::services::proto::{GroupMembersChanged, Message};
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
 /// the default `session.send_queue`, so that they find room.
 const MAX_BATCH: usize = 128;
+/// Why a delivery is a dead letter whose body says otherwise.
+const OTHER_GROUP: &str = "the routing key names another group";
 
 /// Messages to one group that came one behind the other: its members are looked up once for all of
 /// them, and each connection gets them as one batch, so that a gateway that is behind does next to
@@ -26,15 +32,12 @@ const MAX_BATCH: usize = 128;
 pub(super) struct GroupBatch {
     /// One list is one group's.
     members: Members,
-    pushes: Vec<(UserId, Push)>,
+    messages: Vec<Sent>,
 }
 
 impl Deliverer {
     pub(super) fn group(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
-        let id = delivery
-            .routing_key
-            .strip_prefix("group.")
-            .unwrap_or_default();
+        let id = id_behind("group.", delivery);
         let group = GroupId::new(id).map_err(|_| "not a group's routing key")?;
         match delivery.kind {
             "" | KIND_MESSAGE => {
@@ -43,24 +46,20 @@ impl Deliverer {
                 let (Ok(sender), false) = (sender, message.id.is_empty()) else {
                     return Err("a message without valid id or sender".into());
                 };
-                if message.group_id != group.as_str() {
-                    return Err("the routing key names another group".into());
-                }
-                let push = Push::group_message(&message);
+                ensure(message.group_id == group.as_str(), OTHER_GROUP)?;
+                let sent = (sender, Push::group_message(&message));
                 match self.members(&group) {
-                    Some(members) => self.add_to_batch(members, sender, push),
-                    None => self.wait(group, sender, push),
+                    Some(members) => self.add_to_batch(members, sent),
+                    None => self.wait(&group, sent),
                 }
             }
             KIND_GROUP_MEMBERS_CHANGED => {
                 let changed: GroupMembersChanged = decode(delivery)?;
-                if changed.group_id != group.as_str() {
-                    return Err("the routing key names another group".into());
-                }
+                ensure(changed.group_id == group.as_str(), OTHER_GROUP)?;
                 if self.deliver.groups.invalidate(&group) || self.waiting.contains(&group) {
                     self.make_room_for(&group);
                     self.waiting.members_changed(&group);
-                    self.waiting.ask(&self.deliver.groups);
+                    self.waiting.ask(&*self.deliver.services);
                 }
             }
             _ => return Err("unknown type".into()),
@@ -77,24 +76,25 @@ impl Deliverer {
     }
 
     /// Has a message wait for its group's members.
-    fn wait(&mut self, group: GroupId, sender: UserId, push: Push) {
-        self.make_room_for(&group);
-        self.waiting.enter(&group);
-        while self.waiting.is_full(&group, &push) {
+    fn wait(&mut self, group: &GroupId, message: Sent) {
+        self.make_room_for(group);
+        self.waiting.enter(group);
+        while self.waiting.is_full(group, &message) {
             // Takes in what is answered, too; and nothing enqueued waits any longer.
             self.flush();
-            if let Some(members) = self.members(&group) {
-                return self.add_to_batch(members, sender, push);
+            if let Some(members) = self.members(group) {
+                return self.add_to_batch(members, message);
             }
-            if !self.waiting.await_answer(&group, LAST_WAIT) {
+            if !self.waiting.await_answer(group, LAST_WAIT) {
                 break;
             }
         }
-        let dropped = self.waiting.add(&group, (sender, push));
+        let dropped = self.waiting.add(group, message);
         self.push_own_copies(dropped);
-        self.waiting.ask(&self.deliver.groups);
+        self.waiting.ask(&*self.deliver.services);
     }
 
+    /// Where one more group would be too many, those that wait are left to catch-up.
     fn make_room_for(&mut self, group: &GroupId) {
         if self.waiting.is_crowded() && !self.waiting.contains(group) {
             self.give_up_waiting();
@@ -116,14 +116,9 @@ impl Deliverer {
     fn push_own_copies(&mut self, mut messages: Vec<Sent>) {
         messages.sort_by(|(one, _), (other, _)| one.cmp(other));
         for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
-            self.deliver.write(GroupBatch {
-                members: own
-                    .iter()
-                    .take(1)
-                    .map(|(sender, _)| sender.clone())
-                    .collect(),
-                pushes: own.to_vec(),
-            });
+            let sender = own.iter().take(1).map(|(sender, _)| sender.clone());
+            let (members, messages) = (sender.collect(), own.to_vec());
+            self.deliver.write(GroupBatch { members, messages });
         }
     }
 
@@ -142,49 +137,34 @@ impl Deliverer {
         if waited.let_go {
             groups.catch_up(members.iter());
         }
-        let mut messages = waited.messages.into_iter().peekable();
-        while messages.peek().is_some() {
-            self.deliver.write(GroupBatch {
-                members: Arc::clone(&members),
-                pushes: messages.by_ref().take(MAX_BATCH).collect(),
-            });
+        for messages in waited.messages.chunks(MAX_BATCH) {
+            let (members, messages) = (Arc::clone(&members), messages.to_vec());
+            self.deliver.write(GroupBatch { members, messages });
         }
     }
 
-    fn add_to_batch(&mut self, members: Members, sender: UserId, push: Push) {
-        match &mut self.batch {
-            Some(batch) if Arc::ptr_eq(&batch.members, &members) => {
-                batch.pushes.push((sender, push));
-            }
-            _ => {
-                self.end_batch(false);
-                self.batch = Some(GroupBatch {
-                    members,
-                    pushes: vec![(sender, push)],
-                });
-            }
+    fn add_to_batch(&mut self, members: Members, message: Sent) {
+        let is_same = |batch: &GroupBatch| Arc::ptr_eq(&batch.members, &members);
+        if !self.batch.as_ref().is_some_and(is_same) {
+            self.end_batch(false);
         }
+        let messages = Vec::new();
+        let batch = self.batch.get_or_insert(GroupBatch { members, messages });
+        batch.messages.push(message);
     }
 
     /// Enqueues the batch for the members who are connected here. The last one before a flush is
     /// written at once.
     pub(super) fn end_batch(&mut self, is_last: bool) {
-        let Some(batch) = self.batch.take() else {
-            return;
-        };
-        if is_last {
-            return self.deliver.write(batch);
-        }
-        self.find(batch.members.iter());
-        if self.recipients.is_empty() {
-            return;
-        }
-        let frame = batch.frame();
-        for connection in self.recipients.drain(..) {
-            recipient::contain("push", &connection, |connection| {
-                connection.push_batch(&frame, batch.pushes_to(connection));
-            });
-            self.pending_flush.push(connection);
+        match self.batch.take() {
+            Some(batch) if is_last => self.deliver.write(batch),
+            Some(batch) => {
+                let push = |connection: &Connection, frame: &Frame| {
+                    connection.push_batch(frame, batch.pushes_to(connection));
+                };
+                self.enqueue_for(&*batch.members, || batch.frame(), push);
+            }
+            None => {}
         }
     }
 }
@@ -211,12 +191,12 @@ impl DeliveryContext {
 
 impl GroupBatch {
     fn frame(&self) -> Frame {
-        Frame::batch(self.pushes.iter().map(|(_, push)| &push.frame))
+        Frame::batch(self.messages.iter().map(|(_, push)| &push.frame))
     }
 
     /// The sender's own devices get it as their own copy.
     fn pushes_to(&self, connection: &Connection) -> impl Iterator<Item = Push> {
-        self.pushes.iter().map(|(sender, push)| {
+        self.messages.iter().map(|(sender, push)| {
             if connection.user() == sender {
                 push.as_own_copy()
             } else {
