@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning, Error};
+use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use crossbeam::channel::select;
 
 use super::channel::Channel;
-use super::error::{AmqpError, Context as _, Result, bad_login, lost, told};
+use super::error::{Result, bad_login, during, lost};
 use super::socket::{AbortHandle, CutOnDrop, Socket, Stage};
 use crate::broker::Endpoint;
 use crate::threads::StopSignal;
@@ -32,23 +32,20 @@ pub struct AmqpConnection {
 impl AmqpConnection {
     pub fn channel(&mut self) -> Result<Channel> {
         let channel = self.connection.open_channel(None);
-        channel.map(Channel).context("opening a channel")
+        channel.map(Channel).map_err(during("opening a channel"))
     }
 
     /// What ends the link at once, from any thread.
-    pub fn abort_handle(&self) -> Arc<AbortHandle> {
-        Arc::clone(&self.abort_handle.0)
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.abort_handle.0.clone()
     }
 
     /// Takes leave of the broker within `wait`, or else cuts the link. An error is the reason why
     /// the connection had ended before, if it had: amiquip tells it nowhere else.
     pub fn close(self, wait: Duration) -> Result<()> {
-        let Self {
-            abort_handle,
-            connection,
-        } = self;
-        let close = move || connection.close().context("connection");
-        let closing = Call::start("amqp-close", abort_handle, close)?;
+        let connection = self.connection;
+        let close = move || connection.close().map_err(during("connection"));
+        let closing = Call::start("amqp-close", self.abort_handle, close)?;
         if closing.ended.within(wait) {
             return closing.join().map(drop);
         }
@@ -72,13 +69,25 @@ impl Opener {
     /// `name` says who we are: under it the broker's management shows the connections.
     /// `heartbeat`: whole seconds.
     pub fn new(endpoint: Endpoint, name: String, heartbeat: Duration) -> Self {
+        let address = endpoint.address();
+        let login = Auth::Plain {
+            username: endpoint.user,
+            password: endpoint.password,
+        };
+        let options = ConnectionOptions::default()
+            .auth(login)
+            .virtual_host(endpoint.vhost)
+            .heartbeat(u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX))
+            .frame_max(FRAME_MAX)
+            .connection_timeout(Some(OPEN_TIMEOUT))
+            .information(Some(name));
+        let broker = Arc::new(Broker {
+            address,
+            options,
+            look_up,
+        });
         Self {
-            broker: Arc::new(Broker {
-                endpoint,
-                name,
-                heartbeat,
-                look_up,
-            }),
+            broker,
             looking_up: None,
         }
     }
@@ -89,10 +98,7 @@ impl Opener {
     }
 
     fn open_within(&mut self, wait: Duration, quit: &StopSignal) -> Result<AmqpConnection> {
-        let attempt = match self.looking_up.take() {
-            Some(attempt) => attempt,
-            None => self.begin()?,
-        };
+        let attempt = self.looking_up.take().map_or_else(|| self.begin(), Ok)?;
         let given_up = select! {
             recv(attempt.ended.receiver()) -> _ => {
                 let (abort_handle, connection) = attempt.join()?;
@@ -116,7 +122,7 @@ impl Opener {
 
     fn begin(&self) -> Result<Call<Connection>> {
         let abort_handle = CutOnDrop::default();
-        let (broker, for_call) = (Arc::clone(&self.broker), Arc::clone(&abort_handle.0));
+        let (broker, for_call) = (Arc::clone(&self.broker), abort_handle.0.clone());
         Call::start("amqp-open", abort_handle, move || broker.open(&for_call))
     }
 }
@@ -129,62 +135,39 @@ fn look_up(address: &str) -> Addresses {
 
 /// Whom to connect to, and as whom.
 struct Broker {
-    endpoint: Endpoint,
-    name: String,
-    heartbeat: Duration,
+    address: String,
+    options: ConnectionOptions<Auth>,
     look_up: fn(&str) -> Addresses,
 }
 
 impl Broker {
-    fn open(&self, abort_handle: &Arc<AbortHandle>) -> Result<Connection> {
-        let addresses = (self.look_up)(&self.endpoint.address())
-            .map_err(|error| AmqpError::Lost(format!("resolving: {error}")))?;
-        self.open_at_first(&addresses, abort_handle)
+    fn open(&self, abort: &AbortHandle) -> Result<Connection> {
+        let addresses = (self.look_up)(&self.address);
+        let addresses = addresses.map_err(|error| lost(format!("resolving: {error}")))?;
+        self.open_at_first(&addresses, abort)
     }
 
     /// Connects to the first address where somebody listens.
-    fn open_at_first(
-        &self,
-        addresses: &[SocketAddr],
-        abort_handle: &Arc<AbortHandle>,
-    ) -> Result<Connection> {
+    fn open_at_first(&self, addresses: &[SocketAddr], abort: &AbortHandle) -> Result<Connection> {
         let mut last = lost("the host's name has no address");
         for address in addresses {
-            match self.open_at(address, abort_handle) {
-                Err(error) if abort_handle.stage() < Stage::Connected => last = error,
+            match self.open_at(address, abort) {
+                Err(error) if abort.stage() < Stage::Connected => last = error,
                 outcome => return outcome,
             }
         }
         Err(last)
     }
 
-    fn open_at(&self, address: &SocketAddr, abort_handle: &Arc<AbortHandle>) -> Result<Connection> {
-        let socket = Socket::connect(address, abort_handle)
-            .map_err(|error| AmqpError::Lost(format!("connecting: {error}")))?;
-        let login = Auth::Plain {
-            username: self.endpoint.user.clone(),
-            password: self.endpoint.password.clone(),
-        };
-        let options = ConnectionOptions::default()
-            .auth(login)
-            .virtual_host(&self.endpoint.vhost)
-            .heartbeat(u16::try_from(self.heartbeat.as_secs()).unwrap_or(u16::MAX))
-            .frame_max(FRAME_MAX)
-            .connection_timeout(Some(OPEN_TIMEOUT))
-            .information(Some(self.name.clone()));
+    fn open_at(&self, address: &SocketAddr, abort: &AbortHandle) -> Result<Connection> {
+        let socket = Socket::connect(address, abort);
+        let socket = socket.map_err(|error| lost(format!("connecting: {error}")))?;
         // At its high-water mark amiquip would block whoever publishes, for as long as the broker
         // reads nothing. What may wait here is bounded by the callers: acks, a burst of binds, or
         // a window of publications, which are confirmed before more follow.
         let tuning = ConnectionTuning::default().buffered_writes_high_water(usize::MAX);
-        Connection::insecure_open_stream(socket, options, tuning).map_err(|error| match error {
-            // A connection that nobody accepts fails with its first write.
-            Error::IoErrorReadingSocket { source } | Error::IoErrorWritingSocket { source }
-                if source.kind() == io::ErrorKind::ConnectionRefused =>
-            {
-                AmqpError::NotListening(source.to_string())
-            }
-            error => told(error, "opening the connection"),
-        })
+        let connection = Connection::insecure_open_stream(socket, self.options.clone(), tuning);
+        connection.map_err(during("opening the connection"))
     }
 }
 
@@ -208,10 +191,11 @@ impl<T: Send + 'static> Call<T> {
             let _at_end = at_end;
             call()
         });
+        let thread = thread.map_err(|error| lost(format!("no thread: {error}")))?;
         Ok(Self {
             abort_handle,
             ended,
-            thread: thread.map_err(|error| AmqpError::Lost(format!("no thread: {error}")))?,
+            thread,
         })
     }
 
@@ -239,6 +223,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::broker::amqp::AmqpError;
 
     const PATIENCE: Duration = Duration::from_secs(20);
     const IMPATIENCE: Duration = Duration::from_millis(20);
@@ -303,8 +288,8 @@ mod tests {
     #[test]
     fn the_first_address_where_somebody_listens_is_taken() {
         let (listener, at) = silent();
-        let (broker, abort_handle) = (opener(at).broker, Arc::<AbortHandle>::default());
-        let for_opener = Arc::clone(&abort_handle);
+        let (broker, abort_handle) = (opener(at).broker, AbortHandle::default());
+        let for_opener = abort_handle.clone();
         let addresses = [unheard(), at, unheard()];
         let opener = thread::spawn(move || broker.open_at_first(&addresses, &for_opener));
         let accepted = listener.accept().unwrap();
