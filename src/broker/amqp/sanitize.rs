@@ -10,6 +10,8 @@
 use std::io::{self, Read};
 use std::ops::Range;
 
+use Field::{Bytes, Name, Table, Text};
+
 /// One read's worth, and some 200 deliveries of 300 bytes.
 const BUFFER: usize = 64 << 10;
 /// Larger than any frame that is meant: bodies come in frames of 128 KiB at most, as agreed.
@@ -24,20 +26,8 @@ const HEARTBEAT: u8 = 8;
 
 /// Class, weight and body size, before the property flags.
 const BEFORE_FLAGS: usize = 12;
+/// The properties' flags go down from bit 15, `content-type`.
 const TYPE_FLAG: u16 = 1 << 5;
-/// The properties in front of `type`, each present when its flag is set, from the highest flag on.
-const BEFORE_TYPE: [Field; 10] = [
-    Field::Name,     // content-type
-    Field::Name,     // content-encoding
-    Field::Table,    // headers
-    Field::Bytes(1), // delivery-mode
-    Field::Bytes(1), // priority
-    Field::Name,     // correlation-id
-    Field::Name,     // reply-to
-    Field::Name,     // expiration
-    Field::Name,     // message-id
-    Field::Bytes(8), // timestamp
-];
 
 #[derive(Clone, Copy)]
 enum Field {
@@ -114,10 +104,8 @@ impl Frames {
     }
 
     fn fill(&mut self, source: &mut impl Read) -> io::Result<usize> {
-        if self.filled.start > 0 {
-            self.buffer.copy_within(self.filled.clone(), 0);
-            self.filled = 0..self.filled.len();
-        }
+        self.buffer.copy_within(self.filled.clone(), 0);
+        self.filled = 0..self.filled.len();
         if self.filled.end == self.buffer.len() {
             self.buffer.resize(BUFFER.max(2 * self.buffer.len()), 0);
         }
@@ -129,24 +117,19 @@ impl Frames {
 
 /// Makes a method's strings UTF-8; answers how many bytes of the frame's beginning are left out.
 fn method(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
-    let payload = payload(frame);
-    let fields: &[Field] = match payload.get(..4)? {
+    let (method, mut rest) = payload(frame).split_first_chunk_mut()?;
+    let fields: &[Field] = match method {
         [0, 10, 0, 10] => return connection_start(frame, anew),
-        [0, 10, 0, 50] | [0, 20, 0, 40] => &[Field::Bytes(2), Field::Text], // close
-        [0, 10, 0, 60] => &[Field::Text],                                   // blocked
-        [0, 60, 0, 50] => &[Field::Bytes(2), Field::Text, Field::Name, Field::Name], // return
-        [0, 60, 0, 60] => &[Field::Name, Field::Bytes(9), Field::Name, Field::Name], // deliver
-        [0, 60, 0, 71] => &[Field::Bytes(9), Field::Name, Field::Name],     // get-ok
+        [0, 10, 0, 50] | [0, 20, 0, 40] => &[Bytes(2), Text], // close
+        [0, 10, 0, 60] => &[Text],                            // blocked
+        [0, 60, 0, 50] => &[Bytes(2), Text, Name, Name],      // return
+        [0, 60, 0, 60] => &[Name, Bytes(9), Name, Name],      // deliver
+        [0, 60, 0, 71] => &[Bytes(9), Name, Name],            // get-ok
         // Numbers, and names that the gateway or the broker has given.
         _ => &[],
     };
-    let mut at = 4;
     for field in fields {
-        let next = end(*field, payload, at)?;
-        if let Field::Name | Field::Text = field {
-            make_utf8(*field, &mut payload[at + 1..next]);
-        }
-        at = next;
+        split_off(*field, &mut rest)?;
     }
     Some(0)
 }
@@ -155,11 +138,11 @@ fn method(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
 fn connection_start(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
     /// Class, method and version.
     const BEFORE_TABLE: usize = 6;
-    let payload = payload(frame);
-    let rest = end(Field::Table, payload, BEFORE_TABLE)?;
-    anew.extend_from_slice(&payload[..BEFORE_TABLE]);
+    let (before, mut rest) = payload(frame).split_at_mut_checked(BEFORE_TABLE)?;
+    split_off(Table, &mut rest)?;
+    anew.extend_from_slice(before);
     anew.extend_from_slice(&[0; 4]);
-    anew.extend_from_slice(&payload[rest..]);
+    anew.extend_from_slice(rest);
     replace(frame, anew)
 }
 
@@ -167,37 +150,39 @@ fn connection_start(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
 /// knows. Answers as `method`.
 fn content_header(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
     const UNKNOWN: &[u8] = &[1, b'?'];
-    let (before, properties) = payload(frame).split_at_checked(BEFORE_FLAGS)?;
+    let (before, properties) = payload(frame).split_at_mut_checked(BEFORE_FLAGS)?;
     let kind = find_type(properties).unwrap_or(UNKNOWN);
     let flags = if kind.is_empty() { 0 } else { TYPE_FLAG };
     anew.extend_from_slice(before);
     anew.extend_from_slice(&flags.to_be_bytes());
     anew.extend_from_slice(kind);
-    if let Some(kind) = anew.get_mut(BEFORE_FLAGS + 3..) {
-        make_utf8(Field::Name, kind);
-    }
     replace(frame, anew)
 }
 
 /// The `type` of a property list that begins with its flags, with its length byte; empty when there
 /// is none.
-fn find_type(list: &[u8]) -> Option<&[u8]> {
+fn find_type(list: &mut [u8]) -> Option<&[u8]> {
     /// Another word of flags follows.
-    const MORE: u16 = 1;
-    let (words, _) = list.as_chunks();
-    let mut words = words.iter().map(|word| u16::from_be_bytes(*word));
-    let present = words.clone().next()?;
+    const MORE: u8 = 1;
+    let present = u16::from_be_bytes(*list.first_chunk()?);
     if present & TYPE_FLAG == 0 {
         return Some(&[]);
     }
-    let last_word = words.position(|word| word & MORE == 0)?;
-    let mut at = 2 * (last_word + 1);
-    for (index, field) in BEFORE_TYPE.into_iter().enumerate() {
-        if present & (1 << (15 - index)) != 0 {
-            at = end(field, list, at)?;
-        }
+    let (words, _) = list.as_chunks();
+    let last_word = words.iter().position(|[_, low]| low & MORE == 0)?;
+    let mut values = &mut list[2 * (last_word + 1)..];
+    // What is in front of `type`, from the highest flag on.
+    for bit in (6..16).rev().filter(|bit| present & (1 << bit) != 0) {
+        let field = match bit {
+            13 => Table,         // headers
+            11 | 12 => Bytes(1), // delivery-mode and priority
+            6 => Bytes(8),       // timestamp
+            // The content's type and encoding, correlation-id, reply-to, expiration, message-id.
+            _ => Name,
+        };
+        split_off(field, &mut values)?;
     }
-    list.get(at..end(Field::Name, list, at)?)
+    split_off(Name, &mut values)
 }
 
 fn payload(frame: &mut [u8]) -> &mut [u8] {
@@ -205,15 +190,18 @@ fn payload(frame: &mut [u8]) -> &mut [u8] {
     &mut frame[HEAD..end]
 }
 
-/// Where a field that begins at `at` ends.
-fn end(field: Field, bytes: &[u8], at: usize) -> Option<usize> {
-    let rest = bytes.get(at..)?;
+/// Splits a field off that `bytes` begin with. A string of it is UTF-8 then.
+fn split_off<'a>(field: Field, bytes: &mut &'a mut [u8]) -> Option<&'a [u8]> {
     let length = match field {
-        Field::Bytes(count) => count,
-        Field::Name | Field::Text => 1 + usize::from(*rest.first()?),
-        Field::Table => 4 + u32::from_be_bytes(*rest.first_chunk()?) as usize,
+        Bytes(count) => count,
+        Name | Text => 1 + usize::from(*bytes.first()?),
+        Table => 4 + u32::from_be_bytes(*bytes.first_chunk()?) as usize,
     };
-    (length <= rest.len()).then_some(at + length)
+    let value = bytes.split_off_mut(..length)?;
+    if let Name | Text = field {
+        make_utf8(field, &mut value[1..]);
+    }
+    Some(value)
 }
 
 /// Overwrites what is not UTF-8. Of a name that is all of it, lest it become a similar one: no key
@@ -221,7 +209,7 @@ fn end(field: Field, bytes: &[u8], at: usize) -> Option<usize> {
 fn make_utf8(field: Field, string: &mut [u8]) {
     let mut from = 0;
     while let Err(error) = str::from_utf8(&string[from..]) {
-        if let Field::Name = field {
+        if let Name = field {
             return string.fill(b'?');
         }
         let valid = from + error.valid_up_to();
