@@ -212,13 +212,12 @@ impl SupervisorLoop {
 
     /// Says what is wrong, if that is news; answers how long to wait before the next try.
     fn report(&mut self, error: &AmqpError) -> Duration {
-        let (level, wait) = match error {
-            AmqpError::NotListening(_) | AmqpError::InUse(_) => {
-                (Level::Warn, self.backoff.next_up_to(RETRY_UNHEARD))
-            }
-            AmqpError::Lost(_) => (Level::Warn, self.backoff.next()),
-            AmqpError::Refused(_) => (Level::Error, self.backoff.next()),
+        let (level, at_most) = match error {
+            AmqpError::NotListening(_) | AmqpError::InUse(_) => (Level::Warn, RETRY_UNHEARD),
+            AmqpError::Lost(_) => (Level::Warn, RETRY_LONGEST),
+            AmqpError::Refused(_) => (Level::Error, RETRY_LONGEST),
         };
+        let wait = self.backoff.next_up_to(at_most);
         let reason = error.to_string();
         if self.down(&reason) {
             log!(level, "Broker down: reason={reason}, retry_in={wait:?}");

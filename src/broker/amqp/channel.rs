@@ -117,8 +117,8 @@ impl Channel {
             ..Default::default()
         };
         let consumer = limited.and_then(|()| self.0.basic_consume(queue, options));
-        let consumer = consumer.map(Consumer);
-        consumer.map_err(during(format_args!("consuming from queue {queue}")))
+        let consumer = consumer.map_err(during(format_args!("consuming from queue {queue}")));
+        consumer.map(Consumer)
     }
 }
 
@@ -161,9 +161,8 @@ impl Consumer<'_> {
 
     /// Hands the delivery to the queue's dead letters, without waiting.
     pub fn reject(&self, delivery: AmqpDelivery) -> Result<()> {
-        self.0
-            .reject(delivery.0, false)
-            .map_err(during("rejecting"))
+        let rejected = self.0.reject(delivery.0, false);
+        rejected.map_err(during("rejecting"))
     }
 
     /// Asks the broker for no more deliveries.

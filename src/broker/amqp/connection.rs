@@ -45,12 +45,15 @@ impl AmqpConnection {
     pub fn close(self, wait: Duration) -> Result<()> {
         let connection = self.connection;
         let close = move || connection.close().map_err(during("connection"));
-        let closing = Call::start("amqp-close", self.abort_handle, close)?;
-        if closing.ended.within(wait) {
-            return closing.join().map(drop);
+        let closing = Call::start("amqp-close", close)?;
+        let in_time = closing.ended.within(wait);
+        self.abort_handle.0.abort();
+        let closed = closing.join();
+        if in_time {
+            closed
+        } else {
+            Err(lost("no answer from the broker to close"))
         }
-        closing.cut();
-        Err(lost("no answer from the broker to close"))
     }
 }
 
@@ -62,7 +65,7 @@ impl AmqpConnection {
 /// process ends.
 pub struct Opener {
     broker: Arc<Broker>,
-    looking_up: Option<Call<Connection>>,
+    looking_up: Option<(CutOnDrop, Call<Connection>)>,
 }
 
 impl Opener {
@@ -98,32 +101,35 @@ impl Opener {
     }
 
     fn open_within(&mut self, wait: Duration, quit: &StopSignal) -> Result<AmqpConnection> {
-        let attempt = self.looking_up.take().map_or_else(|| self.begin(), Ok)?;
+        let (abort_handle, call) = self.looking_up.take().map_or_else(|| self.begin(), Ok)?;
         let given_up = select! {
-            recv(attempt.ended.receiver()) -> _ => {
-                let (abort_handle, connection) = attempt.join()?;
+            recv(call.ended.receiver()) -> _ => {
+                let connection = call.join()?;
                 return Ok(AmqpConnection { abort_handle, connection });
             }
             recv(quit.receiver()) -> _ => lost("told to stop"),
-            default(wait) => match attempt.abort_handle.0.stage() {
+            default(wait) => match abort_handle.0.stage() {
                 Stage::LookingUp => lost("the host's name was not resolved in time"),
                 // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
                 Stage::LoggingIn => bad_login(),
                 _ => lost("no answer from the broker within 3 s"),
             }
         };
-        if attempt.abort_handle.0.stage() == Stage::LookingUp {
-            self.looking_up = Some(attempt);
+        if abort_handle.0.stage() == Stage::LookingUp {
+            self.looking_up = Some((abort_handle, call));
         } else {
-            attempt.cut();
+            abort_handle.0.abort();
+            // What it came to is too late.
+            drop(call.join());
         }
         Err(given_up)
     }
 
-    fn begin(&self) -> Result<Call<Connection>> {
+    fn begin(&self) -> Result<(CutOnDrop, Call<Connection>)> {
         let abort_handle = CutOnDrop::default();
         let (broker, for_call) = (Arc::clone(&self.broker), abort_handle.0.clone());
-        Call::start("amqp-open", abort_handle, move || broker.open(&for_call))
+        let call = Call::start("amqp-open", move || broker.open(&for_call))?;
+        Ok((abort_handle, call))
     }
 }
 
@@ -171,46 +177,28 @@ impl Broker {
     }
 }
 
-/// A call that may hang. Dropped, it is cut, and nobody waits for its end.
+/// A call that may hang, until the connection that it waits for is cut.
 struct Call<T> {
-    abort_handle: CutOnDrop,
     /// Given when it has ended.
     ended: StopSignal,
     thread: JoinHandle<Result<T>>,
 }
 
 impl<T: Send + 'static> Call<T> {
-    /// `abort_handle` ends what `call` waits for.
-    fn start(
-        name: &str,
-        abort_handle: CutOnDrop,
-        call: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<Self> {
+    fn start(name: &str, call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<Self> {
         let (at_end, ended) = StopSignal::pair();
         let thread = Builder::new().name(name.into()).spawn(move || {
             let _at_end = at_end;
             call()
         });
         let thread = thread.map_err(|error| lost(format!("no thread: {error}")))?;
-        Ok(Self {
-            abort_handle,
-            ended,
-            thread,
-        })
+        Ok(Self { ended, thread })
     }
 
     /// Waits for its end.
-    fn join(self) -> Result<(CutOnDrop, T)> {
+    fn join(self) -> Result<T> {
         let panicked = |_| Err(lost("a call to the broker panicked"));
-        let value = self.thread.join().unwrap_or_else(panicked)?;
-        Ok((self.abort_handle, value))
-    }
-
-    /// Cuts it, and waits for its end.
-    fn cut(self) {
-        self.abort_handle.0.abort();
-        // What it came to is too late.
-        drop(self.thread.join());
+        self.thread.join().unwrap_or_else(panicked)
     }
 }
 
@@ -373,8 +361,8 @@ mod tests {
         });
         let late = opener.open_within(IMPATIENCE, &StopSignal::never());
         assert!(late.is_err());
-        let attempt = opener.looking_up.take().unwrap();
-        attempt.abort_handle.0.abort();
+        let (abort_handle, attempt) = opener.looking_up.take().unwrap();
+        abort_handle.0.abort();
         *GATE.0.lock().unwrap() = true;
         GATE.1.notify_all();
         let error = attempt.join().err().unwrap();

@@ -63,19 +63,18 @@ fn closed_by_broker(code: u16, text: &str, what: impl Display) -> AmqpError {
     const NOT_IMPLEMENTED: u16 = 540;
 
     let exists_otherwise = code == NOT_IMPLEMENTED || text.contains("inequivalent arg");
-    let mut text = format!("{what}: {text}");
-    if exists_otherwise {
-        text += "; delete it on the broker, and it is declared as it must be";
-    }
-    match code {
-        RESOURCE_LOCKED => AmqpError::InUse(text),
-        ACCESS_REFUSED if text.ends_with("in exclusive use") => AmqpError::InUse(text),
-        PRECONDITION_FAILED if text.ends_with("in use") => AmqpError::InUse(text),
-        ACCESS_REFUSED | PRECONDITION_FAILED | NOT_ALLOWED | NOT_IMPLEMENTED => {
-            AmqpError::Refused(text)
-        }
-        _ => AmqpError::Lost(text),
-    }
+    let way_out = match exists_otherwise {
+        true => "; delete it on the broker, and it is declared as it must be",
+        false => "",
+    };
+    let sort = match code {
+        RESOURCE_LOCKED => AmqpError::InUse,
+        ACCESS_REFUSED if text.ends_with("in exclusive use") => AmqpError::InUse,
+        PRECONDITION_FAILED if text.ends_with("in use") => AmqpError::InUse,
+        ACCESS_REFUSED | PRECONDITION_FAILED | NOT_ALLOWED | NOT_IMPLEMENTED => AmqpError::Refused,
+        _ => AmqpError::Lost,
+    };
+    sort(format!("{what}: {text}{way_out}"))
 }
 
 #[cfg(test)]
