@@ -63,9 +63,10 @@ fn closed_by_broker(code: u16, text: &str, what: impl Display) -> AmqpError {
     const NOT_IMPLEMENTED: u16 = 540;
 
     let exists_otherwise = code == NOT_IMPLEMENTED || text.contains("inequivalent arg");
-    let way_out = match exists_otherwise {
-        true => "; delete it on the broker, and it is declared as it must be",
-        false => "",
+    let way_out = if exists_otherwise {
+        "; delete it on the broker, and it is declared as it must be"
+    } else {
+        ""
     };
     let sort = match code {
         RESOURCE_LOCKED => AmqpError::InUse,

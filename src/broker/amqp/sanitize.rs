@@ -46,7 +46,7 @@ pub struct Frames {
     buffer: Vec<u8>,
     /// How much of `buffer` is filled, with what has not been judged yet.
     filled: usize,
-    /// How much of the frame that is being read needs no judging.
+    /// How much of the present frame needs no judging: the rest of a body.
     passing: usize,
     /// What may be passed on.
     judged: VecDeque<u8>,
@@ -111,7 +111,7 @@ fn sanitize(frame: &mut [u8], judged: &mut VecDeque<u8>) -> Option<()> {
         METHOD => method(payload)?,
         _ => content_header(payload)?,
     };
-    let size: usize = parts.iter().map(|part| part.len()).sum();
+    let size = parts.iter().map(|part| part.len()).sum::<usize>();
     if size > room {
         return None;
     }
@@ -209,10 +209,8 @@ fn make_utf8(field: Field, string: &mut [u8]) {
         if let Name = field {
             return string.fill(b'?');
         }
-        let valid = from + error.valid_up_to();
-        let length = error.error_len().unwrap_or(string.len() - valid);
-        from = valid + length;
-        string[valid..from].fill(b'?');
+        from += error.valid_up_to();
+        string[from] = b'?';
     }
 }
 
