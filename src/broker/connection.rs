@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvError, Sender, bounded, select, tick};
+use crossbeam::channel::{Receiver, Sender, bounded, select, tick};
 
-use super::amqp::{AmqpConnection, AmqpError, Channel, Result};
+use super::amqp::{AmqpConnection, Channel, Result, lost};
 use super::consume;
 use super::deliver::DeliveryContext;
 use super::routes::{Routes, Work};
@@ -56,15 +56,12 @@ impl BrokerConnection {
             let (channel, name) = (self.link.channel()?, self.topology.queue(queue));
             let (stop, tell) = (self.stop.1.clone(), self.news.0.clone());
             let deliverer = deliver.deliverer(queue);
-            self.spawn(format!("consume-{}", queue.name()), move || {
+            self.spawn(&format!("consume-{}", queue.name()), move || {
                 let started = || drop(tell.send(Ok(())));
                 consume::run(&channel, &name, prefetch, deliverer, &stop, started)
             })?;
         }
-        for _ in Queue::ALL {
-            self.news.1.recv().map_err(no_thread)??;
-        }
-        Ok(())
+        self.news.1.iter().take(Queue::ALL.len()).collect()
     }
 
     /// Starts the `routes` thread.
@@ -72,7 +69,7 @@ impl BrokerConnection {
         let channels = (0..BIND_CHANNELS).map(|_| self.link.channel());
         let channels = channels.collect::<Result<Vec<_>>>()?;
         let queue = self.topology.queue(Queue::Single);
-        self.spawn("routes".into(), move || {
+        self.spawn("routes", move || {
             routes.serve(|work| match work {
                 Work::Bind(users) => bind(&channels, &queue, users),
                 Work::Unbind(user) => channels[0].unbind(&queue, DIRECT_EXCHANGE, &user_key(user)),
@@ -86,7 +83,7 @@ impl BrokerConnection {
         let look = tick(exchange_poll_interval);
         loop {
             select! {
-                recv(self.news.1) -> ended => return ended.map_err(no_thread)?,
+                recv(self.news.1) -> ended => return ended.map_err(|_| lost("no thread left"))?,
                 recv(stop.receiver()) -> _ => return Ok(()),
                 recv(look) -> _ => self.topology.look(&mut self.link)?,
             }
@@ -112,19 +109,15 @@ impl BrokerConnection {
     }
 
     /// `work` owns its channel, so that it is closed before the thread's end is told.
-    fn spawn(
-        &self,
-        name: String,
-        work: impl FnOnce() -> Result<()> + Send + 'static,
-    ) -> Result<()> {
+    fn spawn(&self, name: &str, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
         let tell = self.news.0.clone();
         let run = move || {
             let ended = contain(work).unwrap_or_else(|| Err(lost("a thread panicked")));
             // Too early, or else nobody listens any more.
             let _ = tell.send(ended.and_then(|()| Err(lost("a thread ended too early"))));
         };
-        let spawned = self.threads.spawn(name, USUAL_STACK, run);
-        spawned.map_err(|error| AmqpError::Lost(format!("no thread: {error}")))
+        let spawned = self.threads.spawn(name.into(), USUAL_STACK, run);
+        spawned.map_err(|error| lost(format!("no thread: {error}")))
     }
 }
 
@@ -143,13 +136,4 @@ fn bind(channels: &[Channel], queue: &str, users: &[UserId]) -> Result<()> {
         channel.bind(queue, DIRECT_EXCHANGE, &user_key(&users[0]))?;
     }
     Ok(())
-}
-
-fn lost(text: &str) -> AmqpError {
-    AmqpError::Lost(text.into())
-}
-
-/// Not while the connection holds a sender.
-fn no_thread(_: RecvError) -> AmqpError {
-    lost("no thread left")
 }

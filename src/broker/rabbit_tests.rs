@@ -10,6 +10,7 @@ use crossbeam::channel::{Receiver, unbounded};
 use prost::Message as _;
 
 use super::amqp::{AmqpConnection, AmqpError, Argument, Opener};
+use super::source::DeliverySource as _;
 use super::supervisor::EXCHANGE_POLL_INTERVAL;
 use super::support::amqp::Amqp;
 use super::support::broker::Broker;
@@ -123,7 +124,7 @@ impl Side {
 
     fn stop(self) {
         let began = Instant::now();
-        self.supervisor.stop(began + Duration::from_secs(5));
+        Box::new(self.supervisor).stop(began + Duration::from_secs(5));
         assert!(
             began.elapsed() < Duration::from_secs(6),
             "{:?}",

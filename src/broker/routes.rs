@@ -93,9 +93,8 @@ impl Routes {
     /// left meanwhile is to be unbound. Call it before anything is consumed: until their binding is
     /// confirmed and they are caught up, nobody is pushed what is newer than what they missed.
     pub fn begin(&self) {
-        for connection in self.registry.connections() {
-            connection.unrouted();
-        }
+        let connections = self.registry.connections();
+        connections.iter().for_each(|one| one.unrouted());
         let mut table = self.table.lock();
         let before = mem::take(&mut *table);
         table.up = true;

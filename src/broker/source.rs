@@ -1,10 +1,8 @@
 //! Where deliveries come from: RabbitMQ, or services in this process, which plug in here.
 
 use std::error::Error;
-use std::fmt;
 use std::time::Instant;
 
-use super::supervisor::Supervisor;
 use crate::config::Config;
 
 /// What a gateway's deliveries come from.
@@ -18,37 +16,12 @@ pub trait DeliverySource: Send {
 }
 
 /// Why the tokens and groups from before are still in force.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
     /// They are the services' own, which are elsewhere: have those read them again.
+    #[error("only the embedded services have something to read again")]
     Elsewhere,
     /// The services in this process could not: mend what they name, and reload again.
+    #[error("{0}")]
     Services(Box<dyn Error + Send + Sync>),
-}
-
-impl fmt::Display for ReloadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Elsewhere => {
-                f.write_str("only the embedded services have something to read again")
-            }
-            Self::Services(error) => error.fmt(f),
-        }
-    }
-}
-
-impl Error for ReloadError {}
-
-impl DeliverySource for Supervisor {
-    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
-        Box::new(Supervisor::check(self))
-    }
-
-    fn reload(&self, _: &Config) -> Result<(), ReloadError> {
-        Err(ReloadError::Elsewhere)
-    }
-
-    fn stop(self: Box<Self>, deadline: Instant) {
-        Supervisor::stop(*self, deadline);
-    }
 }

@@ -8,11 +8,13 @@ use std::{io, mem};
 use log::{Level, error, info, log, warn};
 use parking_lot::Mutex;
 
-use super::amqp::{AbortHandle, AmqpConnection, AmqpError, Opener};
+use super::amqp::{AbortHandle, AmqpConnection, AmqpError, Opener, lost};
 use super::connection::BrokerConnection;
+use super::source::{DeliverySource, ReloadError};
 use super::{DeliveryContext, Endpoint, Routes};
 use crate::backoff::Backoff;
 use crate::client::failpoint;
+use crate::config::Config;
 use crate::threads::{Fatal, StopSignal, Worker, contain};
 
 /// How often is looked whether an exchange was deleted.
@@ -49,8 +51,8 @@ pub struct Supervisor {
 struct Shared {
     /// Why the broker is not in reach, if it is not.
     state: Mutex<Result<(), String>>,
-    /// Ends the present connection.
-    abort_handle: Mutex<Option<Arc<AbortHandle>>>,
+    /// Ends the present connection, or does nothing any more.
+    abort_handle: Mutex<AbortHandle>,
 }
 
 impl Supervisor {
@@ -67,7 +69,7 @@ impl Supervisor {
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(Err("not connected yet".into())),
-            abort_handle: Mutex::new(None),
+            abort_handle: Mutex::default(),
         });
         let name = format!("ws-gateway {}", settings.gateway_id);
         let mut supervisor_loop = SupervisorLoop {
@@ -84,24 +86,28 @@ impl Supervisor {
         let thread = Worker::start("broker", fatal, move |stop| supervisor_loop.run(stop))?;
         Ok(Self { shared, thread })
     }
+}
 
-    /// Answers, whenever it is asked, why the broker is not in reach, for `/readyz`.
-    pub fn check(&self) -> impl Fn() -> Result<(), String> + Send + Sync + use<> {
+impl DeliverySource for Supervisor {
+    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
         let shared = Arc::clone(&self.shared);
-        move || shared.state.lock().clone()
+        Box::new(move || shared.state.lock().clone())
+    }
+
+    fn reload(&self, _: &Config) -> Result<(), ReloadError> {
+        Err(ReloadError::Elsewhere)
     }
 
     /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. A
     /// broker that does not answer is left after 5 s, and at `deadline`: the connection is cut, and
     /// what is left then is a call to a service, at most, which is not waited for.
-    pub fn stop(mut self, deadline: Instant) {
+    fn stop(mut self: Box<Self>, deadline: Instant) {
         self.thread.tell_to_stop();
         let mut wait_until = deadline.min(Instant::now() + STOP_WITHIN);
         while !self.thread.ends_by(wait_until) {
             // Again, should a connection have been opened just now.
-            if let Some(abort_handle) = &*self.shared.abort_handle.lock() {
-                abort_handle.abort();
-            }
+            let abort_handle = self.shared.abort_handle.lock().clone();
+            abort_handle.abort();
             if Instant::now() > deadline + CUT_WITHIN {
                 return warn!("Broker thread left behind");
             }
@@ -152,7 +158,7 @@ impl SupervisorLoop {
     /// One connection, to its end; `Ok` when told to stop. A panic ends this connection, and the
     /// next one is opened.
     fn serve(&mut self, link: AmqpConnection, stop: &StopSignal) -> Result<(), AmqpError> {
-        *self.shared.abort_handle.lock() = Some(link.abort_handle());
+        *self.shared.abort_handle.lock() = link.abort_handle();
         let is_first = self.on_owned.is_some();
         let mut connection = BrokerConnection::declare(link, &self.settings.gateway_id, is_first)?;
         self.routes.begin();
@@ -163,7 +169,7 @@ impl SupervisorLoop {
             connection.watch(stop, self.settings.exchange_poll_interval)
         });
         self.routes.end();
-        let panicked = || Err(AmqpError::Lost("the broker thread panicked".into()));
+        let panicked = || Err(lost("the broker thread panicked"));
         let outcome = outcome.unwrap_or_else(panicked);
         if let Err(error) = &outcome {
             // Before the threads are waited for, which may be in the middle of a call to a service.
@@ -206,13 +212,12 @@ impl SupervisorLoop {
 
     /// Says what is wrong, if that is news; answers how long to wait before the next try.
     fn report(&mut self, error: &AmqpError) -> Duration {
-        let (level, wait) = match error {
-            AmqpError::NotListening(_) | AmqpError::InUse(_) => {
-                (Level::Warn, self.backoff.next_up_to(RETRY_UNHEARD))
-            }
-            AmqpError::Lost(_) => (Level::Warn, self.backoff.next()),
-            AmqpError::Refused(_) => (Level::Error, self.backoff.next()),
+        let (level, at_most) = match error {
+            AmqpError::NotListening(_) | AmqpError::InUse(_) => (Level::Warn, RETRY_UNHEARD),
+            AmqpError::Lost(_) => (Level::Warn, RETRY_LONGEST),
+            AmqpError::Refused(_) => (Level::Error, RETRY_LONGEST),
         };
+        let wait = self.backoff.next_up_to(at_most);
         let reason = error.to_string();
         if self.down(&reason) {
             log!(level, "Broker down: reason={reason}, retry_in={wait:?}");
@@ -222,7 +227,6 @@ impl SupervisorLoop {
 
     /// Whether this is news.
     fn down(&self, reason: &str) -> bool {
-        *self.shared.abort_handle.lock() = None;
         let before = mem::replace(&mut *self.shared.state.lock(), Err(reason.into()));
         before.err().as_deref() != Some(reason)
     }

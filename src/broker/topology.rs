@@ -2,7 +2,8 @@
 
 use log::{error, warn};
 
-use super::amqp::{AmqpConnection, AmqpError, Argument, Channel, ExchangeKind, Result};
+use super::amqp::Argument::{self, Number, Text};
+use super::amqp::{AmqpConnection, AmqpError, Channel, ExchangeKind, Result};
 use super::{DIRECT_EXCHANGE, Queue, TOPIC_EXCHANGE};
 use crate::ids::UserId;
 
@@ -13,21 +14,18 @@ pub const DEAD_LETTER_QUEUE: &str = "queue.dead-letter";
 
 type QueueArgument = (&'static str, Argument);
 
-const DAY_MS: Argument = Argument::Number(24 * 60 * 60 * 1_000);
+const DAY_MS: Argument = Number(24 * 60 * 60 * 1_000);
 const EXPIRES: QueueArgument = ("x-expires", DAY_MS);
 const TTL: QueueArgument = ("x-message-ttl", DAY_MS);
 /// Presence is stale a moment later anyway.
-const PRESENCE_TTL: QueueArgument = ("x-message-ttl", Argument::Number(60_000));
-const MAX_DEAD_LETTERS: QueueArgument = ("x-max-length", Argument::Number(10_000));
+const PRESENCE_TTL: QueueArgument = ("x-message-ttl", Number(60_000));
+const MAX_DEAD_LETTERS: QueueArgument = ("x-max-length", Number(10_000));
 /// Whatever the virtual host's default is: a quorum queue cannot be deleted `if-unused`, and knows
 /// no exclusive consumer.
-const CLASSIC: QueueArgument = ("x-queue-type", Argument::Text("classic"));
+const CLASSIC: QueueArgument = ("x-queue-type", Text("classic"));
 /// RabbitMQ dead-letters what expires as well, so presence must have no dead letters.
 const CHAT: &[QueueArgument] = &[TTL, EXPIRES, CLASSIC, DEAD_LETTERS];
-const DEAD_LETTERS: QueueArgument = (
-    "x-dead-letter-exchange",
-    Argument::Text(DEAD_LETTER_EXCHANGE),
-);
+const DEAD_LETTERS: QueueArgument = ("x-dead-letter-exchange", Text(DEAD_LETTER_EXCHANGE));
 
 /// The exchanges whose bindings bring live messages.
 const WATCHED: [&str; 2] = [DIRECT_EXCHANGE, TOPIC_EXCHANGE];
@@ -79,11 +77,11 @@ impl Topology {
     fn mark(&mut self, channel: &Channel) -> Result<()> {
         let mark = |exchange| channel.declare_marker(&self.marker(exchange), exchange);
         let marked = WATCHED.into_iter().try_for_each(mark);
-        if let Err(AmqpError::Refused(reason)) = &marked {
+        self.marked = marked.is_ok();
+        if let Err(AmqpError::Refused(reason)) = marked {
             warn!("A deleted exchange is noticed only while it is missing: {reason}");
             return Ok(());
         }
-        self.marked = marked.is_ok();
         marked
     }
 

@@ -8,7 +8,7 @@ use amiquip::{
 };
 use crossbeam::channel::{Receiver, TryRecvError, select};
 
-use super::error::{Context as _, Result, lost, told};
+use super::error::{Result, during, lost};
 use crate::broker::Delivery;
 use crate::threads::StopSignal;
 
@@ -33,7 +33,7 @@ impl Channel {
             ..Default::default()
         };
         let declared = self.0.exchange_declare(kind, name, options).map(drop);
-        declared.context(format_args!("declaring exchange {name}"))
+        declared.map_err(during(format_args!("declaring exchange {name}")))
     }
 
     /// Declares an exchange that nothing is published to, and that goes when `exchange` is deleted,
@@ -47,19 +47,19 @@ impl Channel {
         let declared = self.0.exchange_declare(ExchangeKind::Fanout, name, options);
         declared
             .and_then(|_| self.0.exchange_bind(exchange, name, "", FieldTable::new()))
-            .context(format_args!("declaring exchange {name}"))
+            .map_err(during(format_args!("declaring exchange {name}")))
     }
 
     /// `Lost` when there is no such exchange, which closes the channel.
     pub fn expect_exchange(&self, name: &str) -> Result<()> {
         let expected = self.0.exchange_declare_passive(name).map(drop);
-        expected.context(format_args!("looking for exchange {name}"))
+        expected.map_err(during(format_args!("looking for exchange {name}")))
     }
 
     /// Deletes the exchange, if there is one.
     pub fn delete_exchange(&self, name: &str) -> Result<()> {
         let deleted = self.0.exchange_delete(name, false);
-        deleted.context(format_args!("deleting exchange {name}"))
+        deleted.map_err(during(format_args!("deleting exchange {name}")))
     }
 
     /// Declares a durable queue.
@@ -77,7 +77,7 @@ impl Channel {
             ..Default::default()
         };
         let declared = self.0.queue_declare(name, options).map(drop);
-        declared.context(format_args!("declaring queue {name}"))
+        declared.map_err(during(format_args!("declaring queue {name}")))
     }
 
     /// Deletes the queue, if there is one; `InUse` when somebody consumes from it.
@@ -87,12 +87,12 @@ impl Channel {
             ..Default::default()
         };
         let deleted = self.0.queue_delete(name, options).map(drop);
-        deleted.context(format_args!("deleting queue {name}"))
+        deleted.map_err(during(format_args!("deleting queue {name}")))
     }
 
     pub fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
         let bound = self.0.queue_bind(queue, exchange, key, FieldTable::new());
-        bound.context(format_args!("binding queue {queue}"))
+        bound.map_err(during(format_args!("binding queue {queue}")))
     }
 
     /// Binds without waiting. A refusal closes the channel, so that the next call that waits
@@ -100,12 +100,12 @@ impl Channel {
     pub fn bind_nowait(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
         let arguments = FieldTable::new();
         let sent = self.0.queue_bind_nowait(queue, exchange, key, arguments);
-        sent.context(format_args!("binding queue {queue}"))
+        sent.map_err(during(format_args!("binding queue {queue}")))
     }
 
     pub fn unbind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
         let unbound = self.0.queue_unbind(queue, exchange, key, FieldTable::new());
-        unbound.context(format_args!("unbinding queue {queue}"))
+        unbound.map_err(during(format_args!("unbinding queue {queue}")))
     }
 
     /// Consumes from the queue alone, with at most `prefetch` deliveries not yet settled: amiquip
@@ -117,8 +117,8 @@ impl Channel {
             ..Default::default()
         };
         let consumer = limited.and_then(|()| self.0.basic_consume(queue, options));
-        let consumer = consumer.map(Consumer);
-        consumer.context(format_args!("consuming from queue {queue}"))
+        let consumer = consumer.map_err(during(format_args!("consuming from queue {queue}")));
+        consumer.map(Consumer)
     }
 }
 
@@ -126,16 +126,13 @@ impl Channel {
 /// channel that brought it, and never on the next connection's, where its tag names another one.
 pub struct Consumer<'channel>(amiquip::Consumer<'channel>);
 
-/// An error says that the queue, the channel or the connection is gone.
+/// A delivery, if there is one. An error says that the queue, the channel or the connection is gone.
+type Received = Result<Option<AmqpDelivery>>;
+
 impl Consumer<'_> {
     /// Receives `None` when it is told to quit, when something comes through `woken`, and when the
     /// wait is over.
-    pub fn receive(
-        &self,
-        quit: &StopSignal,
-        woken: &Receiver<()>,
-        wait: Duration,
-    ) -> Result<Option<AmqpDelivery>> {
+    pub fn receive(&self, quit: &StopSignal, woken: &Receiver<()>, wait: Duration) -> Received {
         select! {
             recv(self.0.receiver()) -> message => received(message.ok()),
             recv(quit.receiver()) -> _ => Ok(None),
@@ -145,7 +142,7 @@ impl Consumer<'_> {
     }
 
     /// Receives without waiting.
-    pub fn receive_now(&self) -> Result<Option<AmqpDelivery>> {
+    pub fn receive_now(&self) -> Received {
         match self.0.receiver().try_recv() {
             Err(TryRecvError::Empty) => Ok(None),
             message => received(message.ok()),
@@ -153,39 +150,39 @@ impl Consumer<'_> {
     }
 
     /// Receives what came before the broker answered to [`Self::cancel`], and then `None`.
-    pub fn receive_rest(&self) -> Result<Option<AmqpDelivery>> {
+    pub fn receive_rest(&self) -> Received {
         received(self.0.receiver().recv().ok())
     }
 
     /// Acknowledges this delivery and all before it that are not settled, without waiting.
     pub fn ack_up_to(&self, last: AmqpDelivery) -> Result<()> {
-        self.0.ack_multiple(last.0).context("acknowledging")
+        self.0.ack_multiple(last.0).map_err(during("acknowledging"))
     }
 
     /// Hands the delivery to the queue's dead letters, without waiting.
     pub fn reject(&self, delivery: AmqpDelivery) -> Result<()> {
-        self.0.reject(delivery.0, false).context("rejecting")
+        let rejected = self.0.reject(delivery.0, false);
+        rejected.map_err(during("rejecting"))
     }
 
     /// Asks the broker for no more deliveries.
     pub fn cancel(&self) -> Result<()> {
-        self.0.cancel().context("cancelling the consumer")
+        self.0.cancel().map_err(during("cancelling the consumer"))
     }
 }
 
-/// `None`: after [`Consumer::cancel`], this was all.
-fn received(message: Option<ConsumerMessage>) -> Result<Option<AmqpDelivery>> {
-    match message {
-        Some(ConsumerMessage::Delivery(delivery)) => Ok(Some(AmqpDelivery(delivery))),
-        Some(ConsumerMessage::ClientCancelled) => Ok(None),
-        Some(ConsumerMessage::ServerCancelled) => Err(lost("the queue was deleted")),
-        Some(
-            ConsumerMessage::ServerClosedChannel(error)
-            | ConsumerMessage::ServerClosedConnection(error),
-        ) => Err(told(error, "consuming")),
-        // A connection that breaks ends the receiver without a word.
-        Some(ConsumerMessage::ClientClosedChannel | ConsumerMessage::ClientClosedConnection)
-        | None => Err(lost("the connection ended")),
+/// `None`: a connection that breaks ends the receiver without a word.
+fn received(message: Option<ConsumerMessage>) -> Received {
+    match message.unwrap_or(ConsumerMessage::ClientClosedConnection) {
+        ConsumerMessage::Delivery(delivery) => Ok(Some(AmqpDelivery(delivery))),
+        // This was all.
+        ConsumerMessage::ClientCancelled => Ok(None),
+        ConsumerMessage::ServerCancelled => Err(lost("the queue was deleted")),
+        ConsumerMessage::ServerClosedChannel(error)
+        | ConsumerMessage::ServerClosedConnection(error) => Err(during("consuming")(error)),
+        ConsumerMessage::ClientClosedChannel | ConsumerMessage::ClientClosedConnection => {
+            Err(lost("the connection ended"))
+        }
     }
 }
 

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning, Error};
+use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use crossbeam::channel::select;
 
 use super::channel::Channel;
-use super::error::{AmqpError, Context as _, Result, bad_login, lost, told};
+use super::error::{Result, bad_login, during, lost};
 use super::socket::{AbortHandle, CutOnDrop, Socket, Stage};
 use crate::broker::Endpoint;
 use crate::threads::StopSignal;
@@ -32,28 +32,28 @@ pub struct AmqpConnection {
 impl AmqpConnection {
     pub fn channel(&mut self) -> Result<Channel> {
         let channel = self.connection.open_channel(None);
-        channel.map(Channel).context("opening a channel")
+        channel.map(Channel).map_err(during("opening a channel"))
     }
 
     /// What ends the link at once, from any thread.
-    pub fn abort_handle(&self) -> Arc<AbortHandle> {
-        Arc::clone(&self.abort_handle.0)
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.abort_handle.0.clone()
     }
 
     /// Takes leave of the broker within `wait`, or else cuts the link. An error is the reason why
     /// the connection had ended before, if it had: amiquip tells it nowhere else.
     pub fn close(self, wait: Duration) -> Result<()> {
-        let Self {
-            abort_handle,
-            connection,
-        } = self;
-        let close = move || connection.close().context("connection");
-        let closing = Call::start("amqp-close", abort_handle, close)?;
-        if closing.ended.within(wait) {
-            return closing.join().map(drop);
+        let connection = self.connection;
+        let close = move || connection.close().map_err(during("connection"));
+        let closing = Call::start("amqp-close", close)?;
+        let in_time = closing.ended.within(wait);
+        self.abort_handle.0.abort();
+        let closed = closing.join();
+        if in_time {
+            closed
+        } else {
+            Err(lost("no answer from the broker to close"))
         }
-        closing.cut();
-        Err(lost("no answer from the broker to close"))
     }
 }
 
@@ -65,20 +65,32 @@ impl AmqpConnection {
 /// process ends.
 pub struct Opener {
     broker: Arc<Broker>,
-    looking_up: Option<Call<Connection>>,
+    looking_up: Option<(CutOnDrop, Call<Connection>)>,
 }
 
 impl Opener {
     /// `name` says who we are: under it the broker's management shows the connections.
     /// `heartbeat`: whole seconds.
     pub fn new(endpoint: Endpoint, name: String, heartbeat: Duration) -> Self {
+        let address = endpoint.address();
+        let login = Auth::Plain {
+            username: endpoint.user,
+            password: endpoint.password,
+        };
+        let options = ConnectionOptions::default()
+            .auth(login)
+            .virtual_host(endpoint.vhost)
+            .heartbeat(u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX))
+            .frame_max(FRAME_MAX)
+            .connection_timeout(Some(OPEN_TIMEOUT))
+            .information(Some(name));
+        let broker = Arc::new(Broker {
+            address,
+            options,
+            look_up,
+        });
         Self {
-            broker: Arc::new(Broker {
-                endpoint,
-                name,
-                heartbeat,
-                look_up,
-            }),
+            broker,
             looking_up: None,
         }
     }
@@ -89,35 +101,35 @@ impl Opener {
     }
 
     fn open_within(&mut self, wait: Duration, quit: &StopSignal) -> Result<AmqpConnection> {
-        let attempt = match self.looking_up.take() {
-            Some(attempt) => attempt,
-            None => self.begin()?,
-        };
+        let (abort_handle, call) = self.looking_up.take().map_or_else(|| self.begin(), Ok)?;
         let given_up = select! {
-            recv(attempt.ended.receiver()) -> _ => {
-                let (abort_handle, connection) = attempt.join()?;
+            recv(call.ended.receiver()) -> _ => {
+                let connection = call.join()?;
                 return Ok(AmqpConnection { abort_handle, connection });
             }
             recv(quit.receiver()) -> _ => lost("told to stop"),
-            default(wait) => match attempt.abort_handle.0.stage() {
+            default(wait) => match abort_handle.0.stage() {
                 Stage::LookingUp => lost("the host's name was not resolved in time"),
                 // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
                 Stage::LoggingIn => bad_login(),
                 _ => lost("no answer from the broker within 3 s"),
             }
         };
-        if attempt.abort_handle.0.stage() == Stage::LookingUp {
-            self.looking_up = Some(attempt);
+        if abort_handle.0.stage() == Stage::LookingUp {
+            self.looking_up = Some((abort_handle, call));
         } else {
-            attempt.cut();
+            abort_handle.0.abort();
+            // What it came to is too late.
+            drop(call.join());
         }
         Err(given_up)
     }
 
-    fn begin(&self) -> Result<Call<Connection>> {
+    fn begin(&self) -> Result<(CutOnDrop, Call<Connection>)> {
         let abort_handle = CutOnDrop::default();
-        let (broker, for_call) = (Arc::clone(&self.broker), Arc::clone(&abort_handle.0));
-        Call::start("amqp-open", abort_handle, move || broker.open(&for_call))
+        let (broker, for_call) = (Arc::clone(&self.broker), abort_handle.0.clone());
+        let call = Call::start("amqp-open", move || broker.open(&for_call))?;
+        Ok((abort_handle, call))
     }
 }
 
@@ -129,104 +141,64 @@ fn look_up(address: &str) -> Addresses {
 
 /// Whom to connect to, and as whom.
 struct Broker {
-    endpoint: Endpoint,
-    name: String,
-    heartbeat: Duration,
+    address: String,
+    options: ConnectionOptions<Auth>,
     look_up: fn(&str) -> Addresses,
 }
 
 impl Broker {
-    fn open(&self, abort_handle: &Arc<AbortHandle>) -> Result<Connection> {
-        let addresses = (self.look_up)(&self.endpoint.address())
-            .map_err(|error| AmqpError::Lost(format!("resolving: {error}")))?;
-        self.open_at_first(&addresses, abort_handle)
+    fn open(&self, abort: &AbortHandle) -> Result<Connection> {
+        let addresses = (self.look_up)(&self.address);
+        let addresses = addresses.map_err(|error| lost(format!("resolving: {error}")))?;
+        self.open_at_first(&addresses, abort)
     }
 
     /// Connects to the first address where somebody listens.
-    fn open_at_first(
-        &self,
-        addresses: &[SocketAddr],
-        abort_handle: &Arc<AbortHandle>,
-    ) -> Result<Connection> {
+    fn open_at_first(&self, addresses: &[SocketAddr], abort: &AbortHandle) -> Result<Connection> {
         let mut last = lost("the host's name has no address");
         for address in addresses {
-            match self.open_at(address, abort_handle) {
-                Err(error) if abort_handle.stage() < Stage::Connected => last = error,
+            match self.open_at(address, abort) {
+                Err(error) if abort.stage() < Stage::Connected => last = error,
                 outcome => return outcome,
             }
         }
         Err(last)
     }
 
-    fn open_at(&self, address: &SocketAddr, abort_handle: &Arc<AbortHandle>) -> Result<Connection> {
-        let socket = Socket::connect(address, abort_handle)
-            .map_err(|error| AmqpError::Lost(format!("connecting: {error}")))?;
-        let login = Auth::Plain {
-            username: self.endpoint.user.clone(),
-            password: self.endpoint.password.clone(),
-        };
-        let options = ConnectionOptions::default()
-            .auth(login)
-            .virtual_host(&self.endpoint.vhost)
-            .heartbeat(u16::try_from(self.heartbeat.as_secs()).unwrap_or(u16::MAX))
-            .frame_max(FRAME_MAX)
-            .connection_timeout(Some(OPEN_TIMEOUT))
-            .information(Some(self.name.clone()));
+    fn open_at(&self, address: &SocketAddr, abort: &AbortHandle) -> Result<Connection> {
+        let socket = Socket::connect(address, abort);
+        let socket = socket.map_err(|error| lost(format!("connecting: {error}")))?;
         // At its high-water mark amiquip would block whoever publishes, for as long as the broker
         // reads nothing. What may wait here is bounded by the callers: acks, a burst of binds, or
         // a window of publications, which are confirmed before more follow.
         let tuning = ConnectionTuning::default().buffered_writes_high_water(usize::MAX);
-        Connection::insecure_open_stream(socket, options, tuning).map_err(|error| match error {
-            // A connection that nobody accepts fails with its first write.
-            Error::IoErrorReadingSocket { source } | Error::IoErrorWritingSocket { source }
-                if source.kind() == io::ErrorKind::ConnectionRefused =>
-            {
-                AmqpError::NotListening(source.to_string())
-            }
-            error => told(error, "opening the connection"),
-        })
+        let connection = Connection::insecure_open_stream(socket, self.options.clone(), tuning);
+        connection.map_err(during("opening the connection"))
     }
 }
 
-/// A call that may hang. Dropped, it is cut, and nobody waits for its end.
+/// A call that may hang, until the connection that it waits for is cut.
 struct Call<T> {
-    abort_handle: CutOnDrop,
     /// Given when it has ended.
     ended: StopSignal,
     thread: JoinHandle<Result<T>>,
 }
 
 impl<T: Send + 'static> Call<T> {
-    /// `abort_handle` ends what `call` waits for.
-    fn start(
-        name: &str,
-        abort_handle: CutOnDrop,
-        call: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<Self> {
+    fn start(name: &str, call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<Self> {
         let (at_end, ended) = StopSignal::pair();
         let thread = Builder::new().name(name.into()).spawn(move || {
             let _at_end = at_end;
             call()
         });
-        Ok(Self {
-            abort_handle,
-            ended,
-            thread: thread.map_err(|error| AmqpError::Lost(format!("no thread: {error}")))?,
-        })
+        let thread = thread.map_err(|error| lost(format!("no thread: {error}")))?;
+        Ok(Self { ended, thread })
     }
 
     /// Waits for its end.
-    fn join(self) -> Result<(CutOnDrop, T)> {
+    fn join(self) -> Result<T> {
         let panicked = |_| Err(lost("a call to the broker panicked"));
-        let value = self.thread.join().unwrap_or_else(panicked)?;
-        Ok((self.abort_handle, value))
-    }
-
-    /// Cuts it, and waits for its end.
-    fn cut(self) {
-        self.abort_handle.0.abort();
-        // What it came to is too late.
-        drop(self.thread.join());
+        self.thread.join().unwrap_or_else(panicked)
     }
 }
 
@@ -239,6 +211,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::broker::amqp::AmqpError;
 
     const PATIENCE: Duration = Duration::from_secs(20);
     const IMPATIENCE: Duration = Duration::from_millis(20);
@@ -303,8 +276,8 @@ mod tests {
     #[test]
     fn the_first_address_where_somebody_listens_is_taken() {
         let (listener, at) = silent();
-        let (broker, abort_handle) = (opener(at).broker, Arc::<AbortHandle>::default());
-        let for_opener = Arc::clone(&abort_handle);
+        let (broker, abort_handle) = (opener(at).broker, AbortHandle::default());
+        let for_opener = abort_handle.clone();
         let addresses = [unheard(), at, unheard()];
         let opener = thread::spawn(move || broker.open_at_first(&addresses, &for_opener));
         let accepted = listener.accept().unwrap();
@@ -388,8 +361,8 @@ mod tests {
         });
         let late = opener.open_within(IMPATIENCE, &StopSignal::never());
         assert!(late.is_err());
-        let attempt = opener.looking_up.take().unwrap();
-        attempt.abort_handle.0.abort();
+        let (abort_handle, attempt) = opener.looking_up.take().unwrap();
+        abort_handle.0.abort();
         *GATE.0.lock().unwrap() = true;
         GATE.1.notify_all();
         let error = attempt.join().err().unwrap();

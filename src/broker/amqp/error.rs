@@ -1,58 +1,46 @@
 //! What went wrong with the broker, told by what the caller does next.
 
-use std::fmt;
+use std::fmt::Display;
+use std::io::ErrorKind;
 
 use amiquip::Error;
 
 pub type Result<T> = std::result::Result<T, AmqpError>;
 
 /// None of the texts holds the broker's URL or password.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AmqpError {
     /// Nobody listens at the address: try again soon, asking costs a broker nothing.
+    #[error("{0}")]
     NotListening(String),
     /// The connection or channel is gone, or no answer came in time: start over after a while.
+    #[error("{0}")]
     Lost(String),
     /// Another consumer holds the queue: it may be a predecessor about to go, or another gateway
     /// with the same id, which waiting does not mend.
+    #[error("in use: {0}")]
     InUse(String),
     /// The broker refuses the named object or the login: somebody has to change something, there
     /// or in the configuration.
+    #[error("refused by the broker: {0}")]
     Refused(String),
 }
 
-impl fmt::Display for AmqpError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotListening(text) | Self::Lost(text) => f.write_str(text),
-            Self::InUse(text) => write!(f, "in use: {text}"),
-            Self::Refused(text) => write!(f, "refused by the broker: {text}"),
-        }
-    }
-}
-
-impl std::error::Error for AmqpError {}
-
-/// Says in an error what was being done when it came.
-pub(super) trait Context<T> {
-    fn context(self, what: impl fmt::Display) -> Result<T>;
-}
-
-impl<T> Context<T> for amiquip::Result<T> {
-    fn context(self, what: impl fmt::Display) -> Result<T> {
-        self.map_err(|error| told(error, what))
-    }
-}
-
-/// Translates an error that came while `what` was being done. The variants of amiquip's errors
-/// that hold a URL come from functions that are not used here.
-pub(super) fn told(error: Error, what: impl fmt::Display) -> AmqpError {
-    match error {
+/// Translates an error of amiquip's that came while `what` was being done. Those of its errors that
+/// hold a URL come from functions that are not used here.
+pub(super) fn during(what: impl Display) -> impl FnOnce(Error) -> AmqpError {
+    move |error| match error {
         Error::ServerClosedChannel { code, message, .. }
         | Error::ServerClosedConnection { code, message } => closed_by_broker(code, &message, what),
         // amiquip says so of every connection that ends while the broker judges the login.
         Error::InvalidCredentials => bad_login(),
-        other => AmqpError::Lost(format!("{what}: {other}")),
+        // A connection that nobody accepts fails with its first write.
+        Error::IoErrorReadingSocket { source } | Error::IoErrorWritingSocket { source }
+            if source.kind() == ErrorKind::ConnectionRefused =>
+        {
+            AmqpError::NotListening(source.to_string())
+        }
+        other => lost(format!("{what}: {other}")),
     }
 }
 
@@ -60,13 +48,13 @@ pub(super) fn bad_login() -> AmqpError {
     AmqpError::Refused("login: wrong user or password, or no answer".into())
 }
 
-pub(super) fn lost(text: &str) -> AmqpError {
+pub fn lost(text: impl Into<String>) -> AmqpError {
     AmqpError::Lost(text.into())
 }
 
 /// Sorts a close by the broker (AMQP 0-9-1, section 1.1.2, reply codes) that came while `what` was
 /// being done. RabbitMQ names the object in its text, and says "in use" under several codes.
-fn closed_by_broker(code: u16, text: &str, what: impl fmt::Display) -> AmqpError {
+fn closed_by_broker(code: u16, text: &str, what: impl Display) -> AmqpError {
     const ACCESS_REFUSED: u16 = 403;
     const RESOURCE_LOCKED: u16 = 405;
     const PRECONDITION_FAILED: u16 = 406;
@@ -75,19 +63,19 @@ fn closed_by_broker(code: u16, text: &str, what: impl fmt::Display) -> AmqpError
     const NOT_IMPLEMENTED: u16 = 540;
 
     let exists_otherwise = code == NOT_IMPLEMENTED || text.contains("inequivalent arg");
-    let mut text = format!("{what}: {text}");
-    if exists_otherwise {
-        text += "; delete it on the broker, and it is declared as it must be";
-    }
-    match code {
-        RESOURCE_LOCKED => AmqpError::InUse(text),
-        ACCESS_REFUSED if text.ends_with("in exclusive use") => AmqpError::InUse(text),
-        PRECONDITION_FAILED if text.ends_with("in use") => AmqpError::InUse(text),
-        ACCESS_REFUSED | PRECONDITION_FAILED | NOT_ALLOWED | NOT_IMPLEMENTED => {
-            AmqpError::Refused(text)
-        }
-        _ => AmqpError::Lost(text),
-    }
+    let way_out = if exists_otherwise {
+        "; delete it on the broker, and it is declared as it must be"
+    } else {
+        ""
+    };
+    let sort = match code {
+        RESOURCE_LOCKED => AmqpError::InUse,
+        ACCESS_REFUSED if text.ends_with("in exclusive use") => AmqpError::InUse,
+        PRECONDITION_FAILED if text.ends_with("in use") => AmqpError::InUse,
+        ACCESS_REFUSED | PRECONDITION_FAILED | NOT_ALLOWED | NOT_IMPLEMENTED => AmqpError::Refused,
+        _ => AmqpError::Lost,
+    };
+    sort(format!("{what}: {text}{way_out}"))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crossbeam::channel::{Receiver, Select, TryRecvError};
 
 use super::channel::Channel;
 use super::connection::AmqpConnection;
-use super::error::{Context as _, Result, lost};
+use super::error::{Result, during, lost};
 
 /// What became of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl AmqpConnection {
     pub fn alarm(&mut self) -> Result<Alarm> {
         let news = self.connection.listen_for_connection_blocked();
         Ok(Alarm {
-            news: news.context("listening for alarms")?,
+            news: news.map_err(during("listening for alarms"))?,
             active: false,
         })
     }
@@ -61,8 +61,10 @@ impl Channel {
     /// to be [expected](Confirms::expect).
     pub fn confirms<T>(&self) -> Result<Confirms<T>> {
         let what = "asking for confirms";
-        let answers = self.0.listen_for_publisher_confirms().context(what)?;
-        self.0.enable_publisher_confirms().context(what)?;
+        let answers = self.0.listen_for_publisher_confirms();
+        let answers = answers.map_err(during(what))?;
+        let enabled = self.0.enable_publisher_confirms();
+        enabled.map_err(during(what))?;
         Ok(Confirms {
             answers,
             unconfirmed: Unconfirmed::default(),
@@ -77,7 +79,7 @@ impl Channel {
             .with_type_(kind.to_owned());
         let message = Publish::with_properties(body, key, properties);
         let sent = self.0.basic_publish(exchange, message);
-        sent.context(format_args!("publishing to exchange {exchange}"))
+        sent.map_err(during(format_args!("publishing to exchange {exchange}")))
     }
 }
 

@@ -4,11 +4,13 @@
 //!
 //! Only whole frames can be judged (AMQP 0-9-1, section 4.2.2), so they are put together here. A
 //! name that is not UTF-8 becomes one that nobody has. Of a content header's properties only `type`
-//! is left. Bodies pass untouched. No frame gets longer, so all is done in the buffer that was read
-//! into. Where a function answers `None`, it is no AMQP frame, or its fields do not fit into it.
+//! is left. Bodies pass untouched, as they come. Where a function answers `None`, it is no AMQP frame,
+//! or its fields do not fit into it.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::ops::Range;
+
+use Field::{Bytes, Name, Table, Text};
 
 /// One read's worth, and some 200 deliveries of 300 bytes.
 const BUFFER: usize = 64 << 10;
@@ -24,20 +26,8 @@ const HEARTBEAT: u8 = 8;
 
 /// Class, weight and body size, before the property flags.
 const BEFORE_FLAGS: usize = 12;
+/// The properties' flags go down from bit 15, `content-type`.
 const TYPE_FLAG: u16 = 1 << 5;
-/// The properties in front of `type`, each present when its flag is set, from the highest flag on.
-const BEFORE_TYPE: [Field; 10] = [
-    Field::Name,     // content-type
-    Field::Name,     // content-encoding
-    Field::Table,    // headers
-    Field::Bytes(1), // delivery-mode
-    Field::Bytes(1), // priority
-    Field::Name,     // correlation-id
-    Field::Name,     // reply-to
-    Field::Name,     // expiration
-    Field::Name,     // message-id
-    Field::Bytes(8), // timestamp
-];
 
 #[derive(Clone, Copy)]
 enum Field {
@@ -52,168 +42,163 @@ enum Field {
 /// The frames that were read and not passed on yet.
 #[derive(Default)]
 pub struct Frames {
+    /// What has been read.
     buffer: Vec<u8>,
-    /// What of `buffer` is filled.
-    filled: Range<usize>,
-    /// How many bytes may pass, beginning with the first: the rest of a frame that has been judged.
+    /// How much of `buffer` is filled, with what has not been judged yet.
+    filled: usize,
+    /// How much of the present frame needs no judging: the rest of a body.
     passing: usize,
-    /// Where a payload is made anew.
-    anew: Vec<u8>,
+    /// What may be passed on.
+    judged: VecDeque<u8>,
 }
 
 impl Frames {
     /// Reads as `source` would, and passes on what amiquip can parse. `source` is asked only when
     /// there is nothing to pass on: its `WouldBlock` means that all of it has been.
     pub fn read(&mut self, source: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
-        loop {
+        while self.judged.is_empty() && !into.is_empty() {
+            if self.filled == self.buffer.len() {
+                self.buffer.resize(BUFFER.max(2 * self.buffer.len()), 0);
+            }
+            let read = source.read(&mut self.buffer[self.filled..])?;
+            if read == 0 {
+                return Ok(0);
+            }
+            self.filled += read;
             let malformed = || io::Error::new(io::ErrorKind::InvalidData, "no AMQP frame");
-            let passed = self.pass(into).ok_or_else(malformed)?;
-            if passed > 0 || into.is_empty() || self.fill(source)? == 0 {
-                return Ok(passed);
-            }
+            self.judge().ok_or_else(malformed)?;
         }
+        self.judged.read(into)
     }
 
-    fn pass(&mut self, into: &mut [u8]) -> Option<usize> {
-        let mut passed = 0;
-        while passed < into.len() && (self.passing > 0 || self.judge()?) {
-            let count = self.passing.min(self.filled.len()).min(into.len() - passed);
-            if count == 0 {
-                break;
-            }
-            let from = self.filled.start;
-            into[passed..passed + count].copy_from_slice(&self.buffer[from..from + count]);
-            self.filled.start += count;
+    /// Judges what has been read, as far as its frames are whole.
+    fn judge(&mut self) -> Option<()> {
+        let mut rest = &mut self.buffer[..self.filled];
+        loop {
+            let count = self.passing.min(rest.len());
+            self.judged.extend(&*rest.split_off_mut(..count)?);
             self.passing -= count;
-            passed += count;
+            let Some(&[kind, _, _, size @ ..]) = rest.first_chunk::<HEAD>() else {
+                break;
+            };
+            let whole = HEAD + u32::from_be_bytes(size) as usize + 1;
+            match kind {
+                _ if whole > LARGEST => return None,
+                BODY | HEARTBEAT => self.passing = whole,
+                METHOD | CONTENT_HEADER => match rest.split_off_mut(..whole) {
+                    Some(frame) => sanitize(frame, &mut self.judged)?,
+                    None => break,
+                },
+                _ => return None,
+            }
         }
-        Some(passed)
-    }
-
-    /// Makes the next frame pass; `false` when more of it must be read first.
-    fn judge(&mut self) -> Option<bool> {
-        let waiting = &mut self.buffer[self.filled.clone()];
-        let Some(&[kind, _, _, size @ ..]) = waiting.first_chunk::<HEAD>() else {
-            return Some(false);
-        };
-        let whole = HEAD + u32::from_be_bytes(size) as usize + 1;
-        if whole > LARGEST {
-            return None;
-        }
-        self.anew.clear();
-        let cut = match (kind, waiting.get_mut(..whole)) {
-            (BODY | HEARTBEAT, _) => 0,
-            (METHOD | CONTENT_HEADER, None) => return Some(false),
-            (METHOD, Some(frame)) => method(frame, &mut self.anew)?,
-            (CONTENT_HEADER, Some(frame)) => content_header(frame, &mut self.anew)?,
-            _ => return None,
-        };
-        self.filled.start += cut;
-        self.passing = whole - cut;
-        Some(true)
-    }
-
-    fn fill(&mut self, source: &mut impl Read) -> io::Result<usize> {
-        if self.filled.start > 0 {
-            self.buffer.copy_within(self.filled.clone(), 0);
-            self.filled = 0..self.filled.len();
-        }
-        if self.filled.end == self.buffer.len() {
-            self.buffer.resize(BUFFER.max(2 * self.buffer.len()), 0);
-        }
-        let read = source.read(&mut self.buffer[self.filled.end..])?;
-        self.filled.end += read;
-        Ok(read)
+        let left = rest.len();
+        self.buffer.copy_within(self.filled - left..self.filled, 0);
+        self.filled = left;
+        Some(())
     }
 }
 
-/// Makes a method's strings UTF-8; answers how many bytes of the frame's beginning are left out.
-fn method(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
-    let payload = payload(frame);
-    let fields: &[Field] = match payload.get(..4)? {
-        [0, 10, 0, 10] => return connection_start(frame, anew),
-        [0, 10, 0, 50] | [0, 20, 0, 40] => &[Field::Bytes(2), Field::Text], // close
-        [0, 10, 0, 60] => &[Field::Text],                                   // blocked
-        [0, 60, 0, 50] => &[Field::Bytes(2), Field::Text, Field::Name, Field::Name], // return
-        [0, 60, 0, 60] => &[Field::Name, Field::Bytes(9), Field::Name, Field::Name], // deliver
-        [0, 60, 0, 71] => &[Field::Bytes(9), Field::Name, Field::Name],     // get-ok
+/// What is to be a frame's payload, in parts.
+type Parts<'a> = [&'a [u8]; 3];
+
+/// Adds a method or a content header to `judged`, with another payload that is no longer.
+fn sanitize(frame: &mut [u8], judged: &mut VecDeque<u8>) -> Option<()> {
+    let (head, rest) = frame.split_at_mut(HEAD);
+    let (end, payload) = rest.split_last_mut()?;
+    let room = payload.len();
+    let parts = match head[0] {
+        METHOD => method(payload)?,
+        _ => content_header(payload)?,
+    };
+    let size = parts.iter().map(|part| part.len()).sum::<usize>();
+    if size > room {
+        return None;
+    }
+    judged.extend(&head[..3]);
+    judged.extend((size as u32).to_be_bytes());
+    parts.iter().for_each(|part| judged.extend(*part));
+    judged.push_back(*end);
+    Some(())
+}
+
+/// Makes a method's strings UTF-8.
+fn method(payload: &mut [u8]) -> Option<Parts<'_>> {
+    let (method, mut rest) = payload.split_first_chunk_mut()?;
+    let fields: &[Field] = match method {
+        [0, 10, 0, 10] => return connection_start(payload),
+        [0, 10, 0, 50] | [0, 20, 0, 40] => &[Bytes(2), Text], // close
+        [0, 10, 0, 60] => &[Text],                            // blocked
+        [0, 60, 0, 50] => &[Bytes(2), Text, Name, Name],      // return
+        [0, 60, 0, 60] => &[Name, Bytes(9), Name, Name],      // deliver
+        [0, 60, 0, 71] => &[Bytes(9), Name, Name],            // get-ok
         // Numbers, and names that the gateway or the broker has given.
         _ => &[],
     };
-    let mut at = 4;
     for field in fields {
-        let next = end(*field, payload, at)?;
-        if let Field::Name | Field::Text = field {
-            make_utf8(*field, &mut payload[at + 1..next]);
-        }
-        at = next;
+        split_off(*field, &mut rest)?;
     }
-    Some(0)
+    Some([payload, &[], &[]])
 }
 
-/// Leaves out the server's properties, a table that nobody reads. Answers as `method`.
-fn connection_start(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
+/// Leaves out the server's properties, a table that nobody reads.
+fn connection_start(payload: &mut [u8]) -> Option<Parts<'_>> {
     /// Class, method and version.
     const BEFORE_TABLE: usize = 6;
-    let payload = payload(frame);
-    let rest = end(Field::Table, payload, BEFORE_TABLE)?;
-    anew.extend_from_slice(&payload[..BEFORE_TABLE]);
-    anew.extend_from_slice(&[0; 4]);
-    anew.extend_from_slice(&payload[rest..]);
-    replace(frame, anew)
+    let (before, mut rest) = payload.split_at_mut_checked(BEFORE_TABLE)?;
+    split_off(Table, &mut rest)?;
+    Some([before, &[0; 4], rest])
 }
 
 /// Leaves `type` of the properties, or none. Where they cannot be read, `type` is one that nobody
-/// knows. Answers as `method`.
-fn content_header(frame: &mut [u8], anew: &mut Vec<u8>) -> Option<usize> {
-    const UNKNOWN: &[u8] = &[1, b'?'];
-    let (before, properties) = payload(frame).split_at_checked(BEFORE_FLAGS)?;
-    let kind = find_type(properties).unwrap_or(UNKNOWN);
-    let flags = if kind.is_empty() { 0 } else { TYPE_FLAG };
-    anew.extend_from_slice(before);
-    anew.extend_from_slice(&flags.to_be_bytes());
-    anew.extend_from_slice(kind);
-    if let Some(kind) = anew.get_mut(BEFORE_FLAGS + 3..) {
-        make_utf8(Field::Name, kind);
-    }
-    replace(frame, anew)
+/// knows.
+fn content_header(payload: &mut [u8]) -> Option<Parts<'_>> {
+    const NONE: [u8; 2] = [0; 2];
+    const TYPE: [u8; 2] = TYPE_FLAG.to_be_bytes();
+    let (before, properties) = payload.split_at_mut_checked(BEFORE_FLAGS)?;
+    let kind = find_type(properties).unwrap_or(&[1, b'?']);
+    let flags = if kind.is_empty() { &NONE } else { &TYPE };
+    Some([before, flags, kind])
 }
 
 /// The `type` of a property list that begins with its flags, with its length byte; empty when there
 /// is none.
-fn find_type(list: &[u8]) -> Option<&[u8]> {
+fn find_type(list: &mut [u8]) -> Option<&[u8]> {
     /// Another word of flags follows.
-    const MORE: u16 = 1;
-    let (words, _) = list.as_chunks();
-    let mut words = words.iter().map(|word| u16::from_be_bytes(*word));
-    let present = words.clone().next()?;
+    const MORE: u8 = 1;
+    let present = u16::from_be_bytes(*list.first_chunk()?);
     if present & TYPE_FLAG == 0 {
         return Some(&[]);
     }
-    let last_word = words.position(|word| word & MORE == 0)?;
-    let mut at = 2 * (last_word + 1);
-    for (index, field) in BEFORE_TYPE.into_iter().enumerate() {
-        if present & (1 << (15 - index)) != 0 {
-            at = end(field, list, at)?;
-        }
+    let (words, _) = list.as_chunks();
+    let last_word = words.iter().position(|[_, low]| low & MORE == 0)?;
+    let mut values = &mut list[2 * (last_word + 1)..];
+    // What is in front of `type`, from the highest flag on.
+    for bit in (6..16).rev().filter(|bit| present & (1 << bit) != 0) {
+        let field = match bit {
+            13 => Table,         // headers
+            11 | 12 => Bytes(1), // delivery-mode and priority
+            6 => Bytes(8),       // timestamp
+            // The content's type and encoding, correlation-id, reply-to, expiration, message-id.
+            _ => Name,
+        };
+        split_off(field, &mut values)?;
     }
-    list.get(at..end(Field::Name, list, at)?)
+    split_off(Name, &mut values)
 }
 
-fn payload(frame: &mut [u8]) -> &mut [u8] {
-    let end = frame.len() - 1;
-    &mut frame[HEAD..end]
-}
-
-/// Where a field that begins at `at` ends.
-fn end(field: Field, bytes: &[u8], at: usize) -> Option<usize> {
-    let rest = bytes.get(at..)?;
+/// Splits a field off that `bytes` begin with. A string of it is UTF-8 then.
+fn split_off<'a>(field: Field, bytes: &mut &'a mut [u8]) -> Option<&'a [u8]> {
     let length = match field {
-        Field::Bytes(count) => count,
-        Field::Name | Field::Text => 1 + usize::from(*rest.first()?),
-        Field::Table => 4 + u32::from_be_bytes(*rest.first_chunk()?) as usize,
+        Bytes(count) => count,
+        Name | Text => 1 + usize::from(*bytes.first()?),
+        Table => 4 + u32::from_be_bytes(*bytes.first_chunk()?) as usize,
     };
-    (length <= rest.len()).then_some(at + length)
+    let value = bytes.split_off_mut(..length)?;
+    if let Name | Text = field {
+        make_utf8(field, &mut value[1..]);
+    }
+    Some(value)
 }
 
 /// Overwrites what is not UTF-8. Of a name that is all of it, lest it become a similar one: no key
@@ -221,25 +206,12 @@ fn end(field: Field, bytes: &[u8], at: usize) -> Option<usize> {
 fn make_utf8(field: Field, string: &mut [u8]) {
     let mut from = 0;
     while let Err(error) = str::from_utf8(&string[from..]) {
-        if let Field::Name = field {
+        if let Name = field {
             return string.fill(b'?');
         }
-        let valid = from + error.valid_up_to();
-        let length = error.error_len().unwrap_or(string.len() - valid);
-        from = valid + length;
-        string[valid..from].fill(b'?');
+        from += error.valid_up_to();
+        string[from] = b'?';
     }
-}
-
-/// Gives the frame another payload, no longer than its own, at its end; answers how many bytes of
-/// its beginning are left out.
-fn replace(frame: &mut [u8], with: &[u8]) -> Option<usize> {
-    let cut = payload(frame).len().checked_sub(with.len())?;
-    let size = (with.len() as u32).to_be_bytes();
-    frame.copy_within(..3, cut);
-    frame[cut + 3..cut + HEAD].copy_from_slice(&size);
-    payload(&mut frame[cut..]).copy_from_slice(with);
-    Some(cut)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub struct Socket {
     stream: TcpStream,
     frames: Frames,
     tuned: bool,
-    abort_handle: Arc<AbortHandle>,
+    abort_handle: AbortHandle,
 }
 
 /// How far a connection has come that is being opened.
@@ -38,8 +38,8 @@ pub enum Stage {
 
 /// Ends a connection at once, whatever its peer does, also while it is being opened: the I/O thread
 /// reads its end, and every call that waits for the broker fails.
-#[derive(Debug, Default)]
-pub struct AbortHandle(Mutex<Progress>);
+#[derive(Debug, Default, Clone)]
+pub struct AbortHandle(Arc<Mutex<Progress>>);
 
 #[derive(Debug, Default)]
 struct Progress {
@@ -80,7 +80,7 @@ impl AbortHandle {
 
 /// Cuts when it is dropped.
 #[derive(Default)]
-pub struct CutOnDrop(pub Arc<AbortHandle>);
+pub struct CutOnDrop(pub AbortHandle);
 
 impl Drop for CutOnDrop {
     fn drop(&mut self) {
@@ -90,7 +90,7 @@ impl Drop for CutOnDrop {
 
 impl Socket {
     /// Begins to connect to `address`; `abort_handle` ends it, and knows how far it has come.
-    pub fn connect(address: &SocketAddr, abort_handle: &Arc<AbortHandle>) -> io::Result<Self> {
+    pub fn connect(address: &SocketAddr, abort_handle: &AbortHandle) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         abort_handle.is_to_cut(stream.try_clone()?)?;
@@ -98,7 +98,7 @@ impl Socket {
             stream,
             frames: Frames::default(),
             tuned: false,
-            abort_handle: Arc::clone(abort_handle),
+            abort_handle: abort_handle.clone(),
         })
     }
 }
