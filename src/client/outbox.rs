@@ -172,7 +172,7 @@ impl Outbox {
         let Some(mut side) = self.try_write_side().filter(is_next) else {
             return false;
         };
-        // What an error means is seen where the rest is written.
+        // An error is nothing sent: the writer thread gets it again, and closes the connection.
         let sent = self.socket.send(frame.bytes(), false).unwrap_or(0);
         side.sent += sent as u64;
         if sent == frame.len() {
