@@ -48,6 +48,7 @@ pub(super) fn bad_login() -> AmqpError {
     AmqpError::Refused("login: wrong user or password, or no answer".into())
 }
 
+/// Something is gone, or did not come: what, says `text`.
 pub fn lost(text: impl Into<String>) -> AmqpError {
     AmqpError::Lost(text.into())
 }
