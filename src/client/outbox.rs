@@ -470,6 +470,8 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
 
+    use rustix::net::sockopt;
+
     /// An outbox whose opening is `[0]`, and the client's end of its socket.
     fn outbox(max_frames: usize, max_bytes: usize) -> (Arc<Outbox>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -478,6 +480,9 @@ mod tests {
             .set_read_timeout(Some(Duration::from_secs(10)))
             .unwrap();
         let (socket, _) = listener.accept().unwrap();
+        // Of a fixed size, the kernel enlarges neither: a socket that is full stays full.
+        sockopt::set_socket_send_buffer_size(&socket, 256 << 10).unwrap();
+        sockopt::set_socket_recv_buffer_size(&client, 256 << 10).unwrap();
         let outbox = Outbox::new(Arc::new(socket), Frame::raw(&[0]), max_frames, max_bytes);
         (Arc::new(outbox), client)
     }
