@@ -5,9 +5,9 @@
 //! which order arrivals and departures reach it. A connect never waits for the Presence Service.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{io, mem};
 
 use crossbeam::channel::{Receiver, Sender, bounded, select};
 use log::{debug, info, warn};
@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use crate::client::failpoint;
 use crate::config;
 use crate::ids::UserId;
+use crate::readiness::LastOutcome;
 use crate::registry::Registry;
 use crate::services::proto::{RenewLeaseRequest, UserOfflineRequest, UserOnlineRequest};
 use crate::services::{ServiceError, Services};
@@ -40,6 +41,8 @@ pub struct Presence {
     /// Told of each user that has been gone for `config.offline_grace`.
     gone: Box<dyn Fn(&UserId) + Send + Sync>,
     state: Mutex<State>,
+    /// What the last call came to.
+    last: LastOutcome,
     /// Has the thread look at the state again.
     changed: Sender<()>,
 }
@@ -56,8 +59,6 @@ struct State {
     take_over: bool,
     /// The lease is this gateway's own, and not another one's with the same id.
     owned: bool,
-    /// Why the last call failed, if it did.
-    failure: Option<String>,
 }
 
 /// When a user is to be looked at: if that has changed since, another one follows.
@@ -82,6 +83,7 @@ impl Presence {
             config: config.clone(),
             gone: Box::new(gone),
             state: Mutex::default(),
+            last: LastOutcome::new(Ok(())),
             changed,
         });
         let run = Arc::clone(&presence);
@@ -109,7 +111,7 @@ impl Presence {
 
     /// Whether the last call succeeded, and if not, why.
     pub fn state(&self) -> Result<(), String> {
-        self.state.lock().failure.clone().map_or(Ok(()), Err)
+        self.last.get()
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -237,14 +239,12 @@ impl Presence {
 
     /// Remembers whether the Presence Service works, and logs when that changes.
     fn record_result<T>(&self, told: Result<T, ServiceError>) -> Option<T> {
-        let failure = told.as_ref().err().map(ServiceError::to_string);
-        let before = mem::replace(&mut self.state.lock().failure, failure.clone());
-        match failure {
-            Some(error) if before.as_ref() != Some(&error) => {
-                warn!("Presence Service fails, will be retried: error={error}");
+        let outcome = told.as_ref().map(drop).map_err(ServiceError::to_string);
+        if self.last.record(&outcome) {
+            match outcome {
+                Err(error) => warn!("Presence Service fails, will be retried: error={error}"),
+                Ok(()) => info!("Presence Service works again"),
             }
-            None if before.is_some() => info!("Presence Service works again"),
-            _ => {}
         }
         told.ok()
     }

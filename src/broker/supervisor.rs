@@ -139,7 +139,7 @@ impl SupervisorLoop {
         while !stop.within(wait) {
             let opened = self.opener.open(stop);
             let was_open = opened.is_ok();
-            let outcome = opened.and_then(|link| self.serve(link, stop));
+            let outcome = opened.and_then(|amqp| self.serve(amqp, stop));
             let (Err(error), false) = (outcome, stop.is_given()) else {
                 break;
             };
@@ -157,10 +157,10 @@ impl SupervisorLoop {
 
     /// One connection, to its end; `Ok` when told to stop. A panic ends this connection, and the
     /// next one is opened.
-    fn serve(&mut self, link: AmqpConnection, stop: &StopSignal) -> Result<(), AmqpError> {
-        *self.shared.abort_handle.lock() = link.abort_handle();
+    fn serve(&mut self, amqp: AmqpConnection, stop: &StopSignal) -> Result<(), AmqpError> {
+        *self.shared.abort_handle.lock() = amqp.abort_handle();
         let is_first = self.on_owned.is_some();
-        let mut connection = BrokerConnection::declare(link, &self.settings.gateway_id, is_first)?;
+        let mut connection = BrokerConnection::declare(amqp, &self.settings.gateway_id, is_first)?;
         self.routes.begin();
         let outcome = contain(|| {
             connection.start_consumers(&self.deliver, self.settings.prefetch)?;

@@ -77,6 +77,7 @@ const RULES: [Rule; 11] = [
         never_names: &[
             "crate::client::accept",
             "crate::client::address",
+            "crate::client::admission",
             "crate::client::dispatch",
             "crate::client::handshake",
             "crate::client::head",
@@ -85,6 +86,7 @@ const RULES: [Rule; 11] = [
             "crate::client::request",
             "crate::client::session",
             "crate::client::socket",
+            "crate::client::transport",
             "crate::client::writer",
         ],
     },

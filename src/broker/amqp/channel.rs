@@ -15,7 +15,7 @@ use crate::threads::StopSignal;
 pub use amiquip::ExchangeType as ExchangeKind;
 
 /// One channel. Its calls wait for the broker, save where they say otherwise; after an error it is
-/// closed. Dropping it waits for the broker too, unless the link is closed or cut.
+/// closed. Dropping it waits for the broker too, unless the connection is closed or cut.
 pub struct Channel(pub(super) amiquip::Channel);
 
 /// The value of an `x-` argument of a queue.

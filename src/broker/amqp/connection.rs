@@ -35,12 +35,12 @@ impl AmqpConnection {
         channel.map(Channel).map_err(during("opening a channel"))
     }
 
-    /// What ends the link at once, from any thread.
+    /// What ends the connection at once, from any thread.
     pub fn abort_handle(&self) -> AbortHandle {
         self.abort_handle.0.clone()
     }
 
-    /// Takes leave of the broker within `wait`, or else cuts the link. An error is the reason why
+    /// Takes leave of the broker within `wait`, or else cuts the connection. An error is the reason why
     /// the connection had ended before, if it had: amiquip tells it nowhere else.
     pub fn close(self, wait: Duration) -> Result<()> {
         let connection = self.connection;
