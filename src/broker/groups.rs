@@ -96,9 +96,7 @@ impl Groups {
 
     /// Catches up those of `members` who are connected here.
     pub fn catch_up<'a>(&self, members: impl IntoIterator<Item = &'a UserId>) {
-        let mut connections = Vec::new();
-        self.registry.recipients(members, &mut connections);
-        recipient::catch_up(&connections);
+        recipient::catch_up(&self.registry.connections_of(members));
     }
 
     /// Holds a fetched list and catches its new members up.

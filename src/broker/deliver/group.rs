@@ -50,7 +50,7 @@ impl Deliverer {
                 let sent = (sender, Push::group_message(&message));
                 match self.members(&group) {
                     Some(members) => self.add_to_batch(members, sent),
-                    None => self.wait(&group, sent),
+                    None => self.await_members(&group, sent),
                 }
             }
             KIND_GROUP_MEMBERS_CHANGED => {
@@ -76,7 +76,7 @@ impl Deliverer {
     }
 
     /// Has a message wait for its group's members.
-    fn wait(&mut self, group: &GroupId, message: Sent) {
+    fn await_members(&mut self, group: &GroupId, message: Sent) {
         self.make_room_for(group);
         self.waiting.enter(group);
         while self.waiting.is_full(group, &message) {
@@ -108,7 +108,7 @@ impl Deliverer {
         }
         let waiting = mem::replace(&mut self.waiting, Waiting::new());
         self.push_own_copies(waiting.into_messages().collect());
-        self.deliver.catch_everybody_up();
+        self.catch_everybody_up();
     }
 
     /// For the senders' devices: their copies are never unread, so catch-up does not bring them. Each
@@ -176,9 +176,7 @@ impl DeliveryContext {
         let registry = Arc::clone(&self.registry);
         let frame = OnceLock::new();
         self.fan_out.chunks(batch.members.len(), move |chunk| {
-            let mut recipients = Vec::with_capacity(chunk.len());
-            registry.recipients(&batch.members[chunk], &mut recipients);
-            for connection in recipients {
+            for connection in registry.connections_of(&batch.members[chunk]) {
                 let frame = frame.get_or_init(|| batch.frame());
                 recipient::contain("push", &connection, |connection| {
                     failpoint::reached("flush", connection.user());
@@ -210,16 +208,17 @@ impl GroupBatch {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use crossbeam::channel::never;
     use prost::Message as _;
 
     use super::super::tests::{Scene, group_message, scene};
     use super::*;
     use crate::broker::Queue;
-    use crate::broker::deliver::Disposition;
     use crate::broker::waiting::{MAX_ASKED, MAX_ASKED_AGAIN, MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
     use crate::services::fake::FakeServices;
+    use crate::threads::StopSignal;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -241,7 +240,7 @@ mod tests {
                 kind,
                 body,
             });
-            assert_eq!(taken, Disposition::Ack);
+            assert_eq!(taken, Ok(()));
         }
 
         fn gets_message(&mut self, id: &str, group: &str) {
@@ -270,10 +269,9 @@ mod tests {
             self.flush();
         }
 
-        /// Waits until it is woken, or something is due.
+        /// Waits until there is something to do.
         fn idles(&mut self) {
-            let wait = self.due_in().min(PATIENCE);
-            let _ = self.woken().recv_timeout(wait);
+            self.wait(&never::<()>(), &StopSignal::never(), PATIENCE);
             self.flush();
         }
     }
@@ -403,7 +401,11 @@ mod tests {
         }
         deliverer.flush();
         assert_eq!(s.users.unanswered(), MAX_ASKED_AGAIN);
-        assert_eq!(deliverer.due_in(), Duration::MAX, "an answer comes first");
+        assert_eq!(
+            deliverer.waiting.due_in(),
+            Duration::MAX,
+            "an answer comes first"
+        );
         s.users.answer();
         while s.users.unanswered() < MAX_ASKED_AGAIN {
             assert!(Instant::now() < give_up);
