@@ -31,7 +31,7 @@ use group::GroupBatch;
 pub struct DeliveryContext {
     registry: Arc<Registry>,
     services: Arc<dyn Services>,
-    groups: Groups,
+    cache_ttl: Duration,
     fan_out: FanOut,
 }
 
@@ -39,9 +39,9 @@ impl DeliveryContext {
     /// `cache_ttl`: how long a group's member list is used.
     pub fn new(registry: Arc<Registry>, services: Arc<dyn Services>, cache_ttl: Duration) -> Self {
         Self {
-            groups: Groups::new(Arc::clone(&registry), cache_ttl),
             registry,
             services,
+            cache_ttl,
             fan_out: FanOut::start(),
         }
     }
@@ -51,6 +51,7 @@ impl DeliveryContext {
         Deliverer {
             deliver: Arc::clone(self),
             queue,
+            groups: Groups::new(Arc::clone(&self.registry), self.cache_ttl),
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
@@ -63,6 +64,7 @@ impl DeliveryContext {
 pub struct Deliverer {
     deliver: Arc<DeliveryContext>,
     queue: Queue,
+    groups: Groups,
     /// Group messages that have been taken and are not enqueued yet.
     batch: Option<GroupBatch>,
     /// Group messages of whose recipients the User Service is asked.
@@ -439,26 +441,31 @@ mod tests {
             group_id: "team".into(),
         }
         .encode_to_vec();
-        let change = || {
-            s.take(
-                Queue::Group,
-                "group.team",
-                KIND_GROUP_MEMBERS_CHANGED,
-                &changed,
-            )
+        let mut deliverer = s.deliver.deliverer(Queue::Group);
+        let mut take = |kind: &str, body: &[u8]| {
+            let routing_key = "group.team";
+            let delivery = Delivery {
+                routing_key,
+                kind,
+                body,
+            };
+            assert_eq!(deliverer.enqueue(&delivery), Ok(()));
+            deliverer.flush();
         };
-        assert_eq!((change(), s.users.calls()), (Ok(()), 0));
+        take(KIND_GROUP_MEMBERS_CHANGED, &changed);
+        assert_eq!(s.users.calls(), 0);
 
         let mut bob = Client::join(&s.registry, "bob");
         let carol = Client::join(&s.registry, "carol");
         let first = group_message("m1", "alice", "team").encode_to_vec();
-        s.take(Queue::Group, "group.team", "", &first).unwrap();
+        take("", &first);
         assert!(bob.next().contains("m1"));
         s.users.set("team", &["alice", "carol"]);
-        assert_eq!((change(), s.users.calls()), (Ok(()), 2));
+        take(KIND_GROUP_MEMBERS_CHANGED, &changed);
+        assert_eq!(s.users.calls(), 2);
         assert!(carol.takes_catch_up());
         let second = group_message("m2", "alice", "team").encode_to_vec();
-        s.take(Queue::Group, "group.team", "", &second).unwrap();
+        take("", &second);
         assert!(bob.is_quiet(), "he is no member any more");
     }
 

@@ -56,7 +56,7 @@ impl Deliverer {
             KIND_GROUP_MEMBERS_CHANGED => {
                 let changed: GroupMembersChanged = decode(delivery)?;
                 ensure(changed.group_id == group.as_str(), OTHER_GROUP)?;
-                if self.deliver.groups.invalidate(&group) || self.waiting.contains(&group) {
+                if self.groups.invalidate(&group) || self.waiting.contains(&group) {
                     self.make_room_for(&group);
                     self.waiting.members_changed(&group);
                     self.waiting.ask(&*self.deliver.services);
@@ -68,11 +68,11 @@ impl Deliverer {
     }
 
     /// The group's members, unless earlier messages wait for them.
-    fn members(&self, group: &GroupId) -> Option<Members> {
+    fn members(&mut self, group: &GroupId) -> Option<Members> {
         if self.waiting.contains(group) {
             return None;
         }
-        self.deliver.groups.fresh(group)
+        self.groups.fresh(group)
     }
 
     /// Has a message wait for its group's members.
@@ -124,18 +124,17 @@ impl Deliverer {
 
     /// Delivers what has waited for this answer of the User Service.
     pub(super) fn answered(&mut self, group: GroupId, answer: Answer) {
-        let groups = &self.deliver.groups;
-        let members = match groups.answered(&group, answer) {
+        let members = match self.groups.answered(&group, answer) {
             Ok(members) => members,
             Err(error) => return self.waiting.failed(group, &error),
         };
         let waited = self.waiting.known(&group);
         if waited.changed_after.is_some() {
             // The answer is outdated already.
-            groups.invalidate(&group);
+            self.groups.invalidate(&group);
         }
         if waited.let_go {
-            groups.catch_up(members.iter());
+            self.groups.catch_up(members.iter());
         }
         for messages in waited.messages.chunks(MAX_BATCH) {
             let (members, messages) = (Arc::clone(&members), messages.to_vec());
