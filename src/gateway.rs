@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::broker::source::{DeliverySource, ReloadError};
+use crate::broker::source::DeliverySource;
 use crate::broker::supervisor::{EXCHANGE_POLL_INTERVAL, RETRY_FIRST, Settings, Supervisor};
 use crate::broker::{DeliveryContext, Endpoint, Routes};
 use crate::capacity;
@@ -120,7 +120,8 @@ impl Gateway {
         let source = start_source(Arc::new(deliver), Arc::clone(&presence))?;
 
         let readiness = Arc::new(Readiness::default());
-        readiness.add("broker", true, source.check());
+        let broker = source.state();
+        readiness.add("broker", true, move || broker.get());
         let probe = Probe::start(Arc::clone(&services), &readiness, fatal)?;
         let told = Arc::clone(&presence);
         readiness.add("presence_service", false, move || told.state());
@@ -179,7 +180,7 @@ impl Gateway {
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.
-    pub fn reload(&self, config: &Config) -> Result<(), ReloadError> {
+    pub fn reload(&self, config: &Config) -> Result<(), String> {
         self.source.reload(config)
     }
 

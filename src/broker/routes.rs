@@ -156,8 +156,7 @@ impl Routes {
             }
         }
         drop(table);
-        let mut connections = Vec::new();
-        self.registry.recipients(users, &mut connections);
+        let connections = self.registry.connections_of(users);
         connections.iter().for_each(|one| one.routed());
     }
 
