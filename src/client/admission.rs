@@ -117,7 +117,8 @@ impl Limits {
         if table.connections >= self.config.max_connections {
             return Err(no_room());
         }
-        let is_client = !self.listen.trusted_proxies.contains(peer);
+        let mut proxies = self.listen.trusted_proxies.iter();
+        let is_client = !proxies.any(|network| network.contains(peer));
         let counted = is_client.then(|| table.count(peer, &self.config));
         let admission = Admission {
             limits: Arc::clone(self),

@@ -20,9 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use self::values::duration;
 
-pub use endpoint::{Endpoint, InvalidUrl};
+pub use endpoint::Endpoint;
 pub use load::{ConfigError, load};
-pub use network::{Network, Networks};
+pub use network::Network;
 pub use secrets::display;
 pub use validate::may_listen;
 pub use values::{Addresses, Token};
@@ -91,7 +91,7 @@ tables! {
         /// `scheme://host[:port]` of the pages that may connect; empty: any.
         allowed_origins: Vec<String> = Vec::new() => origins,
         /// The proxies whose X-Forwarded-For is believed: addresses and networks.
-        trusted_proxies: Networks = Networks::default(),
+        trusted_proxies: Vec<Network> = Vec::new(),
         /// For the whole request head, however slowly it comes.
         handshake_timeout: Duration as "duration" = Duration::from_secs(10) => positive,
     }
@@ -186,7 +186,7 @@ tables! {
         page: bool = true,
         /// Token to user.
         tokens: BTreeMap<String, Token> =
-            SAMPLE_USERS.map(|user| (format!("{user}-token"), Token::of(user))).into(),
+            SAMPLE_USERS.map(|user| (format!("{user}-token"), Token::Unlimited(user.into()))).into(),
         /// Group to members.
         groups: BTreeMap<String, Vec<String>> =
             [("team".into(), SAMPLE_USERS.map(String::from).into())].into(),
