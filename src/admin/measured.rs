@@ -7,20 +7,20 @@ use crate::metrics::{Metrics, observe};
 use crate::services::proto::*;
 use crate::services::{Result, Services, Told};
 
-/// Calls `S`, and counts.
-pub struct Measured<S> {
-    services: S,
+/// Calls the services, and counts.
+pub struct Measured {
+    services: Arc<dyn Services>,
     metrics: Arc<Metrics>,
 }
 
-impl<S: Services> Measured<S> {
-    pub fn new(services: S, metrics: Arc<Metrics>) -> Self {
+impl Measured {
+    pub fn new(services: Arc<dyn Services>, metrics: Arc<Metrics>) -> Self {
         Self { services, metrics }
     }
 
-    fn measure<T>(&self, method: &str, call: impl FnOnce(&S) -> Result<T>) -> Result<T> {
+    fn measure<T>(&self, method: &str, call: impl FnOnce(&dyn Services) -> Result<T>) -> Result<T> {
         let start = Instant::now();
-        let result = call(&self.services);
+        let result = call(&*self.services);
         note(&self.metrics, method, start, &result);
         result
     }
@@ -29,10 +29,10 @@ impl<S: Services> Measured<S> {
     fn measure_all<T>(
         &self,
         method: &str,
-        call: impl FnOnce(&S) -> Vec<Result<T>>,
+        call: impl FnOnce(&dyn Services) -> Vec<Result<T>>,
     ) -> Vec<Result<T>> {
         let start = Instant::now();
-        let results = call(&self.services);
+        let results = call(&*self.services);
         for result in &results {
             note(&self.metrics, method, start, result);
         }
@@ -46,7 +46,7 @@ fn note<T>(metrics: &Metrics, method: &str, start: Instant, result: &Result<T>) 
     observe(&histogram, start.elapsed());
 }
 
-impl<S: Services> Services for Measured<S> {
+impl Services for Measured {
     fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
         self.measure("ValidateToken", |services| services.validate_token(request))
     }

@@ -33,6 +33,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::iter;
+use std::net::Shutdown;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
@@ -451,12 +452,12 @@ impl Outbox {
                 }
             }
         }
-        self.socket.shutdown_write();
+        self.socket.shutdown(Shutdown::Write);
     }
 
     /// Cuts the connection: whoever blocks on the socket returns at once.
     pub fn abort(&self) {
-        self.socket.abort();
+        self.socket.shutdown(Shutdown::Both);
     }
 }
 

@@ -18,7 +18,7 @@ use super::handshake::{Accepted, plain_response, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::outbox::Outbox;
 use super::protocol::{Outgoing, frame_behind, timestamp};
-use super::rate::{RateLimit, Verdict};
+use super::rate::RateLimit;
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
 use super::stack::{self, STACK};
@@ -191,14 +191,11 @@ impl Session {
     fn answer(&self, text: &str, rate: &mut RateLimit) -> Result<Frame, CloseReason> {
         failpoint::reached("reader", self.connection.user());
         let request = Request::parse(text, self.connection.user());
-        match rate.judge(Instant::now()) {
-            Verdict::Pass => Ok(dispatch::answer(&self.context, &self.connection, request)),
-            Verdict::Refuse => {
-                let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
-                Ok(dispatch::error(request.id.as_deref(), &error))
-            }
-            Verdict::Close => Err(CloseReason::RateExceeded),
+        if rate.allows(Instant::now())? {
+            return Ok(dispatch::answer(&self.context, &self.connection, request));
         }
+        let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
+        Ok(dispatch::error(request.id.as_deref(), &error))
     }
 }
 
