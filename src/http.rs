@@ -268,12 +268,19 @@ impl HttpResponse {
             _ => "bad_request",
         };
         let message = message.to_owned();
-        Self::new(status, Some(Refusal { reason, message }), headers, body.into())
+        Self::new(
+            status,
+            Some(Refusal { reason, message }),
+            headers,
+            body.into(),
+        )
     }
 
     /// Names the reason of an error.
     pub fn because(mut self, reason: &'static str) -> Self {
-        self.refusal.iter_mut().for_each(|refusal| refusal.reason = reason);
+        self.refusal
+            .iter_mut()
+            .for_each(|refusal| refusal.reason = reason);
         self
     }
 
@@ -422,7 +429,9 @@ impl Page {
         };
         match head.method {
             "HEAD" => response.without_body(),
-            "OPTIONS" if response.refusal.is_none() => HttpResponse::options(response.status, methods),
+            "OPTIONS" if response.refusal.is_none() => {
+                HttpResponse::options(response.status, methods)
+            }
             _ => response,
         }
     }

@@ -24,9 +24,8 @@ const OWN: &str = "ws_gateway";
 const SECRETIVE: &str = "amiquip";
 
 /// RFC 3339 in UTC, each as wide as the other.
-const TIME: &[FormatItem<'static>] = format_description!(
-    "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
-);
+const TIME: &[FormatItem<'static>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// The file that is written to, if it is one.
 static FILE: OnceLock<LogFile> = OnceLock::new();
@@ -196,8 +195,14 @@ mod tests {
             assert_eq!(limit.pass_at(start + Duration::from_millis(999)), None);
         }
         let next = limit.pass_at(start + Duration::from_secs(1));
-        assert_eq!(next.map(|it| it.to_string()).as_deref(), Some(", left_out=7"));
-        assert_eq!(limit.pass_at(start + Duration::from_secs(1)), Some(LeftOut(0)));
+        assert_eq!(
+            next.map(|it| it.to_string()).as_deref(),
+            Some(", left_out=7")
+        );
+        assert_eq!(
+            limit.pass_at(start + Duration::from_secs(1)),
+            Some(LeftOut(0))
+        );
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct Metrics {
     /// By the reason in one word ([`HttpResponse::reason`](crate::http::HttpResponse::reason)).
     pub rejected: IntCounterVec,
     /// By the request's type.
-    pub received: IntCounterVec,
+    received: IntCounterVec,
     pushed: [IntCounter; 3],
     errors: IntCounterVec,
     pub bytes_received: IntCounter,
@@ -66,8 +66,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero. `types` are those of requests.
-    pub fn new(types: &[&str]) -> Self {
+    /// All at zero. `request_types` are those that [`Metrics::received`] is told.
+    pub fn new(request_types: &[&str]) -> Self {
         let registry = Registry::new();
         let counters = |name: &str, label: &str, help: &str, values: &[&str]| {
             let counters = IntCounterVec::new(Opts::new(name, help), &[label]);
@@ -79,7 +79,8 @@ impl Metrics {
             counters
         };
         let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
-        let options = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(BUCKETS.into());
+        let options =
+            |name: &str, help: &str| HistogramOpts::new(name, help).buckets(BUCKETS.into());
         let histogram =
             |name: &str, help: &str| register(&registry, Histogram::with_opts(options(name, help)));
         let pushed = counters(
@@ -94,7 +95,10 @@ impl Metrics {
             "Calls to the User, Message and Presence services, by method and code.",
         );
         Self {
-            connections: counter("gateway_connections_total", "Connections that were upgraded."),
+            connections: counter(
+                "gateway_connections_total",
+                "Connections that were upgraded.",
+            ),
             disconnects: counters(
                 "gateway_disconnects_total",
                 "reason",
@@ -111,7 +115,7 @@ impl Metrics {
                 "gateway_messages_received_total",
                 "type",
                 "Requests of clients, by type.",
-                types,
+                request_types,
             ),
             pushed: PushType::ALL.map(|kind| pushed.with_label_values(&[kind.as_str()])),
             errors: counters(
@@ -160,6 +164,11 @@ impl Metrics {
             ),
             registry,
         }
+    }
+
+    /// A client's request, of a type that is known.
+    pub fn received(&self, kind: &'static str) {
+        self.received.with_label_values(&[kind]).inc();
     }
 
     /// So many more of this type are queued for connections.

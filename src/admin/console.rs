@@ -20,7 +20,7 @@ use crate::error::ErrorCode;
 use crate::http::{self, Head, HttpResponse};
 use crate::ids::UserId;
 use crate::metrics::Metrics;
-use crate::readiness::Readiness;
+use crate::readiness::{LastOutcome, Readiness};
 use crate::registry::Registry;
 
 /// Where answers come from.
@@ -34,7 +34,7 @@ pub struct Sources {
     /// How much of the limits is used.
     pub usage: Box<dyn Fn() -> Usage + Send + Sync>,
     /// Why the broker is not in reach, if it is not.
-    pub broker: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    pub broker: LastOutcome,
     /// Told whether the gateway drains by hand from now on.
     pub on_drain: Box<dyn Fn(bool) + Send + Sync>,
 }
@@ -116,7 +116,8 @@ impl Console {
 
     fn try_respond(&self, head: &Head<'_>) -> http::Result<HttpResponse> {
         let resource = Resource::at(head.path).ok_or_else(|| {
-            let message = "Nothing here; see /, /healthz, /readyz, /metrics, /connections, /disconnects";
+            let message =
+                "Nothing here; see /, /healthz, /readyz, /metrics, /connections, /disconnects";
             HttpResponse::error(404, ErrorCode::NotFound, message)
         })?;
         let methods = resource.methods();
@@ -152,15 +153,15 @@ impl Console {
             Resource::Connections => {
                 let filter = Filter::parse(query)?;
                 let mut connections = sources.registry.connections();
-                connections.retain(|one| filter.fits(Some(one.user().as_str()), Some(one.peer)));
-                connections.sort_by_key(|connection| connection.since);
+                connections.retain(|one| filter.fits(Some(one.user().as_str()), one.peer.address));
+                connections.sort_by_key(|connection| connection.activity.since());
                 let connections: Vec<_> = connections.iter().map(|one| describe(one)).collect();
                 json_page(&json!({ "connections": connections }))
             }
             Resource::Disconnects => {
                 let filter = Filter::parse(query)?;
                 let mut ended = sources.history.ended();
-                ended.retain(|one| filter.fits(Some(&one.user), Some(one.address)));
+                ended.retain(|one| filter.fits(Some(&one.user), one.address));
                 let mut refused = sources.history.refused();
                 refused.retain(|one| filter.fits(one.user.as_deref(), one.address));
                 json_page(&json!({ "ended": ended, "refused": refused }))
@@ -180,7 +181,7 @@ impl Console {
         let text = percent_decode_str(user).decode_utf8();
         let user = text.ok().and_then(|text| UserId::new(&text).ok());
         let user = user.ok_or_else(|| HttpResponse::bad_request("Not a user id"))?;
-        let mut connections = self.sources.registry.connections_of(&user);
+        let mut connections = self.sources.registry.connections_of([&user]);
         connections.retain(|connection| !connection.is_closing());
         let count = connections.len();
         info!("Disconnected by an operator: user={user}, connections={count}");
@@ -205,9 +206,8 @@ impl Filter {
                 "user" => user = Some(value.into_owned()),
                 "address" => {
                     let parsed: Option<IpAddr> = value.parse().ok();
-                    let parsed = parsed.ok_or_else(|| {
-                        HttpResponse::bad_request("address: not an IP address")
-                    })?;
+                    let parsed = parsed
+                        .ok_or_else(|| HttpResponse::bad_request("address: not an IP address"))?;
                     address = Some(parsed.to_canonical());
                 }
                 _ => {
@@ -219,9 +219,9 @@ impl Filter {
         Ok(Self { user, address })
     }
 
-    fn fits(&self, user: Option<&str>, address: Option<IpAddr>) -> bool {
+    fn fits(&self, user: Option<&str>, address: IpAddr) -> bool {
         let is_user = self.user.is_none() || self.user.as_deref() == user;
-        is_user && (self.address.is_none() || self.address == address)
+        is_user && (self.address.is_none() || self.address == Some(address))
     }
 }
 
@@ -231,19 +231,20 @@ fn describe(connection: &Connection) -> Value {
     let since = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
     let (received, sent) = connection.bytes();
     let queue = connection.queue();
-    let reader = match connection.calling() {
+    let activity = &connection.activity;
+    let reader = match activity.call() {
         Some((method, began)) => format!("{method} since {:.1} s", since(began)),
         None => "reading".into(),
     };
     json!({
         "id": connection.id().to_string(),
         "user": connection.user().as_str(),
-        "address": connection.peer,
-        "address_source": connection.peer_source,
+        "address": connection.peer.address,
+        "address_source": connection.peer.source,
         "reader": reader,
-        "connected_seconds": since(connection.since),
-        "last_frame_seconds": since(connection.last_heard()),
-        "round_trip_seconds": connection.round_trip().map(|trip| trip.as_secs_f64()),
+        "connected_seconds": since(activity.since()),
+        "last_frame_seconds": since(activity.last_heard()),
+        "round_trip_seconds": activity.round_trip().map(|trip| trip.as_secs_f64()),
         "queue_frames": queue.frames,
         "queue_bytes": queue.bytes,
         "queue_high_water": queue.high_water,

@@ -47,5 +47,9 @@ pub fn check_intent(head: &Head<'_>) -> http::Result<()> {
         return Ok(());
     }
     let message = format!("A POST needs the header field {HEADER}, with any value");
-    Err(HttpResponse::error(403, ErrorCode::PermissionDenied, &message))
+    Err(HttpResponse::error(
+        403,
+        ErrorCode::PermissionDenied,
+        &message,
+    ))
 }

@@ -9,9 +9,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::client::address::{AddressSource, Peer};
 use crate::client::connection::Connection;
-use crate::client::{AddressSource, ConnectionObserver, OverUserLimit, Refusal, Route};
-use crate::metrics::{Metrics, observe};
+use crate::client::{ConnectionObserver, OverUserLimit, Route};
+use crate::http::HttpResponse;
+use crate::ids::UserId;
+use crate::metrics::Metrics;
 
 /// How many of each are remembered.
 const REMEMBERED: usize = 1_000;
@@ -49,10 +52,9 @@ pub struct Ended {
 pub struct Refused {
     /// Where the token said so.
     pub user: Option<String>,
-    /// `None`: the client was gone before it was asked.
-    pub address: Option<IpAddr>,
+    pub address: IpAddr,
     address_source: AddressSource,
-    /// HTTP's; 0 where none was sent.
+    /// HTTP's.
     status: u16,
     reason: &'static str,
     message: String,
@@ -91,7 +93,6 @@ impl ConnectionObserver for History {
     fn connected(&self, connection: &Arc<Connection>) -> Result<Route, OverUserLimit> {
         let route = self.observer.connected(connection)?;
         self.metrics.connections.inc();
-        observe(&self.metrics.handshake, connection.handshake);
         Ok(route)
     }
 
@@ -104,18 +105,21 @@ impl ConnectionObserver for History {
         let Some(reason) = connection.closing() else {
             return;
         };
-        self.metrics.disconnects.with_label_values(&[reason.name()]).inc();
+        self.metrics
+            .disconnects
+            .with_label_values(&[reason.name()])
+            .inc();
         remember(
             &self.ended,
             Ended {
                 user: connection.user().to_string(),
-                address: connection.peer,
-                address_source: connection.peer_source,
+                address: connection.peer.address,
+                address_source: connection.peer.source,
                 connection_id: connection.id().to_string(),
-                code: reason.frame().map_or(1006, |(code, _)| code),
+                code: reason.code().unwrap_or(1006),
                 reason: reason.to_string(),
                 at: now(),
-                lasted_seconds: connection.since.elapsed().as_secs_f64(),
+                lasted_seconds: connection.activity.since().elapsed().as_secs_f64(),
                 bytes_received: received,
                 bytes_sent: sent,
                 queue_high_water: connection.queue().high_water,
@@ -123,18 +127,24 @@ impl ConnectionObserver for History {
         );
     }
 
-    fn refused(&self, refusal: &Refusal<'_>) {
-        self.observer.refused(refusal);
-        self.metrics.rejected.with_label_values(&[refusal.reason]).inc();
+    fn refused(&self, peer: Peer, user: Option<&UserId>, response: &HttpResponse) {
+        self.observer.refused(peer, user, response);
+        let Some(refusal) = response.refusal() else {
+            return;
+        };
+        self.metrics
+            .rejected
+            .with_label_values(&[refusal.reason])
+            .inc();
         remember(
             &self.refused,
             Refused {
-                user: refusal.user.map(ToString::to_string),
-                address: refusal.peer,
-                address_source: refusal.peer_source,
-                status: refusal.status,
+                user: user.map(ToString::to_string),
+                address: peer.address,
+                address_source: peer.source,
+                status: response.status(),
                 reason: refusal.reason,
-                message: refusal.message.into(),
+                message: refusal.message.clone(),
                 at: now(),
             },
         );
@@ -150,6 +160,8 @@ fn remember<T>(log: &Mutex<VecDeque<Arc<T>>>, entry: T) {
 }
 
 fn now() -> u64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }

@@ -201,6 +201,10 @@ fn linger(mut socket: &TcpStream) -> io::Result<()> {
 }
 
 fn is_wait(error: &io::Error) -> bool {
-    let waits = [ErrorKind::WouldBlock, ErrorKind::TimedOut, ErrorKind::Interrupted];
+    let waits = [
+        ErrorKind::WouldBlock,
+        ErrorKind::TimedOut,
+        ErrorKind::Interrupted,
+    ];
     waits.contains(&error.kind())
 }

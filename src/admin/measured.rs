@@ -41,7 +41,9 @@ impl Measured {
 }
 
 fn note<T>(metrics: &Metrics, method: &str, start: Instant, result: &Result<T>) {
-    let code = result.as_ref().map_or_else(|error| error.code.as_str(), |_| "OK");
+    let code = result
+        .as_ref()
+        .map_or_else(|error| error.code.as_str(), |_| "OK");
     let histogram = metrics.rpc.with_label_values(&[method, code]);
     observe(&histogram, start.elapsed());
 }
@@ -65,7 +67,9 @@ impl Services for Measured {
     }
 
     fn send_group_message(&self, request: SendGroupMessageRequest) -> Result<SendMessageResponse> {
-        self.measure("SendGroupMessage", |services| services.send_group_message(request))
+        self.measure("SendGroupMessage", |services| {
+            services.send_group_message(request)
+        })
     }
 
     fn history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse> {
@@ -73,14 +77,18 @@ impl Services for Measured {
     }
 
     fn group_history(&self, request: GetGroupHistoryRequest) -> Result<GetHistoryResponse> {
-        self.measure("GetGroupHistory", |services| services.group_history(request))
+        self.measure("GetGroupHistory", |services| {
+            services.group_history(request)
+        })
     }
 
     fn offline_messages(
         &self,
         request: GetOfflineMessagesRequest,
     ) -> Result<GetOfflineMessagesResponse> {
-        self.measure("GetOfflineMessages", |services| services.offline_messages(request))
+        self.measure("GetOfflineMessages", |services| {
+            services.offline_messages(request)
+        })
     }
 
     fn ack_messages(&self, request: AckMessagesRequest) -> Result<()> {

@@ -38,7 +38,8 @@ impl Scrape {
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let process = registry.register(Box::new(ProcessCollector::for_self()));
         process.expect("one collector of a name");
-        let help = "Seconds that are left until the connections that remain are cut; 0 while none are.";
+        let help =
+            "Seconds that are left until the connections that remain are cut; 0 while none are.";
         Self {
             connections: gauge("gateway_connections", "Connections that are open."),
             users: gauge("gateway_users", "Users with a connection."),
@@ -53,7 +54,10 @@ impl Scrape {
                 "gateway_send_queue_depth_max",
                 "The most frames that have been in the queue of a connection that is open.",
             ),
-            broker_up: gauge("gateway_broker_up", "1 while deliveries can come, 0 while not."),
+            broker_up: gauge(
+                "gateway_broker_up",
+                "1 while deliveries can come, 0 while not.",
+            ),
             drain: register(registry, Gauge::new("gateway_drain_seconds", help)),
             one: Mutex::new(()),
         }
@@ -65,7 +69,9 @@ impl Scrape {
         self.look(sources);
         let families = sources.metrics.registry().gather();
         // Fails for families without a name or a sample alone, which are not gathered.
-        TextEncoder::new().encode_to_string(&families).unwrap_or_default()
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .unwrap_or_default()
     }
 
     fn look(&self, sources: &Sources) {
@@ -94,16 +100,32 @@ impl Scrape {
         self.connections.set(number(connections.len()));
         self.users.set(number(users.len()));
         self.queue_depth_max.set(number(deepest));
-        self.broker_up.set(i64::from((sources.broker)().is_ok()));
+        self.broker_up.set(i64::from(sources.broker.get().is_ok()));
         self.drain.set(sources.drain.left().as_secs_f64());
         let (limits, session) = (&sources.config.limits, &sources.config.session);
         let usage = (sources.usage)();
         let of_one_user = users.values().max().copied().unwrap_or(0);
         for (name, limit, used) in [
-            ("max_connections", limits.max_connections, number(usage.connections)),
-            ("max_connections_per_user", limits.max_connections_per_user, of_one_user),
-            ("max_connections_per_ip", limits.max_connections_per_ip, number(usage.of_one_address)),
-            ("max_handshakes", limits.max_handshakes, number(usage.handshakes)),
+            (
+                "max_connections",
+                limits.max_connections,
+                number(usage.connections),
+            ),
+            (
+                "max_connections_per_user",
+                limits.max_connections_per_user,
+                of_one_user,
+            ),
+            (
+                "max_connections_per_ip",
+                limits.max_connections_per_ip,
+                number(usage.of_one_address),
+            ),
+            (
+                "max_handshakes",
+                limits.max_handshakes,
+                number(usage.handshakes),
+            ),
             ("send_queue", session.send_queue, number(depth)),
             ("send_queue_bytes", session.send_queue_bytes, number(queued)),
         ] {

@@ -7,7 +7,7 @@ mod panic_tests;
 
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Select};
 use log::{error, info, warn};
@@ -20,6 +20,7 @@ use crate::client::connection::Connection;
 use crate::client::failpoint;
 use crate::client::protocol::Push;
 use crate::ids::{UserId, is_id};
+use crate::metrics::{Metrics, observe};
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
@@ -31,16 +32,23 @@ use group::GroupBatch;
 pub struct DeliveryContext {
     registry: Arc<Registry>,
     services: Arc<dyn Services>,
+    pub(super) metrics: Arc<Metrics>,
     cache_ttl: Duration,
     fan_out: FanOut,
 }
 
 impl DeliveryContext {
     /// `cache_ttl`: how long a group's member list is used.
-    pub fn new(registry: Arc<Registry>, services: Arc<dyn Services>, cache_ttl: Duration) -> Self {
+    pub fn new(
+        registry: Arc<Registry>,
+        services: Arc<dyn Services>,
+        metrics: Arc<Metrics>,
+        cache_ttl: Duration,
+    ) -> Self {
         Self {
             registry,
             services,
+            metrics,
             cache_ttl,
             fan_out: FanOut::start(),
         }
@@ -55,6 +63,8 @@ impl DeliveryContext {
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
+            pushed: 0,
+            since: None,
         }
     }
 }
@@ -71,6 +81,10 @@ pub struct Deliverer {
     waiting: Waiting,
     /// The connections whose outboxes wait for [`Deliverer::flush`], some of them several times.
     pending_flush: Vec<Arc<Connection>>,
+    /// How many pushes are enqueued and not counted yet.
+    pushed: usize,
+    /// When the first delivery was taken after the last flush.
+    since: Option<Instant>,
 }
 
 /// Why a delivery can never be delivered.
@@ -83,6 +97,7 @@ impl Deliverer {
     /// Enqueues a delivery for its recipients: acknowledge it when it is in all of their outboxes, or
     /// waits for their names. After an error, such as a panic, it is a dead letter: reject it, once.
     pub fn enqueue(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
+        self.since.get_or_insert_with(Instant::now);
         let outcome = self.guarded(|deliverer| match deliverer.queue {
             Queue::Single => deliverer.single(delivery),
             Queue::Group => deliverer.group(delivery),
@@ -94,7 +109,7 @@ impl Deliverer {
                 warn!("Presence event ignored: reason={reason}");
                 Ok(())
             }
-            outcome => outcome,
+            outcome => outcome.inspect_err(|_| self.deliver.metrics.dead_lettered.inc()),
         }
     }
 
@@ -116,6 +131,10 @@ impl Deliverer {
                 recipient::contain("flush", connection, Connection::flush);
             }
         });
+        let metrics = &self.deliver.metrics;
+        metrics.pushed(self.queue.push_type(), mem::take(&mut self.pushed));
+        let since = self.since.take();
+        since.inspect(|since| observe(&metrics.delivery, since.elapsed()));
     }
 
     /// Does a part of the work. A panic in it ends nothing; what was taken before may be gone with
@@ -197,7 +216,7 @@ impl Deliverer {
         &mut self,
         users: impl IntoIterator<Item = &'a UserId>,
         encode: impl FnOnce() -> T,
-        push: impl Fn(&Connection, &T),
+        push: impl Fn(&Connection, &T) -> usize,
     ) {
         let recipients = self.deliver.registry.connections_of(users);
         if recipients.is_empty() {
@@ -205,7 +224,8 @@ impl Deliverer {
         }
         let encoded = encode();
         for connection in &recipients {
-            recipient::contain("push", connection, |connection| push(connection, &encoded));
+            let push = |connection: &Connection| push(connection, &encoded);
+            self.pushed += recipient::contain("push", connection, push);
         }
         self.pending_flush.extend(recipients);
     }
@@ -263,7 +283,12 @@ mod tests {
         );
         users.set("team", &["alice", "bob"]);
         let ttl = Duration::from_secs(3_600);
-        let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
+        let deliver = DeliveryContext::new(
+            Arc::clone(&registry),
+            Arc::clone(&users) as _,
+            Arc::new(Metrics::new(&[])),
+            ttl,
+        );
         Scene {
             registry,
             users,

@@ -21,6 +21,7 @@ use super::*;
 use crate::client::Route;
 use crate::client::fixture::Client;
 use crate::ids::UserId;
+use crate::metrics::Metrics;
 use crate::reference::AmqpPublisher;
 use crate::reference::publisher::{Outcome, Publication, PublishError, Publisher as _};
 use crate::registry::Registry;
@@ -67,12 +68,14 @@ fn side_with(settings: Settings) -> Side {
         Arc::new(Registry::default()),
     );
     let ttl = Duration::from_secs(3_600);
+    let metrics = Arc::new(Metrics::new(&[]));
     let deliver = Arc::new(DeliveryContext::new(
         Arc::clone(&registry),
         Arc::clone(&users) as _,
+        Arc::clone(&metrics),
         ttl,
     ));
-    let routes = Arc::new(Routes::new(Arc::clone(&registry)));
+    let routes = Arc::new(Routes::new(Arc::clone(&registry), metrics));
     let (tell, owned) = unbounded();
     let (dies, fatal) = unbounded();
     let on_owned = move || tell.send(()).unwrap();

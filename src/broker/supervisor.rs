@@ -186,8 +186,9 @@ impl SupervisorLoop {
         self.state.record(&Ok(()));
         info!("Broker up: address={}", self.settings.endpoint.address());
         self.backoff.reset();
-        if let Some(tell) = self.on_owned.take() {
-            tell();
+        match self.on_owned.take() {
+            Some(tell) => tell(),
+            None => self.deliver.metrics.broker_reconnects.inc(),
         }
     }
 

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::io::ErrorKind::{ConnectionAborted, WouldBlock};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ use log::error;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use super::address::Peer;
+pub use super::admission::Usage;
 use super::admission::{Admission, Limits, no_room};
 use super::head::wait_for;
 use super::refuser::Refuser;
@@ -82,10 +84,10 @@ impl Listener {
         self.addr
     }
 
-    /// Answers, whenever it is asked, whether another connection would be admitted.
-    pub fn has_room(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+    /// Answers, whenever it is asked, how much of the limits is used.
+    pub fn usage(&self) -> impl Fn() -> Usage + Send + Sync + use<> {
         let limits = Arc::clone(&self.acceptor.limits);
-        move || limits.have_room()
+        move || limits.usage()
     }
 
     /// Stops accepting and waits for the connection threads. Answers how many are left at
@@ -151,15 +153,15 @@ impl Acceptor {
         }
     }
 
-    fn accept_socket(&self) -> io::Result<(Socket, IpAddr)> {
+    fn accept_socket(&self) -> io::Result<(Socket, Peer)> {
         let (socket, peer) = self.listener.accept()?;
         // Frames leave when they are written; a failure says that the client is gone already.
         let _ = socket.set_nodelay(true);
-        Ok((Arc::new(socket), peer.ip().to_canonical()))
+        Ok((Arc::new(socket), peer.ip().to_canonical().into()))
     }
 
     /// Has a socket wait for its turn, or refuses it.
-    fn take(&self, socket: &Socket, peer: IpAddr) {
+    fn take(&self, socket: &Socket, peer: Peer) {
         failpoint::reached("accept", peer);
         let admitted = contain(|| {
             failpoint::reached("take", peer);

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::address::counted_address;
+use super::address::{Peer, counted_address};
 use super::transport::Socket;
 use crate::config::Config;
 use crate::http::{self, HttpResponse};
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, UserId};
 
 /// How long a head is awaited at most once somebody waits for its place; and how long newcomers wait
 /// while nobody at all gets a place.
@@ -72,16 +72,29 @@ pub(super) struct Admission {
     pub id: ConnectionId,
     pub socket: Socket,
     /// The client's address, as far as it is known.
-    pub peer: IpAddr,
+    pub peer: Peer,
+    /// Whose token it brought, once that is validated.
+    pub user: Option<UserId>,
     /// When the connection was accepted.
     pub since: Instant,
     /// Where it is counted. `None` behind a trusted proxy, until the head says who the client is.
     counted: Option<IpAddr>,
 }
 
+/// How much of the limits is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub connections: usize,
+    /// Handshakes under way.
+    pub handshakes: usize,
+    /// Connections of the address that has most.
+    pub of_one_address: usize,
+}
+
 /// The answer when the gateway is full.
 pub(super) fn no_room() -> HttpResponse {
-    HttpResponse::unavailable("The gateway has no room for another connection")
+    let message = "The gateway has no room for another connection";
+    HttpResponse::unavailable(message).because("no_room")
 }
 
 impl Limits {
@@ -97,8 +110,18 @@ impl Limits {
         self.table.lock().connections < self.config.limits.max_connections
     }
 
+    pub fn usage(&self) -> Usage {
+        let table = self.table.lock();
+        let counts = table.addresses.values().map(|at| at.connections);
+        Usage {
+            connections: table.connections,
+            handshakes: table.handshakes.len(),
+            of_one_address: counts.max().unwrap_or(0),
+        }
+    }
+
     /// Has a connection wait for its turn, or says how it is to be refused.
-    pub fn admit(self: &Arc<Self>, socket: &Socket, peer: IpAddr) -> http::Result<()> {
+    pub fn admit(self: &Arc<Self>, socket: &Socket, peer: Peer) -> http::Result<()> {
         if !self.have_room() {
             return Err(no_room());
         }
@@ -108,15 +131,16 @@ impl Limits {
             id: ConnectionId::random(),
             socket: Arc::clone(socket),
             peer,
+            user: None,
             since: Instant::now(),
             counted: None,
         };
         let mut proxies = self.config.listen.trusted_proxies.iter();
-        if !proxies.any(|network| network.contains(peer)) {
+        if !proxies.any(|network| network.contains(peer.address)) {
             admission.count_for(peer)?;
         }
         // Behind a trusted proxy, all wait in the proxy's line.
-        let line = counted_address(peer);
+        let line = counted_address(peer.address);
         let mut table = self.table.lock();
         table.change(line, |at| at.waiting.push_back(admission));
         Ok(())
@@ -262,16 +286,16 @@ impl Table {
 
 impl Admission {
     /// The head has said who the client behind a trusted proxy is.
-    pub fn count_for(&mut self, client: IpAddr) -> http::Result<()> {
+    pub fn count_for(&mut self, client: Peer) -> http::Result<()> {
         self.peer = client;
         if self.counted.is_some() {
             return Ok(());
         }
-        let (address, limits) = (counted_address(client), &self.limits.config.limits);
+        let (address, limits) = (counted_address(client.address), &self.limits.config.limits);
         self.limits.table.lock().change(address, |at| {
             if at.connections >= limits.max_connections_per_ip {
                 let message = "Too many connections from this address";
-                return Err(HttpResponse::too_many(message));
+                return Err(HttpResponse::too_many(message).because("max_connections_per_ip"));
             }
             at.connections += 1;
             Ok(())
@@ -342,8 +366,8 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             self.clients.push(client);
             let socket: Socket = Arc::new(listener.accept().unwrap().0);
-            let address = [10, 0, 0, from].into();
-            self.limits.admit(&socket, address).unwrap();
+            let address: IpAddr = [10, 0, 0, from].into();
+            self.limits.admit(&socket, address.into()).unwrap();
             let table = self.limits.table.lock();
             table.addresses[&address].waiting.back().unwrap().id
         }

@@ -726,7 +726,7 @@ mod tests {
             let mut bytes = Vec::new();
             client.read_to_end(&mut bytes).map(|_| bytes).unwrap()
         });
-        outbox.close(CloseReason::ShuttingDown);
+        outbox.close(CloseReason::ShuttingDown(Duration::ZERO));
         outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_secs(10));
         let bytes = reader.join().unwrap();
         assert!(bytes.ends_with(Frame::close(1012, "").bytes()));
@@ -768,7 +768,7 @@ mod tests {
             assert!(deliver(&outbox, &frame));
         }
         trickle(client);
-        outbox.close(CloseReason::ShuttingDown);
+        outbox.close(CloseReason::ShuttingDown(Duration::ZERO));
         let start = Instant::now();
         outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_millis(500));
         assert!(start.elapsed() < Duration::from_secs(10));

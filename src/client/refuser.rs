@@ -2,14 +2,12 @@
 //! they cost none. It answers health checks and pages, too, and blocks on nobody.
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Select, Sender, bounded};
-use log::{info, warn};
-use parking_lot::Mutex;
 
+use super::address::{Peer, client_address};
 use super::handshake::plain_response;
 use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_for};
 use super::transport::Socket;
@@ -30,13 +28,12 @@ const ROUND: Duration = Duration::from_millis(10);
 pub(super) struct Refuser {
     places: Arc<Semaphore>,
     newcomers: Sender<Refused>,
-    /// When somebody was last cut off.
-    cut: Mutex<Option<Instant>>,
+    context: Arc<Context>,
 }
 
 /// A connection that is being refused.
 struct Refused {
-    peer: IpAddr,
+    peer: Peer,
     responder: Responder,
     head: Vec<u8>,
     /// What an upgrade is answered, until the head is there.
@@ -51,19 +48,20 @@ impl Refuser {
         let (newcomers, news) = bounded(CAPACITY);
         // Outlives a panic, so that it is nobody else's.
         let mut waiting = Vec::new();
+        let own = Arc::clone(&context);
         let worker = Worker::start("refuser", fatal, move |stop| {
             run(&news, &mut waiting, &context, stop);
         })?;
         let refuser = Self {
             places: Semaphore::new(CAPACITY),
             newcomers,
-            cut: Mutex::default(),
+            context: own,
         };
         Ok((refuser, worker))
     }
 
     /// Answers `socket` with `refusal` once its head is there.
-    pub fn refuse(&self, socket: &Socket, peer: IpAddr, refusal: HttpResponse) {
+    pub fn refuse(&self, socket: &Socket, peer: Peer, refusal: HttpResponse) {
         let now = Instant::now();
         let Ok(responder) = Responder::new(socket, now + HEAD_TIMEOUT) else {
             return;
@@ -79,11 +77,9 @@ impl Refuser {
             });
             return;
         }
-        // Those who come to be cut off come by the thousand.
-        let last = self.cut.lock().replace(now);
-        if last.is_none_or(|last| now - last >= HEAD_TIMEOUT) {
-            warn!("Too many connections to refuse: they are cut off without an answer");
-        }
+        let message = "Cut off without an answer: too many connections to refuse";
+        let unanswered = HttpResponse::unavailable(message).because("cut_off");
+        self.context.refused(peer, None, &unanswered);
     }
 }
 
@@ -126,13 +122,13 @@ impl Refused {
                 Ok(None) => return is_open && now < self.responder.deadline,
                 Ok(Some(head)) => {
                     failpoint::reached("answer", self.peer);
+                    let trusted_proxies = &context.config.listen.trusted_proxies;
+                    self.peer = client_address(&head, self.peer, trusted_proxies);
                     plain_response(&head, context).unwrap_or_else(|| refusal.clone())
                 }
                 Err(response) => response,
             };
-            if response.is_error() {
-                info!("Connection refused: status={}", response.status());
-            }
+            context.refused(self.peer, None, &response);
             self.responder.unsent = response.bytes().into();
             self.responder.deadline = now + RECEIVE_WITHIN;
             self.refusal = None;
@@ -145,12 +141,12 @@ impl Refused {
 mod tests {
     use std::io::{Read, Write};
     use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::client::connection::Connection;
     use crate::client::{ConnectionObserver, OverUserLimit, Route};
     use crate::http::Page;
+    use crate::metrics::Metrics;
     use crate::services::fake::FakeServices;
 
     struct Nobody;
@@ -169,7 +165,8 @@ mod tests {
             config: crate::config::load::parse("test", "", [], None).unwrap(),
             services: Arc::new(FakeServices::default()),
             observer: Arc::new(Nobody),
-            draining: Arc::new(AtomicBool::new(false)),
+            metrics: Arc::new(Metrics::new(&[])),
+            drain: Arc::default(),
             pacing: Semaphore::new(1),
             validating: Semaphore::new(1),
             pages: vec![Page::new("/", page)],
@@ -189,7 +186,11 @@ mod tests {
         client.set_read_timeout(patience).unwrap();
         let (socket, peer) = listener.accept().unwrap();
         let socket: Socket = Arc::new(socket);
-        refuser.refuse(&socket, peer.ip(), HttpResponse::unavailable("no room"));
+        refuser.refuse(
+            &socket,
+            peer.ip().into(),
+            HttpResponse::unavailable("no room"),
+        );
         client
     }
 

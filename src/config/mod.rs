@@ -159,7 +159,8 @@ tables! {
 
     admin: Admin {
         addr: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9090)),
-        token: String = String::new() => unset,
+        /// Empty: none is asked for.
+        token: String = String::new() => bearer,
     }
 
     discovery: Discovery {
@@ -170,7 +171,12 @@ tables! {
     }
 
     shutdown: Shutdown {
+        /// How long newcomers are let in after the gateway is told to end.
+        settle: Duration as "duration" = Duration::ZERO => countable,
+        /// From when the gateway is told to end until what is left is cut.
         drain: Duration as "duration" = Duration::from_secs(30) => positive,
+        /// What the clients' ways back are spread over.
+        reconnect_spread: Duration as "duration" = Duration::from_secs(5) => countable,
     }
 
     log: Log {

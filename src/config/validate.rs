@@ -42,6 +42,9 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
     shorter("session.ping_interval", session.ping_interval, why)?;
     let why = "a connection that waits for an answer is not idle";
     shorter("services.timeout", config.services.timeout, why)?;
+    let reason = "must be half of shutdown.drain at most: closing comes after it";
+    let (settle, drain) = (config.shutdown.settle, config.shutdown.drain);
+    check("shutdown.settle", ensure(settle * 2 <= drain, reason))?;
     if config.backend.mode == Mode::Embedded {
         check("listen.addr", may_listen(&config, config.listen.addr))?;
     }
@@ -88,6 +91,12 @@ pub fn may_listen(config: &Config, addr: SocketAddr) -> Result<(), String> {
 pub fn unset<T: Default + PartialEq>(value: &T) -> Checked {
     let reason = "is not supported by this version: leave it empty";
     ensure(*value == T::default(), reason)
+}
+
+/// As it stands in a header field: `Authorization: Bearer T`.
+pub fn bearer(token: &str) -> Checked {
+    let is_visible = token.bytes().all(|byte| byte.is_ascii_graphic());
+    ensure(is_visible, "must be printable ASCII without spaces")
 }
 
 pub fn not_empty(path: &Path) -> Checked {

@@ -19,7 +19,7 @@ impl Gateway {
     /// `shutdown.settle` newcomers are still let in. Then clients are told to go (1012) while what
     /// comes for them is still delivered; users go offline, deliveries end, and the threads are
     /// joined.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
         let shutdown = self.context.config.shutdown.clone();
         let mut steps = Steps::begin();
         let deadline = steps.start + shutdown.drain;

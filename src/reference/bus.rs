@@ -209,7 +209,12 @@ mod tests {
         );
         users.set("team", &["bob"]);
         let ttl = Duration::from_secs(60);
-        let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
+        let deliver = DeliveryContext::new(
+            Arc::clone(&registry),
+            Arc::clone(&users) as _,
+            Arc::new(crate::metrics::Metrics::new(&[])),
+            ttl,
+        );
         (
             LocalBus::new()
                 .start(&Arc::new(deliver), &crossbeam::channel::unbounded().0)

@@ -17,6 +17,7 @@ use crate::client::failpoint;
 use crate::client::frame::Frame;
 use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
+use crate::metrics::PushType;
 use crate::services::proto::{GroupMembersChanged, Message};
 
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
@@ -159,7 +160,7 @@ impl Deliverer {
             Some(batch) if is_last => self.deliver.write(batch),
             Some(batch) => {
                 let push = |connection: &Connection, frame: &Frame| {
-                    connection.push_batch(frame, batch.pushes_to(connection));
+                    connection.push_batch(frame, batch.pushes_to(connection))
                 };
                 self.enqueue_for(&*batch.members, || batch.frame(), push);
             }
@@ -172,16 +173,18 @@ impl DeliveryContext {
     /// Writes the batch to the members who are connected here, and each is looked up by the thread
     /// that writes.
     fn write(&self, batch: GroupBatch) {
-        let registry = Arc::clone(&self.registry);
+        let (registry, metrics) = (Arc::clone(&self.registry), Arc::clone(&self.metrics));
         let frame = OnceLock::new();
         self.fan_out.chunks(batch.members.len(), move |chunk| {
+            let mut pushed = 0;
             for connection in registry.connections_of(&batch.members[chunk]) {
                 let frame = frame.get_or_init(|| batch.frame());
-                recipient::contain("push", &connection, |connection| {
+                pushed += recipient::contain("push", &connection, |connection| {
                     failpoint::reached("flush", connection.user());
-                    connection.push_batch_and_flush(frame, batch.pushes_to(connection));
+                    connection.push_batch_and_flush(frame, batch.pushes_to(connection))
                 });
             }
+            metrics.pushed(PushType::GroupMessage, pushed);
         });
     }
 }
