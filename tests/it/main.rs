@@ -33,6 +33,9 @@ mod handshakes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
 
+/// What an operator asks of a running gateway.
+mod admin;
+
 /// Whose connection it is, behind proxies and with IPv6.
 mod addresses;
 /// Request heads as balancers and proxies send them, and as attackers do.

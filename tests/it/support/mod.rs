@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "the tests of faults and limits use all of it")]
 
+pub mod admin;
 pub mod amqp;
 pub mod backend;
 pub mod broker;
