@@ -35,6 +35,8 @@ mod http_errors;
 
 /// What an operator asks of a running gateway.
 mod admin;
+/// What it counts.
+mod metrics;
 
 /// Whose connection it is, behind proxies and with IPv6.
 mod addresses;

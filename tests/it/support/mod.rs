@@ -18,6 +18,7 @@ pub mod http2;
 pub mod ledger;
 pub mod paths;
 pub mod process;
+pub mod prometheus;
 pub mod puppet;
 pub mod raw;
 pub mod raw_amqp;
