@@ -14,7 +14,7 @@ use log::{error, info, warn};
 
 use super::groups::Groups;
 use super::waiting::Waiting;
-use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue, recipient};
+use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::failpoint;
@@ -51,7 +51,7 @@ impl DeliveryContext {
         Deliverer {
             deliver: Arc::clone(self),
             queue,
-            groups: Groups::new(Arc::clone(&self.registry), self.cache_ttl),
+            groups: Groups::new(self.cache_ttl),
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
@@ -113,7 +113,7 @@ impl Deliverer {
         let count = connections.len();
         self.deliver.fan_out.chunks(count, move |chunk| {
             for connection in &connections[chunk] {
-                recipient::contain("flush", connection, Connection::flush);
+                for_one("flush", connection, Connection::flush);
             }
         });
     }
@@ -132,7 +132,7 @@ impl Deliverer {
 
     /// Whatever has not reached them is unread, and comes again.
     fn catch_everybody_up(&self) {
-        recipient::catch_up(&self.deliver.registry.connections());
+        catch_up(&self.deliver.registry.connections());
     }
 
     /// Waits until something has come from `source`, the signal to quit is given, or there is
@@ -205,7 +205,7 @@ impl Deliverer {
         }
         let encoded = encode();
         for connection in &recipients {
-            recipient::contain("push", connection, |connection| push(connection, &encoded));
+            for_one("push", connection, |connection| push(connection, &encoded));
         }
         self.pending_flush.extend(recipients);
     }
@@ -217,6 +217,28 @@ impl Drop for Deliverer {
     fn drop(&mut self) {
         self.guarded(Self::give_up_waiting);
         self.flush();
+    }
+}
+
+/// Does something for one connection. A panic in it ends that one (1011) and is seen by nobody else:
+/// the others get theirs, and what is enqueued for them is written.
+fn for_one(place: &str, connection: &Connection, act: impl FnOnce(&Connection)) {
+    let (user, id) = (connection.user(), connection.id());
+    let act = || {
+        failpoint::reached(place, user);
+        act(connection);
+    };
+    // Nothing of it is used again: the connection ends.
+    if contain(act).is_none() {
+        error!("Delivering panicked: place={place}, user={user}, conn_id={id}");
+        connection.close(CloseReason::Internal);
+    }
+}
+
+/// As [`Connection::request_catch_up`], for each of them.
+fn catch_up(connections: &[Arc<Connection>]) {
+    for connection in connections {
+        for_one("catch_up", connection, Connection::request_catch_up);
     }
 }
 

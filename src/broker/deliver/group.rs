@@ -8,10 +8,12 @@
 use std::mem;
 use std::sync::{Arc, OnceLock};
 
-use super::{Deliverer, DeliveryContext, DeliveryError, decode, ensure, id_behind};
+use super::{
+    Deliverer, DeliveryContext, DeliveryError, catch_up, decode, ensure, for_one, id_behind,
+};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
-use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, recipient};
+use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
 use crate::client::connection::Connection;
 use crate::client::failpoint;
 use crate::client::frame::Frame;
@@ -86,11 +88,12 @@ impl Deliverer {
                 return self.add_to_batch(members, message);
             }
             if !self.waiting.await_answer(group, LAST_WAIT) {
-                break;
+                let dropped = self.waiting.let_go();
+                self.push_own_copies(dropped);
             }
         }
         let dropped = self.waiting.add(group, message);
-        self.push_own_copies(dropped);
+        self.push_own_copies(Vec::from_iter(dropped));
         self.waiting.ask(&*self.deliver.services);
     }
 
@@ -124,8 +127,8 @@ impl Deliverer {
 
     /// Delivers what has waited for this answer of the User Service.
     pub(super) fn answered(&mut self, group: GroupId, answer: Answer) {
-        let members = match self.groups.answered(&group, answer) {
-            Ok(members) => members,
+        let (members, new) = match self.groups.answered(&group, answer) {
+            Ok(answer) => answer,
             Err(error) => return self.waiting.failed(group, &error),
         };
         let waited = self.waiting.known(&group);
@@ -133,9 +136,8 @@ impl Deliverer {
             // The answer is outdated already.
             self.groups.invalidate(&group);
         }
-        if waited.let_go {
-            self.groups.catch_up(members.iter());
-        }
+        let missing = if waited.let_go { &members } else { &new };
+        catch_up(&self.deliver.registry.connections_of(&**missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
             let (members, messages) = (Arc::clone(&members), messages.to_vec());
             self.deliver.write(GroupBatch { members, messages });
@@ -177,7 +179,7 @@ impl DeliveryContext {
         self.fan_out.chunks(batch.members.len(), move |chunk| {
             for connection in registry.connections_of(&batch.members[chunk]) {
                 let frame = frame.get_or_init(|| batch.frame());
-                recipient::contain("push", &connection, |connection| {
+                for_one("push", &connection, |connection| {
                     failpoint::reached("flush", connection.user());
                     connection.push_batch_and_flush(frame, batch.pushes_to(connection));
                 });
