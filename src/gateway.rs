@@ -123,8 +123,8 @@ impl Gateway {
         let broker = source.state();
         readiness.add("broker", true, move || broker.get());
         let probe = Probe::start(Arc::clone(&services), &readiness, fatal)?;
-        let told = Arc::clone(&presence);
-        readiness.add("presence_service", false, move || told.state());
+        let last_call = presence.last_call.clone();
+        readiness.add("presence_service", false, move || last_call.get());
         let draining = Arc::new(AtomicBool::new(false));
         let is_draining = Arc::clone(&draining);
         readiness.add("draining", true, move || {

@@ -8,9 +8,7 @@
 use std::mem;
 use std::sync::{Arc, OnceLock};
 
-use super::{
-    Deliverer, DeliveryContext, DeliveryError, catch_up, decode, ensure, for_one, id_behind,
-};
+use super::{Deliverer, DeliveryError, catch_up, decode, ensure, for_one, id_behind};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
@@ -121,7 +119,7 @@ impl Deliverer {
         for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
             let sender = own.iter().take(1).map(|(sender, _)| sender.clone());
             let (members, messages) = (sender.collect(), own.to_vec());
-            self.deliver.write(GroupBatch { members, messages });
+            self.write(GroupBatch { members, messages });
         }
     }
 
@@ -140,7 +138,7 @@ impl Deliverer {
         catch_up(&self.deliver.registry.connections_of(&**missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
             let (members, messages) = (Arc::clone(&members), messages.to_vec());
-            self.deliver.write(GroupBatch { members, messages });
+            self.write(GroupBatch { members, messages });
         }
     }
 
@@ -158,7 +156,7 @@ impl Deliverer {
     /// written at once.
     pub(super) fn end_batch(&mut self, is_last: bool) {
         match self.batch.take() {
-            Some(batch) if is_last => self.deliver.write(batch),
+            Some(batch) if is_last => self.write(batch),
             Some(batch) => {
                 let push = |connection: &Connection, frame: &Frame| {
                     connection.push_batch(frame, batch.pushes_to(connection));
@@ -168,23 +166,23 @@ impl Deliverer {
             None => {}
         }
     }
-}
 
-impl DeliveryContext {
     /// Writes the batch to the members who are connected here, and each is looked up by the thread
     /// that writes.
     fn write(&self, batch: GroupBatch) {
-        let registry = Arc::clone(&self.registry);
+        let registry = Arc::clone(&self.deliver.registry);
         let frame = OnceLock::new();
-        self.fan_out.chunks(batch.members.len(), move |chunk| {
-            for connection in registry.connections_of(&batch.members[chunk]) {
-                let frame = frame.get_or_init(|| batch.frame());
-                for_one("push", &connection, |connection| {
-                    failpoint::reached("flush", connection.user());
-                    connection.push_batch_and_flush(frame, batch.pushes_to(connection));
-                });
-            }
-        });
+        self.deliver
+            .fan_out
+            .chunks(batch.members.len(), move |chunk| {
+                for connection in registry.connections_of(&batch.members[chunk]) {
+                    let frame = frame.get_or_init(|| batch.frame());
+                    for_one("push", &connection, |connection| {
+                        failpoint::reached("flush", connection.user());
+                        connection.push_batch_and_flush(frame, batch.pushes_to(connection));
+                    });
+                }
+            });
     }
 }
 
