@@ -125,14 +125,9 @@ impl Deliverer {
         let outcome = contain(|| work(self));
         if outcome.is_none() {
             error!("Delivering panicked: queue={}", self.queue.name());
-            self.catch_everybody_up();
+            catch_up(&self.deliver.registry.connections());
         }
         outcome
-    }
-
-    /// Whatever has not reached them is unread, and comes again.
-    fn catch_everybody_up(&self) {
-        catch_up(&self.deliver.registry.connections());
     }
 
     /// Waits until something has come from `source`, the signal to quit is given, or there is
@@ -235,7 +230,7 @@ fn for_one(place: &str, connection: &Connection, act: impl FnOnce(&Connection)) 
     }
 }
 
-/// As [`Connection::request_catch_up`], for each of them.
+/// Whatever has not reached these is unread, and comes again.
 fn catch_up(connections: &[Arc<Connection>]) {
     for connection in connections {
         for_one("catch_up", connection, Connection::request_catch_up);

@@ -72,19 +72,15 @@ impl Groups {
         group: &GroupId,
         answer: Answer,
     ) -> services::Result<(Members, Members)> {
-        match answer {
-            Ok(ids) => Ok(self.store(group, valid(group, &ids))),
+        let members = match answer {
+            Ok(ids) => valid(group, &ids),
             // As a group without members: if it appears yet, all of them are new.
             Err(error) if error.code == ErrorCode::NotFound => {
                 warn!("Group does not exist: group={group}");
-                Ok(self.store(group, Members::default()))
+                Members::default()
             }
-            Err(error) => Ok((self.serve_stale(group, error)?, Members::default())),
-        }
-    }
-
-    /// Holds a fetched list. Answers it, and its new members.
-    fn store(&mut self, group: &GroupId, members: Members) -> (Members, Members) {
+            Err(error) => return Ok((self.serve_stale(group, error)?, Members::default())),
+        };
         let fresh_until = Instant::now() + self.ttl;
         let list = self.list(group);
         (list.fresh_until, list.failing_since) = (fresh_until, None);
@@ -95,7 +91,7 @@ impl Groups {
             .iter()
             .filter(|member| before.binary_search(member).is_err());
         let new = new.cloned().collect();
-        (members, new)
+        Ok((members, new))
     }
 
     /// There is no list to be had: the group's messages wait. Where the service answers, they wait a
@@ -287,7 +283,7 @@ mod tests {
         let mut s = scene(LONG);
         for number in 0..=MAX_GROUPS {
             let group = GroupId::new(&format!("g{number}")).unwrap();
-            s.groups.store(&group, Members::default());
+            s.groups.answered(&group, Ok(Vec::new())).unwrap();
         }
         let lists = s.groups.lists;
         assert!(lists.len() <= MAX_GROUPS / 2 + 1, "{}", lists.len());

@@ -109,7 +109,7 @@ impl Deliverer {
         }
         let waiting = mem::replace(&mut self.waiting, Waiting::new());
         self.push_own_copies(waiting.into_messages().collect());
-        self.catch_everybody_up();
+        catch_up(&self.deliver.registry.connections());
     }
 
     /// For the senders' devices: their copies are never unread, so catch-up does not bring them. Each
