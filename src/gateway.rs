@@ -134,8 +134,8 @@ impl Gateway {
         let broker = source.state();
         readiness.add("broker", true, move || broker.get());
         let probe = Probe::start(grpc, &readiness, fatal)?;
-        let told = Arc::clone(&presence);
-        readiness.add("presence_service", false, move || told.state());
+        let last_call = presence.last_call.clone();
+        readiness.add("presence_service", false, move || last_call.get());
         let drain = Arc::<Drain>::default();
         let told = Arc::clone(&drain);
         readiness.add("draining", true, move || told.check());
