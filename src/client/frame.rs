@@ -67,10 +67,8 @@ impl Frame {
 
     /// Bytes as they are to leave.
     pub(super) fn raw(bytes: &[u8]) -> Self {
-        Self {
-            bytes: bytes.into(),
-            count: 1,
-        }
+        let (bytes, count) = (bytes.into(), 1);
+        Self { bytes, count }
     }
 
     /// Several frames that leave one behind the other; one alone is the frame itself.
@@ -81,10 +79,8 @@ impl Frame {
         }
         let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
         frames.for_each(|frame| bytes.extend(frame.bytes()));
-        Self {
-            bytes: bytes.into(),
-            count,
-        }
+        let bytes = bytes.into();
+        Self { bytes, count }
     }
 
     pub fn bytes(&self) -> &[u8] {

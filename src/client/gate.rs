@@ -25,8 +25,7 @@ use super::protocol::{Push, PushKind};
 const REMEMBERED: usize = 1_024;
 
 /// What is to become of a push.
-#[derive(Debug)]
-#[cfg_attr(test, derive(PartialEq))]
+#[derive(Debug, PartialEq)]
 pub enum GateDecision {
     /// Into the queue.
     Open,
@@ -110,10 +109,8 @@ impl DeliveryGate {
         if self.is_live() {
             return GateDecision::Open;
         }
-        match &mut *self.hold.lock() {
-            Some(hold) => self.decide(hold, push),
-            None => GateDecision::Open,
-        }
+        let mut hold = self.hold.lock();
+        (hold.as_mut()).map_or(GateDecision::Open, |hold| self.decide(hold, push))
     }
 
     fn decide(&self, hold: &mut Hold, push: &Push) -> GateDecision {
@@ -199,12 +196,10 @@ impl DeliveryGate {
     /// catch-up sent nothing there is nothing to remember, and the connection is live at once.
     pub fn finish(&self) -> Finish {
         let mut guard = self.hold.lock();
-        let Some(hold) = &mut *guard else {
+        let is_due = |hold: &Hold| hold.unrouted || hold.requested;
+        let Some(hold) = guard.as_mut().filter(|hold| !is_due(hold)) else {
             return Finish::Settled;
         };
-        if hold.unrouted || hold.requested {
-            return Finish::Settled;
-        }
         if std::mem::take(&mut hold.missed) {
             return Finish::Again;
         }

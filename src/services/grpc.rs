@@ -52,7 +52,7 @@ impl Grpc {
             .map_err(|error| SetupError(format!("the gRPC runtime does not start: {error}")))?;
         let (calls, handed_over) = mpsc::unbounded_channel();
         runtime.spawn(carry(handed_over));
-        let upstream = |name, ping, addresses: &config::Addresses| {
+        let upstream = |name, ping, addresses: &[String]| {
             let upstream = Arc::new(Upstream {
                 name,
                 ping,
@@ -62,7 +62,7 @@ impl Grpc {
                 addresses: RwLock::default(),
                 turn: AtomicUsize::default(),
             });
-            upstream.set_addresses(&addresses.0)?;
+            upstream.set_addresses(addresses)?;
             Ok::<_, SetupError>(upstream)
         };
         Ok(Self {
@@ -223,7 +223,7 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0")
             .and_then(|l| l.local_addr())
             .unwrap();
-        let there = config::Addresses::one(format!("http://{free}"));
+        let there = vec![format!("http://{free}")];
         let config = config::Services {
             user: there.clone(),
             message: there.clone(),

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use crate::config::{self, Addresses};
+use crate::config;
 use crate::services::grpc::Grpc;
 use crate::services::proto::user_service_server::{UserService, UserServiceServer};
 use crate::services::*;
@@ -133,7 +133,7 @@ fn urls(servers: &[&Server]) -> Vec<String> {
 /// The User Service is at these servers; the others are nowhere.
 fn at(servers: &[&Server]) -> (Grpc, Arc<Upstream>) {
     let config = config::Services {
-        user: Addresses(urls(servers)),
+        user: urls(servers),
         timeout: DEADLINE,
         ..config::Services::default()
     };
