@@ -67,8 +67,10 @@ impl Frame {
 
     /// Bytes as they are to leave.
     pub(super) fn raw(bytes: &[u8]) -> Self {
-        let (bytes, count) = (bytes.into(), 1);
-        Self { bytes, count }
+        Self {
+            bytes: bytes.into(),
+            count: 1,
+        }
     }
 
     /// Several frames that leave one behind the other; one alone is the frame itself.
@@ -79,8 +81,10 @@ impl Frame {
         }
         let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
         frames.for_each(|frame| bytes.extend(frame.bytes()));
-        let bytes = bytes.into();
-        Self { bytes, count }
+        Self {
+            count,
+            ..Self::raw(&bytes)
+        }
     }
 
     pub fn bytes(&self) -> &[u8] {

@@ -83,14 +83,14 @@ struct Hold {
 impl DeliveryGate {
     /// Starts out holding, up to the bounds of the queue, until the user's route is bound.
     pub fn new(max_frames: usize, max_bytes: usize) -> Self {
-        let gate = Self {
-            live: AtomicBool::new(true),
-            hold: Mutex::new(None),
+        let mut hold = Box::<Hold>::default();
+        hold.unrouted = true;
+        Self {
+            live: AtomicBool::new(false),
+            hold: Mutex::new(Some(hold)),
             max_frames,
             max_bytes,
-        };
-        gate.unrouted();
-        gate
+        }
     }
 
     /// Whether nothing is held back. A push that goes past a catch-up that begins this very moment
@@ -148,7 +148,7 @@ impl DeliveryGate {
         self.hold_for(|hold| {
             (hold.requested, hold.fell_back) = (true, true);
             // It was let through, and so may be remembered as sent.
-            hold.sent.remove(push);
+            push.message_id().inspect(|id| hold.sent.remove(id));
             self.decide(hold, push)
         })
     }
@@ -286,11 +286,9 @@ impl Sent {
         }
     }
 
-    fn remove(&mut self, push: &Push) {
-        if let Some(id) = push.message_id() {
-            self.newer.remove(id);
-            self.older.remove(id);
-        }
+    fn remove(&mut self, id: &str) {
+        self.newer.remove(id);
+        self.older.remove(id);
     }
 }
 

@@ -113,11 +113,9 @@ impl Liveness {
             let look_at = ping.reached_at.map_or(now + POLL_INTERVAL, |_| idle_at);
             return Ok(Some(look_at.min(idle_at)));
         }
-        if !has_input() {
-            if was_overdue {
-                return Err(CloseReason::Idle);
-            }
-            self.overdue = true;
+        self.overdue = !has_input();
+        if self.overdue && was_overdue {
+            return Err(CloseReason::Idle);
         }
         Ok(Some(now + RECHECK_INTERVAL))
     }
@@ -133,12 +131,10 @@ impl Liveness {
         }
         let is_slow = now >= self.step_at + self.write_timeout * STEP_TIMEOUTS;
         let is_stuck = now >= self.taken_at.max(self.step_at) + self.write_timeout;
-        if is_slow && is_stuck {
-            Err(CloseReason::WriteTimeout)
-        } else if is_slow && seen.is_behind {
-            Err(CloseReason::SlowConsumer)
-        } else {
-            Ok(())
+        match (is_slow, is_stuck) {
+            (true, true) => Err(CloseReason::WriteTimeout),
+            (true, false) if seen.is_behind => Err(CloseReason::SlowConsumer),
+            _ => Ok(()),
         }
     }
 }

@@ -144,8 +144,7 @@ fn leave(connection: &Connection, patience: Duration) {
         _ => patience,
     };
     let deadline = Instant::now() + patience;
-    let goodbye = reason.frame();
-    let close = goodbye.map(|(code, words)| Frame::close(code, words));
+    let close = (reason.frame()).map(|(code, words)| Frame::close(code, words));
     connection.outbox.finish_close(close, patience);
     while reason.lingers() && !connection.is_reader_done() && Instant::now() < deadline {
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use self::values::{addresses, duration};
 
 pub use endpoint::Endpoint;
-pub use load::{ConfigError, load};
+pub use load::load;
 pub use network::Network;
 pub use secrets::display;
 pub use validate::may_listen;

@@ -18,7 +18,7 @@ mod upstream;
 use failure::Why;
 
 pub use crate::error::ErrorCode;
-pub use upstream::{SetupError, Upstream};
+pub use upstream::Upstream;
 
 /// The types of `proto/*.proto`, package `im.v1`.
 #[expect(missing_docs, clippy::pedantic)]

@@ -243,10 +243,7 @@ fn without_an_address_a_call_fails_at_once_and_says_so() {
     user.set_addresses(&urls(&[&server])).unwrap();
     ask(&services, "x").unwrap();
     let error = user.set_addresses(&["no address".into()]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "User Service at [\"no address\"]: invalid URI"
-    );
+    assert_eq!(error, "User Service at [\"no address\"]: invalid URI");
     assert_eq!(ask(&services, "x").unwrap(), server.url, "as before");
     // Nobody calls any more.
     drop(services);
