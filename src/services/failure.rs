@@ -44,7 +44,8 @@ pub(super) enum Why {
     Refused,
     /// No answer came, or none that is gRPC: nobody knows what became of the call.
     Lost,
-    /// As [`Why::Lost`], and what came instead says that there is more to it than being away.
+    /// As [`Why::Lost`]: an answer that is no gRPC, whose HTTP status does not say that the service is
+    /// away.
     Failed,
     /// No answer came in time.
     Late,

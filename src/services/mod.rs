@@ -71,7 +71,7 @@ pub struct ServiceError {
     pub message: String,
     /// For the log alone: what lies behind it, empty where the message says it all.
     pub cause: String,
-    /// `None`: it is no call's failure, or only by the word of [`ServiceError::new`].
+    /// How a call failed; `None`: no call to a service came to this.
     why: Option<Why>,
 }
 
