@@ -19,23 +19,20 @@ pub(super) fn answer(context: &Context, connection: &Connection, request: Reques
         Err(invalid) => return error(context, id, &invalid),
     };
     let (kind, method) = body.names();
-    let (user, conn_id) = (connection.user(), connection.id());
-    log::debug!("Message received: type={kind}, user={user}, conn_id={conn_id}");
+    log::debug!("Message received: type={kind}, {connection}");
     let serve = || serve(context, connection, id, body);
-    connection
-        .activity
-        .during(method, serve)
-        .unwrap_or_else(|failed| {
-            let level = match failed.code {
-                ErrorCode::Internal => Level::Warn,
-                _ => Level::Debug,
-            };
-            log!(
-                level,
-                "Request failed: type={kind}, user={user}, conn_id={conn_id}, error={failed}"
-            );
-            error(context, id, &failed)
-        })
+    let served = connection.activity.during(method, serve);
+    served.unwrap_or_else(|failed| {
+        let level = match failed.code {
+            ErrorCode::Internal => Level::Warn,
+            _ => Level::Debug,
+        };
+        log!(
+            level,
+            "Request failed: type={kind}, {connection}, error={failed}"
+        );
+        error(context, id, &failed)
+    })
 }
 
 fn serve(

@@ -17,7 +17,7 @@ use super::gate::DeliveryGate;
 use super::handshake::{Accepted, plain_response, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::outbox::Outbox;
-use super::protocol::{Outgoing, frame_behind, timestamp};
+use super::protocol::{Outgoing, frame, timestamp};
 use super::rate::RateLimit;
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
@@ -102,7 +102,7 @@ impl Session {
             timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
-        let opening = frame_behind(&accepted.switching, connected);
+        let opening = frame(connected).behind(&accepted.switching);
         let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
         let gate = DeliveryGate::new(frames, bytes);
         let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);
@@ -152,8 +152,8 @@ impl Session {
     /// Upgrades, then reads until the connection ends.
     fn serve(self, socket: Socket) {
         let connection = &*self.connection;
-        let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer);
-        info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
+        let peer = connection.peer;
+        info!("Connection established: {connection}, peer={peer}");
         // None is not zero, so setting it cannot fail on a socket of ours.
         let _ = socket.set_read_timeout(None);
         connection.outbox.write_behind([]);
@@ -226,11 +226,10 @@ impl Drop for Session {
         }
         self.context.observer.disconnected(connection);
         if let Some(reason) = connection.outbox.closing() {
-            let (user, conn_id) = (connection.user(), connection.id());
             let code = reason.code().unwrap_or(1006);
             let lasted = connection.activity.since().elapsed().as_secs();
             info!(
-                "Connection closed: user={user}, conn_id={conn_id}, reason={reason}, code={code}, seconds={lasted}"
+                "Connection closed: {connection}, reason={reason}, code={code}, seconds={lasted}"
             );
         }
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::forms::{Checked, ensure, is_of_a_path, is_origin};
-use super::{Addresses, Config, Embedded, Endpoint, Mode, check_rules};
+use super::{Config, Embedded, Endpoint, Mode, check_rules};
 use crate::ids::is_id;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -153,9 +153,9 @@ pub fn built_in(mode: &Mode) -> Checked {
     ensure(cfg!(feature = "reference") || *mode == Mode::Remote, reason)
 }
 
-pub fn services(addresses: &Addresses) -> Checked {
-    ensure(!addresses.0.is_empty(), "needs at least one address")?;
-    addresses.0.iter().try_for_each(|address| {
+pub fn services(addresses: &[String]) -> Checked {
+    ensure(!addresses.is_empty(), "needs at least one address")?;
+    addresses.iter().try_for_each(|address| {
         let origin = address.strip_suffix('/').unwrap_or(address);
         let reason = match address.split_once("://") {
             Some(("etcd" | "https", _)) => ": only http:// addresses are supported by this version",
