@@ -116,7 +116,13 @@ impl Acceptor {
             if wait_for(&mut [PollFd::new(&self.listener, PollFlags::IN)], patience) {
                 self.accept(&mut spare, stop);
             }
-            while self.give_turn(Instant::now()) {}
+            while let Some(admission) = self.limits.next(Instant::now()) {
+                contain(|| self.begin(admission));
+            }
+            while let Some(overdue) = self.limits.next_overdue(Instant::now()) {
+                self.refuser
+                    .refuse(&overdue.socket, overdue.peer, no_room());
+            }
         }
     }
 
@@ -169,18 +175,6 @@ impl Acceptor {
         if let Some(Err(refusal)) = admitted {
             self.refuser.refuse(socket, peer, refusal);
         }
-    }
-
-    /// Begins the handshake whose turn it is, or refuses who has waited for too long. False if all
-    /// are to wait on.
-    fn give_turn(&self, now: Instant) -> bool {
-        if let Some(admission) = self.limits.next(now) {
-            contain(|| self.begin(admission));
-            return true;
-        }
-        let overdue = self.limits.next_overdue(now);
-        let overdue = overdue.inspect(|it| self.refuser.refuse(&it.socket, it.peer, no_room()));
-        overdue.is_some()
     }
 
     /// Gives a connection whose turn it is a thread.

@@ -56,17 +56,17 @@ pub(super) fn validate_upgrade(
     })
 }
 
-/// The answer to what is no request for the WebSocket: a page, or an error.
-pub(super) fn plain_response(head: &Head<'_>, context: &Context) -> Option<HttpResponse> {
+/// Answers what is no request for the WebSocket with a page, or an error.
+pub(super) fn expect_upgrade(head: &Head<'_>, context: &Context) -> http::Result<()> {
     let path = &context.config.listen.path;
     if head.path != path {
         let missing = format!("Nothing here; the WebSocket is at {path}");
-        return Some(Page::respond(&context.pages, head, &missing));
+        return Err(Page::respond(&context.pages, head, &missing));
     }
     match head.method {
-        "GET" => None,
-        "HEAD" => Some(HttpResponse::wrong_method("GET").without_body()),
-        _ => Some(HttpResponse::wrong_method("GET")),
+        "GET" => Ok(()),
+        "HEAD" => Err(HttpResponse::wrong_method("GET").without_body()),
+        _ => Err(HttpResponse::wrong_method("GET")),
     }
 }
 

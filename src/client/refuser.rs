@@ -10,7 +10,7 @@ use crossbeam::channel::{Receiver, Select, Sender, bounded};
 use log::{info, warn};
 use parking_lot::Mutex;
 
-use super::handshake::plain_response;
+use super::handshake::expect_upgrade;
 use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_for};
 use super::transport::Socket;
 use super::{Context, failpoint};
@@ -65,14 +65,11 @@ impl Refuser {
     /// Answers `socket` with `refusal` once its head is there.
     pub fn refuse(&self, socket: &Socket, peer: IpAddr, refusal: HttpResponse) {
         let now = Instant::now();
-        let Ok(responder) = Responder::new(socket, now + HEAD_TIMEOUT) else {
-            return;
-        };
         if let Some(place) = self.places.acquire_within(Duration::ZERO) {
             // The thread has ended, or else there is room.
             let _ = self.newcomers.try_send(Refused {
                 peer,
-                responder,
+                responder: Responder::new(socket, now + HEAD_TIMEOUT),
                 head: Vec::new(),
                 refusal: Some(refusal),
                 _place: place,
@@ -121,12 +118,13 @@ impl Refused {
     /// Goes on as far as the socket lets it. False when it is over.
     fn goes_on(&mut self, now: Instant, context: &Context) -> bool {
         if let Some(refusal) = &self.refusal {
-            let is_open = is_open(read_some(&self.responder.socket, &mut self.head));
+            let is_open = is_open(&read_some(&self.responder.socket, &mut self.head));
             let response = match parse_head(&self.head) {
                 Ok(None) => return is_open && now < self.responder.deadline,
                 Ok(Some(head)) => {
                     failpoint::reached("answer", self.peer);
-                    plain_response(&head, context).unwrap_or_else(|| refusal.clone())
+                    let upgrade = expect_upgrade(&head, context);
+                    upgrade.err().unwrap_or_else(|| refusal.clone())
                 }
                 Err(response) => response,
             };

@@ -14,7 +14,7 @@ use super::close::CloseReason;
 use super::connection::Connection;
 use super::frame::Frame;
 use super::gate::DeliveryGate;
-use super::handshake::{Accepted, plain_response, validate_upgrade};
+use super::handshake::{Accepted, expect_upgrade, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::outbox::Outbox;
 use super::protocol::{Outgoing, frame_behind, timestamp};
@@ -32,7 +32,9 @@ const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves one accepted socket until its end.
 pub(super) fn run(mut admission: Box<Admission>, context: &Arc<Context>) {
-    match shake_hands(&mut admission, context) {
+    let opened = shake_hands(&mut admission, context);
+    admission.handshake_is_over();
+    match opened {
         Ok(Some(session)) => session.serve(Arc::clone(&admission.socket)),
         Ok(None) => {}
         Err(answer) => refuse(&admission, &answer),
@@ -54,16 +56,12 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     let trusted_proxies = &context.config.listen.trusted_proxies;
     let client = client_address(&head, admission.peer, trusted_proxies);
     let counted = admission.count_for(client);
-    let accepted = match plain_response(&head, context) {
-        Some(answer) => Err(answer),
-        None => counted.and_then(|()| validate_upgrade(&head, &admission.socket, context)),
-    };
-    let opened = accepted.and_then(|accepted| {
-        failpoint::reached("handshake", &accepted.user);
-        Session::open(admission, &accepted, context)
-    });
-    admission.handshake_is_over();
-    opened.map(Some)
+    // Pages are shown to those as well who are too many.
+    expect_upgrade(&head, context)?;
+    counted?;
+    let accepted = validate_upgrade(&head, &admission.socket, context)?;
+    failpoint::reached("handshake", &accepted.user);
+    Session::open(admission, &accepted, context).map(Some)
 }
 
 /// Not inlined, like [`shake_hands`].
@@ -147,8 +145,6 @@ impl Session {
         let connection = &*self.connection;
         let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer);
         info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
-        // None is not zero, so setting it cannot fail on a socket of ours.
-        let _ = socket.set_read_timeout(None);
         connection.outbox.write_behind([]);
         stack::trim();
 
