@@ -150,12 +150,7 @@ impl Gateway {
         });
         // Last of all: whoever asks is told of every check.
         let listener = Listener::start(socket, Arc::clone(&context), fatal)?;
-        let has_room = listener.has_room();
-        readiness.add("capacity", true, move || {
-            has_room()
-                .then_some(())
-                .ok_or_else(|| "limits.max_connections is reached".into())
-        });
+        readiness.add("capacity", true, listener.check());
         Ok(Self {
             context,
             registry,

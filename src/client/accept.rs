@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::admission::{Admission, Limits, no_room};
-use super::head::wait_for;
+use super::head::wait_until;
 use super::refuser::Refuser;
 use super::stack::STACK;
 use super::transport::Socket;
@@ -82,10 +82,13 @@ impl Listener {
         self.addr
     }
 
-    /// Answers, whenever it is asked, whether another connection would be admitted.
-    pub fn has_room(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+    /// What `/readyz` asks: whether another connection would be admitted.
+    pub fn check(&self) -> impl Fn() -> Result<(), String> + Send + Sync + use<> {
         let limits = Arc::clone(&self.acceptor.limits);
-        move || limits.have_room()
+        move || {
+            let has_room = limits.have_room().then_some(());
+            has_room.ok_or_else(|| "limits.max_connections is reached".into())
+        }
     }
 
     /// Stops accepting and waits for the connection threads. Answers how many are left at
@@ -112,8 +115,8 @@ impl Acceptor {
     fn run(&self, stop: &StopSignal) {
         let mut spare = open_spare();
         while !stop.is_given() {
-            let patience = self.limits.has_waiting().then_some(ROUND);
-            if wait_for(&mut [PollFd::new(&self.listener, PollFlags::IN)], patience) {
+            let round = self.limits.has_waiting().then(|| Instant::now() + ROUND);
+            if wait_until(round, &mut [PollFd::new(&self.listener, PollFlags::IN)]) {
                 self.accept(&mut spare, stop);
             }
             while let Some(admission) = self.limits.next(Instant::now()) {

@@ -163,9 +163,7 @@ impl Limits {
         }
         let lines = table.lines.iter().map(|line| (line.1, line.2));
         let (since, address) = lines.min()?;
-        let nobody_begins = table
-            .begun
-            .is_some_and(|begun| now >= begun + PLACE_TIMEOUT);
+        let nobody_begins = now >= table.begun? + PLACE_TIMEOUT;
         let is_overdue = nobody_begins || now >= since + self.config.listen.handshake_timeout;
         is_overdue.then(|| table.take_first(address))?
     }

@@ -242,8 +242,7 @@ impl CatchUp {
             }
         }
         if gate.is_open() && !was_open {
-            let (user, conn_id) = (connection.user(), connection.id());
-            warn!("Live pushes go past what is unread: user={user}, conn_id={conn_id}");
+            warn!("Live pushes go past what is unread: {connection}");
         }
         // If it cannot be yet, since there is no route, it is tried again as late.
         self.open_at = Some(now + HOLD_LONGEST);
@@ -256,13 +255,10 @@ impl CatchUp {
 
     /// The service has not got on: asks again, later each time.
     fn retry(&mut self, client: &Connection, now: Instant, why: &dyn Display, longest: Duration) {
-        let (user, conn_id) = (client.user(), client.id());
         if self.open_at.is_some() {
-            debug!("Catch-up does not get on: user={user}, conn_id={conn_id}, error={why}");
+            debug!("Catch-up does not get on: {client}, error={why}");
         } else {
-            warn!(
-                "Catch-up does not get on, will be retried: user={user}, conn_id={conn_id}, error={why}"
-            );
+            warn!("Catch-up does not get on, will be retried: {client}, error={why}");
             self.open_at = Some(now + HOLD_LONGEST);
         }
         self.stage = Stage::Running(now + self.backoff.next_up_to(longest));

@@ -1,5 +1,6 @@
 //! One connection, as the rest of the gateway sees it: push to it, or close it.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -186,5 +187,12 @@ impl Connection {
 
     pub(super) fn is_reader_done(&self) -> bool {
         self.reader_done.load(Ordering::SeqCst)
+    }
+}
+
+/// As it is named in log lines.
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user={}, conn_id={}", self.user, self.id)
     }
 }

@@ -18,8 +18,7 @@ pub(super) fn answer(context: &Context, connection: &Connection, request: Reques
         Ok(body) => body,
         Err(invalid) => return error(id, &invalid),
     };
-    let (user, conn_id) = (connection.user(), connection.id());
-    log::debug!("Message received: type={kind}, user={user}, conn_id={conn_id}");
+    log::debug!("Message received: type={kind}, {connection}");
     serve(context, connection, id, body).unwrap_or_else(|failed| {
         let level = match failed.code {
             ErrorCode::Internal => Level::Warn,
@@ -27,7 +26,7 @@ pub(super) fn answer(context: &Context, connection: &Connection, request: Reques
         };
         log!(
             level,
-            "Request failed: type={kind}, user={user}, conn_id={conn_id}, error={failed}"
+            "Request failed: type={kind}, {connection}, error={failed}"
         );
         error(id, &failed)
     })

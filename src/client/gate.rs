@@ -117,7 +117,7 @@ impl DeliveryGate {
     }
 
     fn decide(&self, hold: &mut Hold, push: &Push) -> GateDecision {
-        let id = push.message_id();
+        let id = push.message_id.as_ref();
         if id.is_some_and(|id| hold.sent.contains(id)) {
             return GateDecision::Done;
         }
@@ -241,7 +241,8 @@ impl Hold {
     fn take(&mut self) -> Vec<Frame> {
         self.bytes = 0;
         let pushes = std::mem::take(&mut self.pushes);
-        self.sent.extend(pushes.iter().filter_map(Push::message_id));
+        self.sent
+            .extend(pushes.iter().filter_map(|push| push.message_id.as_ref()));
         pushes.iter().map(|push| push.frame.clone()).collect()
     }
 
@@ -252,7 +253,7 @@ impl Hold {
         }
         self.caught_up = true;
         self.sent.extend([&id.into()]);
-        let is_other = |push: &Push| push.message_id().is_none_or(|held| **held != *id);
+        let is_other = |push: &Push| push.message_id.as_deref() != Some(id);
         self.pushes.retain(is_other);
         self.bytes = self.pushes.iter().map(|push| push.frame.len()).sum();
         true
@@ -292,7 +293,7 @@ impl Sent {
     }
 
     fn remove(&mut self, push: &Push) {
-        if let Some(id) = push.message_id() {
+        if let Some(id) = &push.message_id {
             self.newer.remove(id);
             self.older.remove(id);
         }

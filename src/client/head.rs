@@ -25,21 +25,20 @@ pub(super) fn read_head<'b>(
     socket: &Socket,
     deadline: Instant,
     bytes: &'b mut Vec<u8>,
-) -> Option<http::Result<Head<'b>>> {
+) -> http::Result<Option<Head<'b>>> {
     while let Ok(None) = parse_head(bytes) {
         let read = read_some(socket, bytes);
         if !is_open(&read) {
-            return None;
+            return Ok(None);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
         let mut more = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)];
-        if left.is_zero() || read.is_err() && !wait_for(&mut more, Some(left)) {
+        if read.is_err() && !wait_until(Some(deadline), &mut more) || Instant::now() >= deadline {
             let response = HttpResponse::timed_out("The request head did not come in time");
-            return Some(Err(response.fit(bytes)));
+            return Err(response.fit(bytes));
         }
     }
     // Once more, now that the bytes stay as they are: it takes about a microsecond.
-    parse_head(bytes).transpose()
+    parse_head(bytes)
 }
 
 /// One read that does not block, into `bytes` behind what they hold. Answers how much came; 0 is the end.
@@ -61,16 +60,16 @@ pub(super) fn send(socket: &Socket, response: &HttpResponse, deadline: Instant) 
     let mut responder = Responder::new(socket, deadline);
     responder.unsent = response.bytes().into();
     while responder.goes_on(Instant::now()) {
-        let left = responder.deadline.saturating_duration_since(Instant::now());
-        wait_for(&mut [responder.awaited()], Some(left));
+        wait_until(Some(responder.deadline), &mut [responder.awaited()]);
     }
 }
 
 /// Waits until one of `sockets` is ready, and answers whether one is, or may be: a failed poll is news
 /// that the next call explains. `None`: for ever.
-pub(super) fn wait_for(sockets: &mut [PollFd<'_>], patience: Option<Duration>) -> bool {
-    let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-    poll(sockets, patience.as_ref()) != Ok(0)
+pub(super) fn wait_until(deadline: Option<Instant>, sockets: &mut [PollFd<'_>]) -> bool {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    poll(sockets, left.as_ref()) != Ok(0)
 }
 
 /// Sends a response without blocking, and then reads for [`LINGER_TIMEOUT`] what the client still sends,
@@ -251,7 +250,7 @@ mod tests {
         });
         let mut bytes = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(20);
-        let head = read_head(&socket, deadline, &mut bytes).expect("it is there");
+        let head = read_head(&socket, deadline, &mut bytes).expect("no error");
         assert_eq!(head.expect("a head").path, "/a");
         client.join().unwrap();
     }

@@ -22,7 +22,8 @@ pub fn timestamp() -> i64 {
 pub struct Push {
     pub frame: Frame,
     pub kind: PushKind,
-    message_id: Option<Arc<str>>,
+    /// Of a chat message.
+    pub message_id: Option<Arc<str>>,
 }
 
 /// What may become of a push that finds no room.
@@ -76,11 +77,6 @@ impl Push {
             kind: PushKind::Unread,
             message_id: Some(message.id.into()),
         }
-    }
-
-    /// Of a chat message.
-    pub fn message_id(&self) -> Option<&Arc<str>> {
-        self.message_id.as_ref()
     }
 }
 

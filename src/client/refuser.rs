@@ -11,7 +11,7 @@ use log::{info, warn};
 use parking_lot::Mutex;
 
 use super::handshake::expect_upgrade;
-use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_for};
+use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_until};
 use super::transport::Socket;
 use super::{Context, failpoint};
 use crate::http::{HttpResponse, parse_head};
@@ -108,7 +108,7 @@ fn run(news: &Receiver<Refused>, waiting: &mut Vec<Refused>, context: &Context, 
             responders.for_each(|responder| responder.deadline = end.min(responder.deadline));
         }
         let mut sockets: Vec<_> = waiting.iter().map(|it| it.responder.awaited()).collect();
-        wait_for(&mut sockets, Some(ROUND));
+        wait_until(Some(Instant::now() + ROUND), &mut sockets);
         let now = Instant::now();
         waiting.retain_mut(|refused| contain(|| refused.goes_on(now, context)) == Some(true));
     }

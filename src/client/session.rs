@@ -50,7 +50,7 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     let mut bytes = Vec::with_capacity(MAX_HEAD);
     let read = read_head(&admission.socket, deadline, &mut bytes);
     admission.head_is_over()?;
-    let Some(head) = read.transpose()? else {
+    let Some(head) = read? else {
         return Ok(None);
     };
     let trusted_proxies = &context.config.listen.trusted_proxies;
@@ -143,8 +143,8 @@ impl Session {
     /// Upgrades, then reads until the connection ends.
     fn serve(self, socket: Socket) {
         let connection = &*self.connection;
-        let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer);
-        info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
+        let peer = connection.peer;
+        info!("Connection established: {connection}, peer={peer}");
         connection.outbox.write_behind([]);
         stack::trim();
 
@@ -206,11 +206,10 @@ impl Drop for Session {
         }
         self.context.observer.disconnected(connection);
         if let Some(reason) = connection.outbox.closing() {
-            let (user, conn_id) = (connection.user(), connection.id());
             let code = reason.frame().map_or(1006, |(code, _)| code);
             let lasted = connection.since.elapsed().as_secs();
             info!(
-                "Connection closed: user={user}, conn_id={conn_id}, reason={reason}, code={code}, seconds={lasted}"
+                "Connection closed: {connection}, reason={reason}, code={code}, seconds={lasted}"
             );
         }
     }

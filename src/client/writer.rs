@@ -121,8 +121,7 @@ impl<'c> Writer<'c> {
         };
         let was_behind = mem::replace(&mut self.is_behind, seen.is_behind);
         if seen.is_behind && !was_behind {
-            let (user, conn_id) = (connection.user(), connection.id());
-            info!("Fell back to the inbox: user={user}, conn_id={conn_id}");
+            info!("Fell back to the inbox: {connection}");
         }
         let has_input = || connection.outbox.has_input();
         let next_look = self.liveness.judge(&seen, has_input)?;
