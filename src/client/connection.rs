@@ -46,7 +46,7 @@ impl Connection {
     ) -> Self {
         Self {
             id,
-            user: accepted.user.clone(),
+            user: accepted.identity.user.clone(),
             peer,
             since: Instant::now(),
             outbox,
@@ -54,7 +54,7 @@ impl Connection {
             last_frame: AtomicU64::new(0),
             token: Mutex::new(accepted.token.as_str().into()),
             token_doubted: AtomicBool::new(false),
-            expires_at: AtomicI64::new(accepted.expires_at),
+            expires_at: AtomicI64::new(accepted.identity.expires_at),
             reader_done: AtomicBool::new(false),
         }
     }

@@ -124,12 +124,9 @@ fn cut_to_fit(max_bytes: usize, mut history: History<'_>) -> Frame {
     while answer.len() > max_bytes && history.messages.len() > 1 {
         // What is over is over by the oldest messages' lengths, or nearly so.
         let mut over = answer.len() - max_bytes;
-        while let [oldest, newer @ ..] = history.messages
-            && over > 0
-            && !newer.is_empty()
-        {
-            over = over.saturating_sub(frame(oldest).len());
-            history.messages = newer;
+        while over > 0 && history.messages.len() > 1 {
+            over = over.saturating_sub(frame(&history.messages[0]).len());
+            history.messages = &history.messages[1..];
         }
         history.has_more = true;
         answer = frame(&history);

@@ -60,7 +60,7 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     expect_upgrade(&head, context)?;
     counted?;
     let accepted = validate_upgrade(&head, &admission.socket, context)?;
-    failpoint::reached("handshake", &accepted.user);
+    failpoint::reached("handshake", &accepted.identity.user);
     Session::open(admission, &accepted, context).map(Some)
 }
 
@@ -91,7 +91,7 @@ impl Session {
         let config = &context.config;
         let connected = &Outgoing::Connected {
             connection_id: &admission.id.to_string(),
-            user_id: accepted.user.as_str(),
+            user_id: accepted.identity.user.as_str(),
             gateway_id: &config.gateway.id,
             ping_interval: config.session.ping_interval.as_secs(),
             max_message_size: config.limits.max_message_size,
@@ -143,13 +143,14 @@ impl Session {
     /// Upgrades, then reads until the connection ends.
     fn serve(self, socket: Socket) {
         let connection = &*self.connection;
-        let peer = connection.peer;
-        info!("Connection established: {connection}, peer={peer}");
+        info!(
+            "Connection established: {connection}, peer={}",
+            connection.peer
+        );
         connection.outbox.write_behind([]);
         stack::trim();
 
-        let max_message_size = self.context.config.limits.max_message_size;
-        let mut reader = FrameReader::new(socket, max_message_size);
+        let mut reader = FrameReader::new(socket, self.context.config.limits.max_message_size);
         let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
         let Err(reason) = read.unwrap_or(Err(CloseReason::Internal));
         let client_is_done = matches!(reason, CloseReason::ByClient(_) | CloseReason::Vanished);
