@@ -43,14 +43,14 @@ impl Connection {
     ) -> Self {
         Self {
             id,
-            user: accepted.user.clone(),
+            user: accepted.identity.user.clone(),
             peer,
             activity: Activity::new(),
             outbox,
             gate,
             token: Mutex::new(accepted.token.as_str().into()),
             token_doubted: AtomicBool::new(false),
-            expires_at: AtomicI64::new(accepted.expires_at),
+            expires_at: AtomicI64::new(accepted.identity.expires_at),
             reader_done: AtomicBool::new(false),
         }
     }

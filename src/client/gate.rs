@@ -114,7 +114,7 @@ impl DeliveryGate {
     }
 
     fn decide(&self, hold: &mut Hold, push: &Push) -> GateDecision {
-        let id = push.message_id();
+        let id = push.message_id.as_ref();
         if id.is_some_and(|id| hold.sent.contains(id)) {
             return GateDecision::Done;
         }
@@ -148,7 +148,7 @@ impl DeliveryGate {
         self.hold_for(|hold| {
             (hold.requested, hold.fell_back) = (true, true);
             // It was let through, and so may be remembered as sent.
-            push.message_id().inspect(|id| hold.sent.remove(id));
+            push.message_id.iter().for_each(|id| hold.sent.remove(id));
             self.decide(hold, push)
         })
     }
@@ -236,7 +236,8 @@ impl Hold {
     fn take(&mut self) -> Vec<Frame> {
         self.bytes = 0;
         let pushes = std::mem::take(&mut self.pushes);
-        self.sent.extend(pushes.iter().filter_map(Push::message_id));
+        self.sent
+            .extend(pushes.iter().filter_map(|push| push.message_id.as_ref()));
         pushes.iter().map(|push| push.frame.clone()).collect()
     }
 
@@ -247,7 +248,7 @@ impl Hold {
         }
         self.caught_up = true;
         self.sent.extend([&id.into()]);
-        let is_other = |push: &Push| push.message_id().is_none_or(|held| **held != *id);
+        let is_other = |push: &Push| push.message_id.as_deref() != Some(id);
         self.pushes.retain(is_other);
         self.bytes = self.pushes.iter().map(|push| push.frame.len()).sum();
         true
