@@ -430,7 +430,7 @@ mod tests {
         ];
         for (key, kind, body) in single {
             let taken = s.take(Queue::Single, key, kind, body);
-            assert!(matches!(taken, Err(_)), "{key} {kind} {body:?}: {taken:?}");
+            assert!(taken.is_err(), "{key} {kind} {body:?}: {taken:?}");
         }
         let group: [(&str, &str, &[u8]); 6] = [
             ("group.team", "", b""),
@@ -442,7 +442,7 @@ mod tests {
         ];
         for (key, kind, body) in group {
             let taken = s.take(Queue::Group, key, kind, body);
-            assert!(matches!(taken, Err(_)), "{key} {kind} {body:?}: {taken:?}");
+            assert!(taken.is_err(), "{key} {kind} {body:?}: {taken:?}");
         }
         assert_eq!(s.users.calls(), 0);
     }
