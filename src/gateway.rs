@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::broker::source::{DeliverySource, ReloadError};
+use crate::broker::source::DeliverySource;
 use crate::broker::supervisor::{EXCHANGE_POLL_INTERVAL, RETRY_FIRST, Settings, Supervisor};
 use crate::broker::{DeliveryContext, Endpoint, Routes};
 use crate::capacity;
@@ -120,10 +120,11 @@ impl Gateway {
         let source = start_source(Arc::new(deliver), Arc::clone(&presence))?;
 
         let readiness = Arc::new(Readiness::default());
-        readiness.add("broker", true, source.check());
+        let broker = source.state();
+        readiness.add("broker", true, move || broker.get());
         let probe = Probe::start(Arc::clone(&services), &readiness, fatal)?;
-        let told = Arc::clone(&presence);
-        readiness.add("presence_service", false, move || told.state());
+        let last_call = presence.last_call.clone();
+        readiness.add("presence_service", false, move || last_call.get());
         let draining = Arc::new(AtomicBool::new(false));
         let is_draining = Arc::clone(&draining);
         readiness.add("draining", true, move || {
@@ -174,7 +175,7 @@ impl Gateway {
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.
-    pub fn reload(&self, config: &Config) -> Result<(), ReloadError> {
+    pub fn reload(&self, config: &Config) -> Result<(), String> {
         self.source.reload(config)
     }
 
