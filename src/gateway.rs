@@ -25,7 +25,7 @@ use crate::readiness::Readiness;
 use crate::reference::{ReferenceError, embedded::Embedded};
 use crate::registry::Registry;
 use crate::services::Services;
-use crate::services::grpc::{self, Grpc};
+use crate::services::grpc::Grpc;
 use crate::services::probe::Probe;
 use crate::threads::semaphore::Semaphore;
 use crate::threads::{Fatal, Worker};
@@ -61,7 +61,7 @@ pub enum StartError {
     Configuration(String),
     /// The services cannot be called at all.
     #[error("services: {0}")]
-    Services(#[from] grpc::StartError),
+    Services(String),
     /// The system has no room for a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -105,7 +105,8 @@ impl Gateway {
         };
         capacity::lower(&mut config);
 
-        let services: Arc<dyn Services> = Arc::new(Grpc::start(&config.services)?);
+        let services: Arc<dyn Services> =
+            Arc::new(Grpc::start(&config.services).map_err(StartError::Services)?);
         let ttl = config.groups.cache_ttl;
         let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&services), ttl);
         let released = routes.clone();

@@ -112,7 +112,8 @@ impl Limits {
             since: Instant::now(),
             counted: None,
         };
-        if !self.config.listen.trusted_proxies.contains(peer) {
+        let mut proxies = self.config.listen.trusted_proxies.iter();
+        if !proxies.any(|network| network.contains(peer)) {
             admission.count_for(peer)?;
         }
         // Behind a trusted proxy, all wait in the proxy's line.

@@ -210,12 +210,7 @@ pub(super) enum Outgoing<'a> {
 
 /// The text frame of a [`ChatMessage`], a [`History`] or an [`Outgoing`].
 pub(super) fn frame(json: &impl Serialize) -> Frame {
-    frame_behind("", json)
-}
-
-/// The same, behind the answer to the upgrade request.
-pub(super) fn frame_behind(switching: &str, json: &impl Serialize) -> Frame {
-    Frame::text_behind(switching, |bytes| {
+    Frame::text(|bytes| {
         // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
         serde_json::to_writer(bytes, json).expect("strings and numbers are JSON");
     })

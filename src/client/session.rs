@@ -17,7 +17,7 @@ use super::gate::DeliveryGate;
 use super::handshake::{Accepted, expect_upgrade, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::outbox::Outbox;
-use super::protocol::{Outgoing, frame_behind, timestamp};
+use super::protocol::{Outgoing, frame, timestamp};
 use super::rate::RateLimit;
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
@@ -98,7 +98,7 @@ impl Session {
             timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
-        let opening = frame_behind(&accepted.switching, connected);
+        let opening = frame(connected).behind(&accepted.switching);
         let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
         let gate = DeliveryGate::new(frames, bytes);
         let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);
@@ -143,10 +143,8 @@ impl Session {
     /// Upgrades, then reads until the connection ends.
     fn serve(self, socket: Socket) {
         let connection = &*self.connection;
-        info!(
-            "Connection established: {connection}, peer={}",
-            connection.peer
-        );
+        let peer = connection.peer;
+        info!("Connection established: {connection}, peer={peer}");
         connection.outbox.write_behind([]);
         stack::trim();
 
