@@ -35,6 +35,8 @@ mod http_errors;
 
 /// What an operator asks of a running gateway.
 mod admin;
+/// Its page, in a browser.
+mod live_page;
 /// What it counts.
 mod metrics;
 
