@@ -114,7 +114,7 @@ fn run(arguments: Arguments) -> Outcome {
 }
 
 fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
-    logging::start(&config.log).map_err(usage)?;
+    start_logging(&config)?;
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let (id, mode) = (&config.gateway.id, config.backend.mode);
     info!("Starting: gateway_id={id}, mode={mode:?}");
@@ -125,9 +125,12 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     announce(&format!("listening {}", gateway.url()));
     let admin = gateway.admin_url();
     admin.inspect(|url| announce(&format!("listening admin {url}")));
-    let outcome = main_loop.run(|| match gateway.lets_in_at() {
-        Some(addr) => reload(file, addr, |config| gateway.reload(config)),
-        None => info!("Nothing to read again: only the embedded services have tokens and groups"),
+    let outcome = main_loop.run(|| {
+        logging::reopen();
+        match gateway.lets_in_at() {
+            Some(addr) => reload(file, addr, |config| gateway.reload(config)),
+            None => info!("No tokens to read again: only the embedded services have their own"),
+        }
     });
     gateway.stop();
     outcome.map_err(failure)
@@ -142,7 +145,7 @@ fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&
     /// How long a publication waits for its confirm.
     const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
-    logging::start(&config.log).map_err(usage)?;
+    start_logging(&config)?;
     config::may_listen(&config, arguments.listen)
         .map_err(|reason| usage(format!("--listen: {reason}")))?;
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
@@ -158,10 +161,16 @@ fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&
     let addr = reference.addr();
     announce(&format!("listening grpc http://{addr}"));
     let outcome = main_loop.run(|| {
+        logging::reopen();
         reload(file, addr, |config| reference.reload(&config.embedded));
     });
     reference.stop(Instant::now() + config.shutdown.drain);
     outcome.map_err(failure)
+}
+
+fn start_logging(config: &Config) -> Outcome {
+    let started = logging::start(&config.log.level, &config.log.file);
+    started.map_err(|error| usage(format!("log.file: {error}")))
 }
 
 /// One line on standard output for whoever waits for the port.

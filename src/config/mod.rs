@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use self::values::{addresses, duration};
 
+use crate::logging::Levels;
+
 pub use endpoint::Endpoint;
 pub use load::load;
 pub use network::Network;
@@ -180,7 +182,7 @@ tables! {
     }
 
     log: Log {
-        level: log::LevelFilter = log::LevelFilter::Info,
+        level: Levels = Levels::default(),
         /// Empty: standard error.
         file: PathBuf = PathBuf::new(),
     }

@@ -49,6 +49,8 @@ mod request_shapes;
 
 /// The configuration is read the same way by `check`, by the start and on SIGHUP.
 mod configuration;
+/// What is logged, how much of it, and what never is.
+mod logs;
 /// What the services do when the broker refuses what they publish.
 mod publishing;
 /// The way out of a gateway, and who is told of it.
