@@ -47,9 +47,9 @@ pub fn check(config: &Config, report: &mut Report<impl Write>) {
             return report.failed(format_args!("broker at {address}: {error}"), cure);
         }
     };
-    let server = connection.server();
+    let version = connection.version().unwrap_or("of unknown version");
     report.ok(format_args!(
-        "broker at {address}: {server}, logged in as {user} to virtual host {vhost}"
+        "broker at {address}: RabbitMQ {version}, logged in as {user} to virtual host {vhost}"
     ));
     let trial = Trial {
         queue: format!("queue.gateway.{gateway_id}.check-{}", std::process::id()),

@@ -18,9 +18,10 @@ pub fn check(config: &Config, report: &mut Report<impl Write>) {
         let needed = bound.resource.needed(wanted, service_addresses(config));
         let found = match bound.granted {
             usize::MAX => format!("{resource}: {setting} sets no limit"),
-            granted => format!("{resource}: {setting} is {granted}, and {needed} are needed"),
+            granted => format!(
+                "{resource}: {setting} is {granted}, limits.max_connections = {wanted} needs {needed}"
+            ),
         };
-        let found = format!("{found} for limits.max_connections = {wanted}");
         if bound.connections >= wanted {
             report.ok(found);
         } else {
@@ -59,7 +60,7 @@ mod tests {
         let pids = lines.iter().find(|line| line.contains("kernel.pid_max"));
         let pids = pids.expect("a line for each setting");
         assert!(pids.starts_with("failed: threads: "), "{pids}");
-        assert!(pids.contains("200000500 are needed"), "{pids}");
+        assert!(pids.contains("needs 200000500"), "{pids}");
         assert!(pids.contains("raise it"), "{pids}");
         assert!(is_ready, "max_connections is lowered");
     }

@@ -53,3 +53,6 @@ pub const RECIPES: [Recipe; 8] = [
         text: include_str!("grafana.json"),
     },
 ];
+
+#[cfg(test)]
+mod tests;

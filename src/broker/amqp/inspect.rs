@@ -7,13 +7,12 @@ use super::connection::AmqpConnection;
 use super::error::{Result, during};
 
 impl AmqpConnection {
-    /// What the broker calls itself, and its version.
-    pub fn server(&self) -> String {
-        let property = |name| match self.connection.server_properties().get(name) {
-            Some(AmqpValue::LongString(text)) => text.as_str(),
-            _ => "unknown",
-        };
-        format!("{} {}", property("product"), property("version"))
+    /// The broker's version, if it tells.
+    pub fn version(&self) -> Option<&str> {
+        match self.connection.server_properties().get("version") {
+            Some(AmqpValue::LongString(text)) => Some(text),
+            _ => None,
+        }
     }
 }
 
