@@ -120,7 +120,7 @@ fn a_metric_that_is_not_there_is_found_wherever_a_query_names_it() {
     assert!(unknown(known).is_empty());
 }
 
-/// Those two files, side by side as the first expects it.
+/// The two files, side by side as the first expects it.
 fn prometheus_files(replacements: &[(&str, &str)]) -> std::path::PathBuf {
     let config = written("prometheus.yml", &replaced("prometheus", replacements));
     let rules = config.with_file_name("ws-gateway-rules.yml");
@@ -143,6 +143,15 @@ fn promtool_takes_scrape_config_and_rules() {
             .args(["check", "rules", "--lint-fatal"])
             .arg(rules),
     );
+}
+
+/// With time series made up, which name every metric that the rules do.
+#[test]
+fn every_alert_fires_where_all_is_wrong_and_none_where_all_is_well() {
+    let config = prometheus_files(&[]);
+    let tests = config.with_file_name("alerts.yml");
+    fs::write(&tests, include_str!("alerts.yml")).expect("a file");
+    approves(Command::new("promtool").args(["test", "rules"]).arg(tests));
 }
 
 /// The answer of an HTTP server that ends the connection behind it.
@@ -197,6 +206,8 @@ fn every_alert_asks_for_metrics_that_are_there_and_says_what_to_do() {
     for rule in &rules {
         let name = rule["name"].as_str().expect("an alert's name");
         assert!(names.insert(name), "{name} is there twice");
+        let tried = include_str!("alerts.yml").contains(&format!("alertname=\"{name}\""));
+        assert!(tried, "{name} is not tried in alerts.yml");
         assert_eq!(
             unknown(rule["query"].as_str().expect("a query")),
             [""; 0],
