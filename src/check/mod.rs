@@ -1,5 +1,5 @@
-//! What `ws-gateway check` has to say of a configuration that is valid: [what is risky](warnings), and
-//! with `--connect` whether [what it names is there](connect()).
+//! What `ws-gateway check` has to say of a configuration that is valid: [what is risky](warnings()),
+//! and with `--connect` whether [what it names is there](connect()).
 
 mod broker;
 mod connect;
