@@ -129,7 +129,7 @@ pub fn bounds(config: &Config) -> [Bound; 6] {
 pub fn service_addresses(config: &Config) -> usize {
     let services = &config.services;
     let addresses = [&services.user, &services.message, &services.presence];
-    addresses.iter().map(|addresses| addresses.0.len()).sum()
+    addresses.iter().map(|addresses| addresses.len()).sum()
 }
 
 fn descriptors() -> usize {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use crate::broker::source::{DeliverySource, ReloadError};
+use crate::broker::source::DeliverySource;
 use crate::broker::supervisor::{EXCHANGE_POLL_INTERVAL, RETRY_FIRST, Settings, Supervisor};
 use crate::broker::{DeliveryContext, Endpoint, Routes};
 use crate::capacity;
@@ -25,7 +25,7 @@ use crate::readiness::Readiness;
 use crate::reference::{ReferenceError, embedded::Embedded};
 use crate::registry::Registry;
 use crate::services::Services;
-use crate::services::grpc::{self, Grpc};
+use crate::services::grpc::Grpc;
 use crate::services::probe::Probe;
 use crate::threads::semaphore::Semaphore;
 use crate::threads::{Fatal, Worker};
@@ -61,7 +61,7 @@ pub enum StartError {
     Configuration(String),
     /// The services cannot be called at all.
     #[error("services: {0}")]
-    Services(#[from] grpc::StartError),
+    Services(String),
     /// The system has no room for a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -105,7 +105,8 @@ impl Gateway {
         };
         capacity::lower(&mut config);
 
-        let services: Arc<dyn Services> = Arc::new(Grpc::start(&config.services)?);
+        let services: Arc<dyn Services> =
+            Arc::new(Grpc::start(&config.services).map_err(StartError::Services)?);
         let ttl = config.groups.cache_ttl;
         let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&services), ttl);
         let released = routes.clone();
@@ -120,10 +121,11 @@ impl Gateway {
         let source = start_source(Arc::new(deliver), Arc::clone(&presence))?;
 
         let readiness = Arc::new(Readiness::default());
-        readiness.add("broker", true, source.check());
+        let broker = source.state();
+        readiness.add("broker", true, move || broker.get());
         let probe = Probe::start(Arc::clone(&services), &readiness, fatal)?;
-        let told = Arc::clone(&presence);
-        readiness.add("presence_service", false, move || told.state());
+        let last_call = presence.last_call.clone();
+        readiness.add("presence_service", false, move || last_call.get());
         let draining = Arc::new(AtomicBool::new(false));
         let is_draining = Arc::clone(&draining);
         readiness.add("draining", true, move || {
@@ -150,12 +152,7 @@ impl Gateway {
         });
         // Last of all: whoever asks is told of every check.
         let listener = Listener::start(socket, Arc::clone(&context), fatal)?;
-        let has_room = listener.has_room();
-        readiness.add("capacity", true, move || {
-            has_room()
-                .then_some(())
-                .ok_or_else(|| "limits.max_connections is reached".into())
-        });
+        readiness.add("capacity", true, listener.check());
         Ok(Self {
             context,
             registry,
@@ -179,7 +176,7 @@ impl Gateway {
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.
-    pub fn reload(&self, config: &Config) -> Result<(), ReloadError> {
+    pub fn reload(&self, config: &Config) -> Result<(), String> {
         self.source.reload(config)
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded, select, tick};
 
 use super::amqp::{AmqpConnection, Channel, Result, lost};
-use super::consume;
+use super::consume::ConsumerLoop;
 use super::deliver::DeliveryContext;
 use super::routes::{Routes, Work};
 use super::topology::{Topology, user_key};
@@ -35,14 +35,9 @@ pub struct BrokerConnection {
 impl BrokerConnection {
     /// Declares the topology; `afresh` deletes the gateway's own queues first.
     pub fn declare(mut link: AmqpConnection, gateway_id: &str, afresh: bool) -> Result<Self> {
-        let mut topology = Topology::new(gateway_id);
-        if afresh {
-            topology.delete(&link.channel()?)?;
-        }
-        topology.declare(&mut link)?;
         Ok(Self {
+            topology: Topology::declare(&mut link, gateway_id, afresh)?,
             link,
-            topology,
             threads: Arc::default(),
             stop: StopSignal::pair(),
             // Room for all that the consumers and `routes` tell: none waits where nobody listens.
@@ -57,8 +52,10 @@ impl BrokerConnection {
             let (stop, tell) = (self.stop.1.clone(), self.news.0.clone());
             let deliverer = deliver.deliverer(queue);
             self.spawn(&format!("consume-{}", queue.name()), move || {
-                let started = || drop(tell.send(Ok(())));
-                consume::run(&channel, &name, prefetch, deliverer, &stop, started)
+                let consumer = channel.consume(&name, prefetch)?;
+                // Nobody listens any more when another consumer has ended.
+                let _ = tell.send(Ok(()));
+                ConsumerLoop::new(&name, consumer, prefetch, deliverer).run(&stop)
             })?;
         }
         self.news.1.iter().take(Queue::ALL.len()).collect()

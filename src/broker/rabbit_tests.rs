@@ -97,7 +97,7 @@ impl Side {
     }
 
     fn is_up(&self) -> bool {
-        self.supervisor.check()().is_ok()
+        self.supervisor.state().get().is_ok()
     }
 
     fn comes_up(&self) {
@@ -106,7 +106,7 @@ impl Side {
 
     fn goes_down(&self) -> String {
         wait_until("the broker is down", || !self.is_up());
-        self.supervisor.check()().unwrap_err()
+        self.supervisor.state().get().unwrap_err()
     }
 
     /// Connects and waits for the route and for the catch-up that follows.
@@ -380,7 +380,7 @@ fn queues_that_a_crash_left_are_made_afresh() {
     let url = Broker::shared().vhost();
     {
         let mut link = open(&url);
-        Topology::new("g").declare(&mut link).unwrap();
+        Topology::declare(&mut link, "g", false).unwrap();
         let channel = link.channel().unwrap();
         let key = "user.elsewhere";
         channel
@@ -416,9 +416,13 @@ fn a_refused_login_is_no_reason_to_give_up_and_shows_no_password() {
         .replace("guest:guest", "guest:hush");
     let side = side(&url);
     wait_until("the login is refused", || {
-        side.supervisor.check()().unwrap_err().contains("password")
+        side.supervisor
+            .state()
+            .get()
+            .unwrap_err()
+            .contains("password")
     });
-    assert!(!side.supervisor.check()().unwrap_err().contains("hush"));
+    assert!(!side.supervisor.state().get().unwrap_err().contains("hush"));
     assert!(side.owned.is_empty() && side.fatal.is_empty());
     side.stop();
 }

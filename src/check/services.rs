@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::Report;
-use crate::config::{self, Addresses};
+use crate::config;
 use crate::services::grpc::Grpc;
 use crate::services::proto::{AckMessagesRequest, UserOfflineRequest, ValidateTokenRequest};
 use crate::services::{Result, Services};
@@ -12,7 +12,7 @@ use crate::services::{Result, Services};
 struct Target<'c> {
     name: &'static str,
     key: &'static str,
-    addresses: &'c Addresses,
+    addresses: &'c [String],
     is_decisive: bool,
     ask: fn(&Grpc) -> Result<()>,
 }
@@ -54,11 +54,13 @@ pub fn check(config: &config::Services, report: &mut Report<impl Write>) {
 
 impl Target<'_> {
     fn check(&self, config: &config::Services, report: &mut Report<impl Write>) {
-        let addresses = &self.addresses.0;
-        let outcomes = addresses.iter().map(|address| self.reach(address, config));
+        let outcomes = self
+            .addresses
+            .iter()
+            .map(|address| self.reach(address, config));
         let outcomes: Vec<_> = outcomes.collect();
         let is_needed = self.is_decisive && outcomes.iter().all(|outcome| outcome.is_err());
-        for (address, outcome) in addresses.iter().zip(outcomes) {
+        for (address, outcome) in self.addresses.iter().zip(outcomes) {
             let found = format!("{} at {address}", self.name);
             let Err(reason) = outcome else {
                 report.ok(format_args!("{found} answers"));
@@ -76,7 +78,7 @@ impl Target<'_> {
 
     /// Any answer of the service's shows that it is there; an error is why none came.
     fn reach(&self, address: &str, config: &config::Services) -> std::result::Result<(), String> {
-        let there = Addresses::one(address);
+        let there = vec![address.to_owned()];
         let only_there = config::Services {
             user: there.clone(),
             message: there.clone(),

@@ -29,7 +29,7 @@ impl fmt::Display for Warning {
 /// What is risky in a configuration that is valid, in the order of its keys.
 pub fn warnings(config: &Config) -> Vec<Warning> {
     let is_public = is_public(config.listen.addr);
-    let is_behind_proxy = config.listen.trusted_proxies != Default::default();
+    let is_behind_proxy = !config.listen.trusted_proxies.is_empty();
     let user = Endpoint::parse(&config.broker.url).map(|endpoint| endpoint.user);
     let is_guest = user.is_ok_and(|user| user == GUEST);
     let risks = [

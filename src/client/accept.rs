@@ -13,8 +13,8 @@ use log::error;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use super::admission::{Admission, Limits, Turn, no_room};
-use super::head::wait_for;
+use super::admission::{Admission, Limits, no_room};
+use super::head::wait_until;
 use super::refuser::Refuser;
 use super::stack::STACK;
 use super::transport::Socket;
@@ -82,10 +82,13 @@ impl Listener {
         self.addr
     }
 
-    /// Answers, whenever it is asked, whether another connection would be admitted.
-    pub fn has_room(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+    /// What `/readyz` asks: whether another connection would be admitted.
+    pub fn check(&self) -> impl Fn() -> Result<(), String> + Send + Sync + use<> {
         let limits = Arc::clone(&self.acceptor.limits);
-        move || limits.have_room()
+        move || {
+            let has_room = limits.have_room().then_some(());
+            has_room.ok_or_else(|| "limits.max_connections is reached".into())
+        }
     }
 
     /// Stops accepting and waits for the connection threads. Answers how many are left at
@@ -97,8 +100,10 @@ impl Listener {
         // On Linux this ends the wait for a client. It fails when that has ended already.
         let _ = rustix::net::shutdown(&acceptor.listener, rustix::net::Shutdown::Both);
         self.accepting.stop(soon);
-        for waiting in acceptor.limits.take_waiting() {
-            acceptor.refuser.refuse(&waiting.socket, no_room());
+        while let Some(waiting) = acceptor.limits.next_waiting() {
+            acceptor
+                .refuser
+                .refuse(&waiting.socket, waiting.peer, no_room());
         }
         self.refusing.stop(soon);
         acceptor.limits.cut_silent();
@@ -110,15 +115,16 @@ impl Acceptor {
     fn run(&self, stop: &StopSignal) {
         let mut spare = open_spare();
         while !stop.is_given() {
-            let patience = self.limits.has_waiting().then_some(ROUND);
-            if wait_for(&mut [PollFd::new(&self.listener, PollFlags::IN)], patience) {
+            let round = self.limits.has_waiting().then(|| Instant::now() + ROUND);
+            if wait_until(round, &mut [PollFd::new(&self.listener, PollFlags::IN)]) {
                 self.accept(&mut spare, stop);
             }
-            while let Some(turn) = self.limits.next(Instant::now()) {
-                match turn {
-                    Turn::Begin(admission) => drop(contain(|| self.begin(admission))),
-                    Turn::Refuse(admission) => self.refuser.refuse(&admission.socket, no_room()),
-                }
+            while let Some(admission) = self.limits.next(Instant::now()) {
+                contain(|| self.begin(admission));
+            }
+            while let Some(overdue) = self.limits.next_overdue(Instant::now()) {
+                self.refuser
+                    .refuse(&overdue.socket, overdue.peer, no_room());
             }
         }
     }
@@ -147,7 +153,7 @@ impl Acceptor {
         *spare = open_spare();
         match accepted {
             Ok((socket, peer)) if spare.is_some() => self.take(&socket, peer),
-            Ok((socket, _)) => self.refuser.refuse(&socket, no_room()),
+            Ok((socket, peer)) => self.refuser.refuse(&socket, peer, no_room()),
             // The refuser has the spare one, for a moment.
             Err(_) if spare.is_none() => thread::sleep(ACCEPT_RETRY),
             Err(_) => {}
@@ -170,7 +176,7 @@ impl Acceptor {
             self.limits.admit(socket, peer)
         });
         if let Some(Err(refusal)) = admitted {
-            self.refuser.refuse(socket, refusal);
+            self.refuser.refuse(socket, peer, refusal);
         }
     }
 
@@ -183,7 +189,7 @@ impl Acceptor {
         let run = move || session::run(admission, &context);
         if let Err(error) = self.threads.spawn(name, STACK, run) {
             error!("No thread for a connection: peer={peer}, error={error}");
-            self.refuser.refuse(&socket, no_room());
+            self.refuser.refuse(&socket, peer, no_room());
         }
     }
 }

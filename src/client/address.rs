@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use log::info;
 
-use crate::config::Networks;
+use crate::config::Network;
 use crate::http::Head;
 
 /// The bits of an IPv6 address that one customer of a provider has to themselves (RFC 6177): any
@@ -14,14 +14,14 @@ const IPV6_HOST: u128 = u64::MAX as u128;
 
 /// The client's address: `peer`'s own, or, as long as who speaks is a trusted proxy, the one that it
 /// names in `X-Forwarded-For`, from the last address to the first.
-pub(super) fn client_address(head: &Head<'_>, peer: IpAddr, trusted: &Networks) -> IpAddr {
+pub(super) fn client_address(head: &Head<'_>, peer: IpAddr, trusted: &[Network]) -> IpAddr {
     let mut hops = head
         .values("X-Forwarded-For")
         .flat_map(|value| value.split(|&byte| byte == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|hop| !hop.is_empty());
     let mut client = peer;
-    while trusted.contains(client)
+    while trusted.iter().any(|network| network.contains(client))
         && let Some(hop) = hops.next_back()
     {
         let Some(address) = std::str::from_utf8(hop).ok().and_then(parse_hop) else {

@@ -1,8 +1,9 @@
 //! One connection, as the rest of the gateway sees it: push to it, or close it.
 
+use std::fmt;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -23,8 +24,8 @@ pub struct Connection {
     pub(super) since: Instant,
     pub(super) outbox: Outbox,
     pub(super) gate: DeliveryGate,
-    /// When the last frame came, in milliseconds after `since`.
-    last_frame: AtomicU64,
+    /// When the last frame came.
+    last_frame: Mutex<Instant>,
     /// It is shown nowhere.
     token: Mutex<Box<str>>,
     /// The token may have been revoked since it was validated.
@@ -43,17 +44,18 @@ impl Connection {
         outbox: Outbox,
         gate: DeliveryGate,
     ) -> Self {
+        let now = Instant::now();
         Self {
             id,
-            user: accepted.user.clone(),
+            user: accepted.identity.user.clone(),
             peer,
-            since: Instant::now(),
+            since: now,
             outbox,
             gate,
-            last_frame: AtomicU64::new(0),
+            last_frame: Mutex::new(now),
             token: Mutex::new(accepted.token.as_str().into()),
             token_doubted: AtomicBool::new(false),
-            expires_at: AtomicI64::new(accepted.expires_at),
+            expires_at: AtomicI64::new(accepted.identity.expires_at),
             reader_done: AtomicBool::new(false),
         }
     }
@@ -81,11 +83,11 @@ impl Connection {
             }
             decision => decision,
         };
-        if let GateDecision::Overflow(own_copies) = decision {
-            // No catch-up brings them again: who has no room for them gets them from the history.
-            if !own_copies.iter().all(|frame| self.outbox.push(frame)) {
-                self.close(CloseReason::SlowConsumer);
-            }
+        // No catch-up brings them again: who has no room for them gets them from the history.
+        if let GateDecision::Overflow(own_copies) = decision
+            && !own_copies.iter().all(|frame| self.outbox.push(frame))
+        {
+            self.close(CloseReason::SlowConsumer);
         }
     }
 
@@ -147,15 +149,12 @@ impl Connection {
 
     /// Notes that a frame came.
     pub(super) fn heard(&self) {
-        let elapsed = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // Rounded up: it came after whatever was sent within the same millisecond.
-        self.last_frame
-            .store(elapsed.saturating_add(1), Ordering::Relaxed);
+        *self.last_frame.lock() = Instant::now();
     }
 
     /// When the last frame came.
     pub fn last_heard(&self) -> Instant {
-        self.since + Duration::from_millis(self.last_frame.load(Ordering::Relaxed))
+        *self.last_frame.lock()
     }
 
     /// In Unix seconds; 0 means never.
@@ -186,5 +185,12 @@ impl Connection {
 
     pub(super) fn is_reader_done(&self) -> bool {
         self.reader_done.load(Ordering::SeqCst)
+    }
+}
+
+/// As log lines name it.
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user={}, conn_id={}", self.user, self.id)
     }
 }

@@ -33,6 +33,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::iter;
+use std::net::Shutdown;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst, fence};
 use std::thread;
@@ -222,7 +223,7 @@ impl Outbox {
 
     /// Whether the client has sent something that nobody has read yet, or is gone.
     pub(super) fn has_input(&self) -> bool {
-        self.socket.has_input()
+        self.socket.has_bytes()
     }
 
     /// Queues `frame`, or drops it if the connection is closing; false if there is no room.
@@ -408,12 +409,12 @@ impl Outbox {
                 }
             }
         }
-        self.socket.shutdown_write();
+        self.socket.shutdown(Shutdown::Write);
     }
 
     /// Cuts the connection: whoever blocks on the socket returns at once.
     pub fn abort(&self) {
-        self.socket.abort();
+        self.socket.shutdown(Shutdown::Both);
     }
 }
 

@@ -2,7 +2,7 @@
 //! they cost none. It answers health checks and pages, too, and blocks on nobody.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use crossbeam::channel::{Receiver, Select, Sender, bounded};
 use log::{info, warn};
 use parking_lot::Mutex;
 
-use super::handshake::plain_response;
-use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_for};
+use super::handshake::expect_upgrade;
+use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_until};
 use super::transport::Socket;
 use super::{Context, failpoint};
 use crate::http::{HttpResponse, parse_head};
@@ -36,6 +36,7 @@ pub(super) struct Refuser {
 
 /// A connection that is being refused.
 struct Refused {
+    peer: IpAddr,
     responder: Responder,
     head: Vec<u8>,
     /// What an upgrade is answered, until the head is there.
@@ -62,15 +63,13 @@ impl Refuser {
     }
 
     /// Answers `socket` with `refusal` once its head is there.
-    pub fn refuse(&self, socket: &Socket, refusal: HttpResponse) {
+    pub fn refuse(&self, socket: &Socket, peer: IpAddr, refusal: HttpResponse) {
         let now = Instant::now();
-        let Ok(responder) = Responder::new(socket, now + HEAD_TIMEOUT) else {
-            return;
-        };
         if let Some(place) = self.places.acquire_within(Duration::ZERO) {
             // The thread has ended, or else there is room.
             let _ = self.newcomers.try_send(Refused {
-                responder,
+                peer,
+                responder: Responder::new(socket, now + HEAD_TIMEOUT),
                 head: Vec::new(),
                 refusal: Some(refusal),
                 _place: place,
@@ -96,7 +95,7 @@ fn run(news: &Receiver<Refused>, waiting: &mut Vec<Refused>, context: &Context, 
         // In this order: nobody comes once the signal is given.
         let stops = stop.is_given();
         for newcomer in news.try_iter() {
-            failpoint::reached("refuser", newcomer.peer());
+            failpoint::reached("refuser", newcomer.peer);
             waiting.push(newcomer);
         }
         if stops && waiting.is_empty() {
@@ -109,7 +108,7 @@ fn run(news: &Receiver<Refused>, waiting: &mut Vec<Refused>, context: &Context, 
             responders.for_each(|responder| responder.deadline = end.min(responder.deadline));
         }
         let mut sockets: Vec<_> = waiting.iter().map(|it| it.responder.awaited()).collect();
-        wait_for(&mut sockets, Some(ROUND));
+        wait_until(Some(Instant::now() + ROUND), &mut sockets);
         let now = Instant::now();
         waiting.retain_mut(|refused| contain(|| refused.goes_on(now, context)) == Some(true));
     }
@@ -119,12 +118,13 @@ impl Refused {
     /// Goes on as far as the socket lets it. False when it is over.
     fn goes_on(&mut self, now: Instant, context: &Context) -> bool {
         if let Some(refusal) = &self.refusal {
-            let is_open = is_open(read_some(&self.responder.socket, &mut self.head));
+            let is_open = is_open(&read_some(&self.responder.socket, &mut self.head));
             let response = match parse_head(&self.head) {
                 Ok(None) => return is_open && now < self.responder.deadline,
                 Ok(Some(head)) => {
-                    failpoint::reached("answer", self.peer());
-                    plain_response(&head, context).unwrap_or_else(|| refusal.clone())
+                    failpoint::reached("answer", self.peer);
+                    let upgrade = expect_upgrade(&head, context);
+                    upgrade.err().unwrap_or_else(|| refusal.clone())
                 }
                 Err(response) => response,
             };
@@ -137,18 +137,12 @@ impl Refused {
         }
         self.responder.goes_on(now)
     }
-
-    /// For log and tests; unspecified when the client is gone.
-    fn peer(&self) -> IpAddr {
-        let peer = self.responder.socket.peer_addr();
-        peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip())
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
     use std::sync::atomic::AtomicBool;
 
     use super::*;
@@ -191,8 +185,9 @@ mod tests {
         (&client).write_all(request.as_bytes()).unwrap();
         let patience = Some(Duration::from_secs(20));
         client.set_read_timeout(patience).unwrap();
-        let socket: Socket = Arc::new(listener.accept().unwrap().0);
-        refuser.refuse(&socket, HttpResponse::unavailable("no room"));
+        let (socket, peer) = listener.accept().unwrap();
+        let socket: Socket = Arc::new(socket);
+        refuser.refuse(&socket, peer.ip(), HttpResponse::unavailable("no room"));
         client
     }
 

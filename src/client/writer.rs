@@ -2,7 +2,6 @@
 //! wait for it, catches up on unread messages, keeps the connection's time (pings, idleness, token
 //! expiry), and says goodbye.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{mem, thread};
@@ -19,6 +18,7 @@ use super::liveness::{Liveness, Next, Seen};
 use super::stack;
 use super::token::seconds_left;
 use super::token_check::TokenCheck;
+use crate::threads::contain;
 
 /// The longest sleep, so that a change of the wall clock is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
@@ -27,7 +27,7 @@ const MAX_SLEEP: Duration = Duration::from_secs(60);
 /// `catch_up_at`, unless it is requested earlier.
 pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: Instant) {
     connection.outbox.set_writer(thread::current());
-    let served = catch_unwind(AssertUnwindSafe(|| {
+    let served = contain(|| {
         let mut writer = Writer::new(connection, context, catch_up_at);
         let mut trimmed = false;
         while !connection.is_closing() {
@@ -44,8 +44,8 @@ pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: 
                 Err(reason) => connection.close(reason),
             }
         }
-    }));
-    served.unwrap_or_else(|_| connection.close(CloseReason::Internal));
+    });
+    served.unwrap_or_else(|| connection.close(CloseReason::Internal));
     leave(connection, context.config.session.write_timeout);
 }
 
@@ -101,11 +101,9 @@ impl<'c> Writer<'c> {
             return Ok(now);
         }
         let next_catch_up = self.catch_up.advance(connection, now);
-        if connection.outbox.is_handed_over() {
-            return Ok(now);
-        }
+        let next_write = connection.outbox.is_handed_over().then_some(now);
         let latest = self.next_ping.min(now + left.min(MAX_SLEEP));
-        let next = [next_look, next_check, next_catch_up];
+        let next = [next_look, next_check, next_catch_up, next_write];
         Ok(next.into_iter().flatten().fold(latest, Instant::min))
     }
 
@@ -121,8 +119,7 @@ impl<'c> Writer<'c> {
         };
         let was_behind = mem::replace(&mut self.is_behind, seen.is_behind);
         if seen.is_behind && !was_behind {
-            let (user, conn_id) = (connection.user(), connection.id());
-            info!("Fell back to the inbox: user={user}, conn_id={conn_id}");
+            info!("Fell back to the inbox: {connection}");
         }
         let has_input = || connection.outbox.has_input();
         let next_look = self.liveness.judge(&seen, has_input)?;
@@ -131,10 +128,7 @@ impl<'c> Writer<'c> {
         }
         failpoint::reached("writer", connection.user());
         self.next_ping = now + self.ping_interval;
-        if !self.liveness.awaits_ping() {
-            let position = connection.outbox.ping();
-            self.liveness.pinged(position, &seen);
-        }
+        self.liveness.ping(&seen, || connection.outbox.ping());
         Ok(Some(now))
     }
 }
@@ -150,8 +144,7 @@ fn leave(connection: &Connection, patience: Duration) {
         _ => patience,
     };
     let deadline = Instant::now() + patience;
-    let goodbye = reason.frame();
-    let close = goodbye.map(|(code, words)| Frame::close(code, words));
+    let close = (reason.frame()).map(|(code, words)| Frame::close(code, words));
     connection.outbox.finish_close(close, patience);
     while reason.lingers() && !connection.is_reader_done() && Instant::now() < deadline {
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));

@@ -2,15 +2,11 @@
 
 use std::net::Ipv6Addr;
 
-use http::Uri;
-use http::uri::Scheme;
+/// What a rule says to a value; an error is the reason against it.
+pub(super) type Checked = Result<(), String>;
 
-/// `http://host:port`. Read by the parser that tonic has for addresses too, so that it refuses none
-/// that passes here. It would take user, path and query, and use nothing of them.
-pub(super) fn is_service(address: &str) -> bool {
-    let uri = address.parse::<Uri>();
-    uri.is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
-        && is_origin(address.strip_suffix('/').unwrap_or(address))
+pub(super) fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
+    if holds { Ok(()) } else { Err(reason.into()) }
 }
 
 /// `scheme://host` or `scheme://host:port`, as a browser writes it.
@@ -18,20 +14,17 @@ pub(super) fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else {
         return false;
     };
+    let (host, port) = match authority.rsplit_once(':') {
+        // Else the colon is one of an IPv6 address.
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (authority, "0"),
+    };
     let of_a_scheme = |b: u8| b.is_ascii_alphanumeric() || b"+.-".contains(&b);
     scheme.starts_with(|first: char| first.is_ascii_alphabetic())
         && scheme.bytes().all(of_a_scheme)
-        && is_authority(authority)
-}
-
-/// `host` or `host:port`.
-fn is_authority(text: &str) -> bool {
-    let (host, port) = match text.rsplit_once(':') {
-        // Else the colon is one of an IPv6 address.
-        Some((host, port)) if !port.ends_with(']') => (host, port),
-        _ => (text, "0"),
-    };
-    is_host(host) && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
+        && is_host(host)
+        && port.bytes().all(|b| b.is_ascii_digit())
+        && port.parse::<u16>().is_ok()
 }
 
 /// RFC 3986, section 3.3: `pchar`, and the slashes between.

@@ -18,14 +18,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use self::values::duration;
+use self::values::{addresses, duration};
 
-pub use endpoint::{Endpoint, InvalidUrl};
-pub use load::{ConfigError, load};
-pub use network::{Network, Networks};
+pub use endpoint::Endpoint;
+pub use load::load;
+pub use network::Network;
 pub use secrets::display;
 pub use validate::may_listen;
-pub use values::{Addresses, Token};
+pub use values::Token;
 
 /// The users that the shipped configuration lets in, alice with `alice-token` and so on: everybody
 /// knows these tokens.
@@ -91,7 +91,7 @@ tables! {
         /// `scheme://host[:port]` of the pages that may connect; empty: any.
         allowed_origins: Vec<String> = Vec::new() => origins,
         /// The proxies whose X-Forwarded-For is believed: addresses and networks.
-        trusted_proxies: Networks = Networks::default(),
+        trusted_proxies: Vec<Network> = Vec::new(),
         /// For the whole request head, however slowly it comes.
         handshake_timeout: Duration as "duration" = Duration::from_secs(10) => positive,
     }
@@ -130,9 +130,9 @@ tables! {
     }
 
     services: Services {
-        user: Addresses = Addresses::one("http://127.0.0.1:50051") => services,
-        message: Addresses = Addresses::one("http://127.0.0.1:50051") => services,
-        presence: Addresses = Addresses::one("http://127.0.0.1:50051") => services,
+        user: Vec<String> as "addresses" = vec!["http://127.0.0.1:50051".into()] => services,
+        message: Vec<String> as "addresses" = vec!["http://127.0.0.1:50051".into()] => services,
+        presence: Vec<String> as "addresses" = vec!["http://127.0.0.1:50051".into()] => services,
         /// The deadline of each call.
         timeout: Duration as "duration" = Duration::from_secs(3) => positive,
         worker_threads: usize = 1 => within(1..=8, ""),
@@ -186,7 +186,7 @@ tables! {
         page: bool = true,
         /// Token to user.
         tokens: BTreeMap<String, Token> =
-            SAMPLE_USERS.map(|user| (format!("{user}-token"), Token::of(user))).into(),
+            SAMPLE_USERS.map(|user| (format!("{user}-token"), Token::Unlimited(user.into()))).into(),
         /// Group to members.
         groups: BTreeMap<String, Vec<String>> =
             [("team".into(), SAMPLE_USERS.map(String::from).into())].into(),

@@ -9,8 +9,9 @@ const SECRET: &str = "hush-hush";
 fn error(text: &str, variables: &[(&str, &str)], bound: Option<SocketAddr>) -> String {
     let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
     let parsed = parse("the-file", text, variables.iter().map(owned), bound);
-    let error = parsed.err().map(|error| error.to_string());
-    error.unwrap_or_else(|| panic!("accepted: {text} {variables:?}"))
+    parsed
+        .err()
+        .unwrap_or_else(|| panic!("accepted: {text} {variables:?}"))
 }
 
 fn accepted(text: &str) -> Config {

@@ -7,8 +7,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{is_of_a_path, is_origin, is_service};
-use super::{Addresses, Config, Embedded, Endpoint, Mode, check_rules};
+use super::forms::{Checked, ensure, is_of_a_path, is_origin};
+use super::{Config, Embedded, Endpoint, Mode, check_rules};
 use crate::ids::is_id;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -16,13 +16,6 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A key whose value cannot be used, as far as the value is concerned alone
 /// (`embedded.groups.team`), and the reason.
 pub type Invalid = (String, String);
-
-/// What a rule says to a value; an error is the reason against it.
-type Checked = Result<(), String>;
-
-fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
-    if holds { Ok(()) } else { Err(reason.into()) }
-}
 
 /// Names the key that was checked.
 pub fn check(key: impl Into<String>, checked: Checked) -> Result<(), Invalid> {
@@ -69,7 +62,7 @@ fn tokens_and_groups(embedded: &Embedded) -> Result<(), Invalid> {
         check(&key, ensure(!text.is_empty(), "a token is not empty"))?;
         // Who writes user = token by mistake shows no token.
         let reason = "a user is 1 to 200 bytes without control characters";
-        check(&key, ensure(is_id(&token.user), reason))?;
+        check(&key, ensure(is_id(token.user()), reason))?;
     }
     for (group, members) in &embedded.groups {
         let reason = "group and members are 1 to 200 bytes without control characters";
@@ -151,12 +144,15 @@ pub fn built_in(mode: &Mode) -> Checked {
     ensure(cfg!(feature = "reference") || *mode == Mode::Remote, reason)
 }
 
-pub fn services(addresses: &Addresses) -> Checked {
-    ensure(!addresses.0.is_empty(), "needs at least one address")?;
-    addresses.0.iter().try_for_each(|address| {
+pub fn services(addresses: &[String]) -> Checked {
+    ensure(!addresses.is_empty(), "needs at least one address")?;
+    addresses.iter().try_for_each(|address| {
+        let origin = address.strip_suffix('/').unwrap_or(address);
         let reason = match address.split_once("://") {
             Some(("etcd" | "https", _)) => ": only http:// addresses are supported by this version",
-            _ if is_service(address) => return Ok(()),
+            Some((scheme, _)) if scheme.eq_ignore_ascii_case("http") && is_origin(origin) => {
+                return Ok(());
+            }
             _ => " is not of the form http://host:port",
         };
         // What may be a password is not repeated.
@@ -166,6 +162,5 @@ pub fn services(addresses: &Addresses) -> Checked {
 }
 
 pub fn url(url: &str) -> Checked {
-    let parsed = Endpoint::parse(url);
-    parsed.map(drop).map_err(|error| error.to_string())
+    Endpoint::parse(url).map(drop)
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::bus::LocalBus;
 use super::{Reference, ReferenceError};
 use crate::broker::DeliveryContext;
-use crate::broker::source::{DeliverySource, ReloadError};
-use crate::config::{Addresses, Config};
+use crate::broker::source::DeliverySource;
+use crate::config::Config;
+use crate::readiness::LastOutcome;
 use crate::threads::Fatal;
 
 /// For what the bus holds when the services have taken all the time that there was.
@@ -30,7 +31,7 @@ impl Embedded {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let publisher = Box::new(bus.publisher());
         let reference = Reference::start(loopback, &config.embedded, publisher, fatal)?;
-        let address = Addresses::one(format!("http://{}", reference.addr()));
+        let address = vec![format!("http://{}", reference.addr())];
         config.services.user = address.clone();
         config.services.message = address.clone();
         config.services.presence = address;
@@ -54,13 +55,13 @@ impl Embedded {
 }
 
 impl DeliverySource for Embedded {
-    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
-        Box::new(|| Ok(()))
+    fn state(&self) -> LastOutcome {
+        LastOutcome::new(Ok(()))
     }
 
-    fn reload(&self, config: &Config) -> Result<(), ReloadError> {
+    fn reload(&self, config: &Config) -> Result<(), String> {
         let reloaded = self.reference.reload(&config.embedded);
-        reloaded.map_err(|error| ReloadError::Services(Box::new(error)))
+        reloaded.map_err(|error| error.to_string())
     }
 
     fn stop(self: Box<Self>, deadline: Instant) {

@@ -1,16 +1,13 @@
 //! One channel of a connection: declare, bind, consume.
 
-use std::time::Duration;
-
 use amiquip::{
     AmqpValue, ConsumerMessage, ConsumerOptions, ExchangeDeclareOptions, FieldTable,
     QueueDeclareOptions, QueueDeleteOptions,
 };
-use crossbeam::channel::{Receiver, TryRecvError, select};
+use crossbeam::channel::{Receiver, TryRecvError};
 
 use super::error::{Result, during, lost};
 use crate::broker::Delivery;
-use crate::threads::StopSignal;
 
 pub use amiquip::ExchangeType as ExchangeKind;
 
@@ -130,26 +127,21 @@ pub struct Consumer<'channel>(amiquip::Consumer<'channel>);
 type Received = Result<Option<AmqpDelivery>>;
 
 impl Consumer<'_> {
-    /// Receives `None` when it is told to quit, when something comes through `woken`, and when the
-    /// wait is over.
-    pub fn receive(&self, quit: &StopSignal, woken: &Receiver<()>, wait: Duration) -> Received {
-        select! {
-            recv(self.0.receiver()) -> message => received(message.ok()),
-            recv(quit.receiver()) -> _ => Ok(None),
-            recv(woken) -> _ => Ok(None),
-            default(wait) => Ok(None),
-        }
+    /// Where [`Self::receive`] finds something, to wait for it.
+    pub fn receiver(&self) -> &Receiver<ConsumerMessage> {
+        self.0.receiver()
     }
 
-    /// Receives without waiting.
-    pub fn receive_now(&self) -> Received {
+    /// Receives a delivery, if there is one, without waiting.
+    pub fn receive(&self) -> Received {
         match self.0.receiver().try_recv() {
             Err(TryRecvError::Empty) => Ok(None),
             message => received(message.ok()),
         }
     }
 
-    /// Receives what came before the broker answered to [`Self::cancel`], and then `None`.
+    /// Receives what came before the broker answered to [`Self::cancel`], and then `None`: only then
+    /// may the consumer be dropped, or amiquip ends the connection.
     pub fn receive_rest(&self) -> Received {
         received(self.0.receiver().recv().ok())
     }

@@ -193,7 +193,7 @@ fn where_quorum_is_the_default_the_queues_are_classic() {
         side.stop();
     }
     // A crash leaves them, and they are made afresh.
-    Topology::new("g").declare(&mut open(&url)).unwrap();
+    Topology::declare(&mut open(&url), "g", false).unwrap();
     watching(&url).stop();
 }
 
@@ -206,7 +206,7 @@ fn a_queue_of_another_type_is_named_with_the_way_out() {
     let side = side(&url);
     let reason = side.fatal.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(told(&reason), "{reason}");
-    assert!(told(&side.supervisor.check()().unwrap_err()));
+    assert!(told(&side.supervisor.state().get().unwrap_err()));
     side.stop();
 
     // Somebody does as told, and the gateway starts.
@@ -230,7 +230,7 @@ fn a_queue_of_another_type_that_is_found_on_the_return_is_no_reason_to_give_up()
     quorum(&mut open(&url), queue);
     wait_until("it is named", || {
         let told = |reason: String| reason.contains(queue) && reason.contains("delete it");
-        side.supervisor.check()().is_err_and(told)
+        side.supervisor.state().get().is_err_and(told)
     });
     amqp.delete_queue(queue);
     side.comes_up();
@@ -273,7 +273,7 @@ fn the_queues_of_an_older_version_are_made_afresh() {
     let channel = link.channel().unwrap();
     let day = Argument::Number(86_400_000);
     for queue in Queue::ALL {
-        let name = Topology::new("g").queue(queue);
+        let name = format!("queue.gateway.g.{}", queue.name());
         channel.declare_queue(&name, &[("x-expires", day)]).unwrap();
     }
     let side = watching(&url);
