@@ -53,6 +53,8 @@
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
 //! | what starts and stops, in which order | [`gateway`] |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
+//! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
+//! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //!
 //! # The threads
 //!
@@ -101,7 +103,9 @@
 mod admin;
 mod backoff;
 pub mod broker;
-mod capacity;
+pub mod capacity;
+#[cfg(feature = "check")]
+pub mod check;
 pub mod client;
 pub mod config;
 pub mod drain;
@@ -113,6 +117,8 @@ pub mod logging;
 pub mod metrics;
 pub mod presence;
 pub mod readiness;
+#[cfg(feature = "recipes")]
+pub mod recipes;
 #[cfg(feature = "reference")]
 pub mod reference;
 pub mod registry;

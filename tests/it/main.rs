@@ -60,6 +60,11 @@ mod start;
 /// What is left of a gateway that has stopped.
 mod stopping;
 
+/// What `check` warns of, and what it finds with `--connect`.
+mod check;
+/// Deployment files, tried with the tools that they are for.
+mod recipes;
+
 /// Who may know whom in src/.
 mod architecture;
 /// Ten thousand connects leave nothing behind.
