@@ -159,13 +159,7 @@ fn a_container_is_configured_as_the_gateway_can_be() {
         .iter()
         .map(|(key, value)| (key.as_str(), *value))
         .collect();
-    // What is not supported yet is refused by this name alone.
-    let supported: Vec<_> = variables
-        .iter()
-        .filter(|(key, _)| *key != "GATEWAY_ADMIN__TOKEN")
-        .copied()
-        .collect();
-    let outcome = run(&["check"], &supported);
+    let outcome = run(&["check"], &variables);
     assert_eq!(outcome.code, 0, "{outcome:?}");
     assert!(
         outcome.stdout.contains("addr = \"0.0.0.0:8080\""),
