@@ -18,6 +18,8 @@ use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::{ConnectionObserver, Context, OverUserLimit, Route};
 use crate::config::{Config, Limits, Mode};
+#[cfg(feature = "discovery")]
+use crate::discovery::Discovery;
 use crate::http::{HttpResponse, Page};
 use crate::presence::Presence;
 use crate::readiness::Readiness;
@@ -40,6 +42,10 @@ const CLOSES_PER_SECOND: usize = 1_000;
 /// How often the shutdown looks how far it has come.
 const SHUTDOWN_TICK: Duration = Duration::from_millis(20);
 
+/// How long the shutdown waits for etcd, or an eighth of the drain where that is shorter.
+#[cfg(feature = "discovery")]
+const DEREGISTER: Duration = Duration::from_secs(1);
+
 /// A running gateway.
 pub struct Gateway {
     context: Arc<Context>,
@@ -48,6 +54,8 @@ pub struct Gateway {
     presence: Worker,
     probe: Probe,
     source: Box<dyn DeliverySource>,
+    #[cfg(feature = "discovery")]
+    discovery: Option<Discovery>,
 }
 
 /// Why a gateway does not start.
@@ -105,7 +113,10 @@ impl Gateway {
         };
         capacity::lower(&mut config);
 
-        let services: Arc<dyn Services> = Arc::new(Grpc::start(&config.services)?);
+        let grpc = Grpc::start(&config.services)?;
+        #[cfg(feature = "discovery")]
+        let upstreams = grpc.upstreams();
+        let services: Arc<dyn Services> = Arc::new(grpc);
         let ttl = config.groups.cache_ttl;
         let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&services), ttl);
         let released = routes.clone();
@@ -156,6 +167,11 @@ impl Gateway {
                 .then_some(())
                 .ok_or_else(|| "limits.max_connections is reached".into())
         });
+        #[cfg(feature = "discovery")]
+        let discovery = {
+            let (config, addr) = (&context.config, listener.addr());
+            Discovery::start(config, addr, None, Arc::clone(&registry), upstreams, fatal)?
+        };
         Ok(Self {
             context,
             registry,
@@ -163,6 +179,8 @@ impl Gateway {
             presence: presence_thread,
             probe,
             source,
+            #[cfg(feature = "discovery")]
+            discovery,
         })
     }
 
@@ -192,12 +210,22 @@ impl Gateway {
         let connections = self.registry.connections().len();
         info!("Shutting down: connections={connections}");
         self.context.draining.store(true, Ordering::SeqCst);
+        #[cfg(feature = "discovery")]
+        if let Some(discovery) = &self.discovery {
+            discovery
+                .registration()
+                .deregister(DEREGISTER.min(drain / 8));
+        }
         self.close_connections(start, drain);
         // A Presence Service that does not answer leaves the others half of the time.
         let now = Instant::now();
         let half = now + deadline.saturating_duration_since(now) / 2;
         if !self.presence.stop(half) {
             warn!("Presence Service not waited for any longer");
+        }
+        #[cfg(feature = "discovery")]
+        if let Some(discovery) = self.discovery {
+            discovery.stop(deadline);
         }
         self.source.stop(deadline);
         self.probe.stop(deadline);

@@ -53,6 +53,7 @@
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
 //! | what starts and stops, in which order | [`gateway`] |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
+//! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
 //!
 //! # The threads
 //!
@@ -68,6 +69,7 @@
 //! | `presence` | tells the Presence Service who is here, renews the lease |
 //! | `probe` | asks the services whether they are in reach, for `/readyz` |
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
+//! | `discovery` | keeps this gateway registered in etcd, and follows the services' addresses there |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
 //! | `signals` | signals as messages to the main thread |
 //!
@@ -95,13 +97,15 @@
 //!   `client/transport.rs`, and what connects and disconnects is told to one `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
-//!   and tokio in `services` and `reference`. `tests/it/architecture.rs` holds the code to this.
+//!   and tokio in `services`, `discovery` and `reference`. `tests/it/architecture.rs` holds the code to this.
 
 mod backoff;
 pub mod broker;
 mod capacity;
 pub mod client;
 pub mod config;
+#[cfg(feature = "discovery")]
+pub mod discovery;
 pub mod error;
 pub mod gateway;
 pub mod http;

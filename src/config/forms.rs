@@ -7,7 +7,7 @@ use http::uri::Scheme;
 
 /// `http://host:port`. Read by the parser that tonic has for addresses too, so that it refuses none
 /// that passes here. It would take user, path and query, and use nothing of them.
-pub(super) fn is_service(address: &str) -> bool {
+pub fn is_service(address: &str) -> bool {
     let uri = address.parse::<Uri>();
     uri.is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
         && is_origin(address.strip_suffix('/').unwrap_or(address))
@@ -22,6 +22,12 @@ pub(super) fn is_origin(text: &str) -> bool {
     scheme.starts_with(|first: char| first.is_ascii_alphabetic())
         && scheme.bytes().all(of_a_scheme)
         && is_authority(authority)
+}
+
+/// `host:port`.
+pub(super) fn is_host_and_port(text: &str) -> bool {
+    let has_port = |(_, port): (&str, &str)| port.parse().is_ok_and(|port: u16| port > 0);
+    text.rsplit_once(':').is_some_and(has_port) && is_authority(text)
 }
 
 /// `host` or `host:port`.

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use self::values::duration;
 
 pub use endpoint::{Endpoint, InvalidUrl};
+pub use forms::is_service;
 pub use load::{ConfigError, load};
 pub use network::{Network, Networks};
 pub use secrets::display;
@@ -163,10 +164,14 @@ tables! {
     }
 
     discovery: Discovery {
-        endpoints: Vec<String> = Vec::new() => unset,
-        prefix: String = "/services".into(),
-        ttl: Duration as "duration" = Duration::from_secs(10),
-        advertise: String = String::new(),
+        /// Of etcd, `http://host:port` each; empty: no discovery.
+        endpoints: Vec<String> = Vec::new() => etcd,
+        /// What every key begins with.
+        prefix: String = "/services".into() => prefix,
+        /// Of the lease.
+        ttl: Duration as "duration" = Duration::from_secs(10) => whole_seconds(2..=86_400, r#""2s" to "1day""#),
+        /// `host:port` that clients reach; empty: `listen.addr`.
+        advertise: String = String::new() => advertise,
     }
 
     shutdown: Shutdown {

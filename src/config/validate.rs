@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{is_of_a_path, is_origin, is_service};
+use super::forms::{is_host_and_port, is_of_a_path, is_origin, is_service};
 use super::{Addresses, Config, Embedded, Endpoint, Mode, check_rules};
 use crate::ids::is_id;
 
@@ -49,6 +49,7 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
     shorter("session.ping_interval", session.ping_interval, why)?;
     let why = "a connection that waits for an answer is not idle";
     shorter("services.timeout", config.services.timeout, why)?;
+    discovery(&config)?;
     if config.backend.mode == Mode::Embedded {
         check("listen.addr", may_listen(&config, config.listen.addr))?;
     }
@@ -61,6 +62,26 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
         check("embedded.tokens", checked)?;
     }
     Ok(config)
+}
+
+fn discovery(config: &Config) -> Result<(), Invalid> {
+    let has_etcd = !config.discovery.endpoints.is_empty();
+    let services = &config.services;
+    for (key, addresses) in [
+        ("services.user", &services.user),
+        ("services.message", &services.message),
+        ("services.presence", &services.presence),
+    ] {
+        let reason = "etcd:///name needs discovery.endpoints, which is empty";
+        check(
+            key,
+            ensure(has_etcd || addresses.in_etcd().is_none(), reason),
+        )?;
+    }
+    let (advertise, addr) = (&config.discovery.advertise, config.listen.addr);
+    let is_known = !advertise.is_empty() || !addr.ip().is_unspecified();
+    let reason = format!("is needed: listen.addr is {addr}, where no client can connect to");
+    check("discovery.advertise", ensure(is_known || !has_etcd, reason))
 }
 
 fn tokens_and_groups(embedded: &Embedded) -> Result<(), Invalid> {
@@ -153,16 +174,45 @@ pub fn built_in(mode: &Mode) -> Checked {
 
 pub fn services(addresses: &Addresses) -> Checked {
     ensure(!addresses.0.is_empty(), "needs at least one address")?;
-    addresses.0.iter().try_for_each(|address| {
-        let reason = match address.split_once("://") {
-            Some(("etcd" | "https", _)) => ": only http:// addresses are supported by this version",
-            _ if is_service(address) => return Ok(()),
-            _ => " is not of the form http://host:port",
-        };
-        // What may be a password is not repeated.
-        let shown = address.rsplit('@').next().unwrap_or_default();
-        Err(format!("`{shown}`{reason}"))
-    })
+    let Some(name) = addresses.in_etcd() else {
+        return addresses.0.iter().try_for_each(|address| service(address));
+    };
+    let is_name = !name.is_empty() && name.bytes().all(|b| b != b'/' && is_of_a_path(b));
+    ensure(is_name, "must be of the form etcd:///name")?;
+    let reason = format!("etcd:///{name} is for itself: no address stands beside it");
+    ensure(addresses.0.len() == 1, reason)
+}
+
+fn service(address: &str) -> Checked {
+    let reason = match address.split_once("://") {
+        Some(("etcd", _)) => ": etcd:///name is for itself, and no address stands beside it",
+        Some(("https", _)) => ": only http:// addresses are supported by this version",
+        _ if is_service(address) => return Ok(()),
+        _ => " is not of the form http://host:port",
+    };
+    // What may be a password is not repeated.
+    let shown = address.rsplit('@').next().unwrap_or_default();
+    Err(format!("`{shown}`{reason}"))
+}
+
+pub fn etcd(endpoints: &[String]) -> Checked {
+    let is_built = cfg!(feature = "discovery") || endpoints.is_empty();
+    ensure(is_built, "this binary was built without discovery")?;
+    endpoints.iter().try_for_each(|endpoint| service(endpoint))
+}
+
+pub fn prefix(prefix: &str) -> Checked {
+    let is_path = prefix.starts_with('/') && prefix.bytes().all(is_of_a_path);
+    let reason = "must start with /, not end with it, and hold nothing but what a URL's path may";
+    ensure(is_path && !prefix.ends_with('/'), reason)
+}
+
+pub fn advertise(address: &str) -> Checked {
+    let is_address = address.is_empty() || is_host_and_port(address);
+    ensure(
+        is_address,
+        "must be of the form host:port (empty: listen.addr)",
+    )
 }
 
 pub fn url(url: &str) -> Checked {

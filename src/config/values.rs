@@ -25,7 +25,7 @@ pub mod duration {
     }
 }
 
-/// The addresses of one service: a string, or a list of strings.
+/// The addresses of one service: a string, or a list of strings; or `etcd:///name`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Addresses(pub Vec<String>);
@@ -33,6 +33,20 @@ pub struct Addresses(pub Vec<String>);
 impl Addresses {
     pub fn one(address: impl Into<String>) -> Self {
         Self(vec![address.into()])
+    }
+
+    /// The name behind `etcd:///`, if that is where the addresses are found.
+    pub fn in_etcd(&self) -> Option<&str> {
+        self.0.first()?.strip_prefix("etcd:///")
+    }
+
+    /// Those known from the start: none of a name in etcd.
+    pub fn known(&self) -> &[String] {
+        if self.in_etcd().is_some() {
+            &[]
+        } else {
+            &self.0
+        }
     }
 }
 

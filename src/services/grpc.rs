@@ -76,7 +76,7 @@ impl Grpc {
                 addresses: RwLock::default(),
                 turn: AtomicUsize::default(),
             });
-            upstream.set_addresses(&addresses.0)?;
+            upstream.set_addresses(addresses.known())?;
             Ok::<_, InvalidAddress>(upstream)
         };
         Ok(Self {

@@ -30,9 +30,9 @@ const EDGES: [&str; 9] = [
 
 const RULES: [Rule; 11] = [
     Rule {
-        sentence: "async is named in services/, discovery.rs and reference/ alone",
+        sentence: "async is named in services/, discovery/ and reference/ alone",
         about: &[],
-        except: &["services/", "reference/", "discovery.rs"],
+        except: &["services/", "reference/", "discovery/"],
         never_names: &[
             "tonic",
             "tokio",
@@ -58,7 +58,7 @@ const RULES: [Rule; 11] = [
             // They publish as the reference services do.
             "broker/rabbit_tests.rs",
             "admin/",
-            "discovery.rs",
+            "discovery/",
             "tls.rs",
             "chat.rs",
         ],
@@ -327,7 +327,7 @@ const LAYERS: [&[&str]; 9] = [
     &["client"],
     &["capacity", "registry"],
     &["broker", "presence"],
-    &["reference"],
+    &["discovery", "reference"],
     &["gateway"],
     &["main", "lib", "signals"],
 ];

@@ -33,6 +33,9 @@ mod handshakes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
 
+/// Registered in etcd, and services found there, whatever becomes of it.
+mod discovery;
+
 /// Whose connection it is, behind proxies and with IPv6.
 mod addresses;
 /// Request heads as balancers and proxies send them, and as attackers do.

@@ -11,6 +11,7 @@ pub mod backend;
 pub mod broker;
 pub mod client;
 pub mod cluster;
+pub mod etcd;
 pub mod gateway;
 pub mod hog;
 pub mod http2;
