@@ -42,10 +42,6 @@ const CLOSES_PER_SECOND: usize = 1_000;
 /// How often the shutdown looks how far it has come.
 const SHUTDOWN_TICK: Duration = Duration::from_millis(20);
 
-/// How long the shutdown waits for etcd, or an eighth of the drain where that is shorter.
-#[cfg(feature = "discovery")]
-const DEREGISTER: Duration = Duration::from_secs(1);
-
 /// A running gateway.
 pub struct Gateway {
     context: Arc<Context>,
@@ -55,7 +51,7 @@ pub struct Gateway {
     probe: Probe,
     source: Box<dyn DeliverySource>,
     #[cfg(feature = "discovery")]
-    discovery: Option<Discovery>,
+    discovery: Discovery,
 }
 
 /// Why a gateway does not start.
@@ -170,7 +166,7 @@ impl Gateway {
         #[cfg(feature = "discovery")]
         let discovery = {
             let (config, addr) = (&context.config, listener.addr());
-            Discovery::start(config, addr, None, Arc::clone(&registry), upstreams, fatal)?
+            Discovery::start(config, addr, None, &registry, upstreams, fatal)?
         };
         Ok(Self {
             context,
@@ -211,11 +207,7 @@ impl Gateway {
         info!("Shutting down: connections={connections}");
         self.context.draining.store(true, Ordering::SeqCst);
         #[cfg(feature = "discovery")]
-        if let Some(discovery) = &self.discovery {
-            discovery
-                .registration()
-                .deregister(DEREGISTER.min(drain / 8));
-        }
+        self.discovery.deregister(drain);
         self.close_connections(start, drain);
         // A Presence Service that does not answer leaves the others half of the time.
         let now = Instant::now();
@@ -224,9 +216,7 @@ impl Gateway {
             warn!("Presence Service not waited for any longer");
         }
         #[cfg(feature = "discovery")]
-        if let Some(discovery) = self.discovery {
-            discovery.stop(deadline);
-        }
+        self.discovery.stop(deadline);
         self.source.stop(deadline);
         self.probe.stop(deadline);
         let left = self.listener.stop(deadline);

@@ -69,7 +69,7 @@
 //! | `presence` | tells the Presence Service who is here, renews the lease |
 //! | `probe` | asks the services whether they are in reach, for `/readyz` |
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
-//! | `discovery` | keeps this gateway registered in etcd, and follows the services' addresses there |
+//! | `etcd` | keeps this gateway registered in etcd, and follows the services' addresses there |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
 //! | `signals` | signals as messages to the main thread |
 //!

@@ -25,7 +25,7 @@ pub(super) fn is_origin(text: &str) -> bool {
 }
 
 /// `host:port`.
-pub(super) fn is_host_and_port(text: &str) -> bool {
+pub fn is_host_and_port(text: &str) -> bool {
     let has_port = |(_, port): (&str, &str)| port.parse().is_ok_and(|port: u16| port > 0);
     text.rsplit_once(':').is_some_and(has_port) && is_authority(text)
 }

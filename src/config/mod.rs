@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use self::values::duration;
 
 pub use endpoint::{Endpoint, InvalidUrl};
-pub use forms::is_service;
+pub use forms::{is_host_and_port, is_service};
 pub use load::{ConfigError, load};
 pub use network::{Network, Networks};
 pub use secrets::display;

@@ -65,23 +65,17 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
 }
 
 fn discovery(config: &Config) -> Result<(), Invalid> {
-    let has_etcd = !config.discovery.endpoints.is_empty();
-    let services = &config.services;
-    for (key, addresses) in [
-        ("services.user", &services.user),
-        ("services.message", &services.message),
-        ("services.presence", &services.presence),
-    ] {
-        let reason = "etcd:///name needs discovery.endpoints, which is empty";
-        check(
-            key,
-            ensure(has_etcd || addresses.in_etcd().is_none(), reason),
-        )?;
+    let (etcd, services, addr) = (&config.discovery, &config.services, config.listen.addr);
+    if !etcd.endpoints.is_empty() {
+        let is_known = !etcd.advertise.is_empty() || !addr.ip().is_unspecified();
+        let reason = format!("is needed: listen.addr is {addr}, which is no address to connect to");
+        return check("discovery.advertise", ensure(is_known, reason));
     }
-    let (advertise, addr) = (&config.discovery.advertise, config.listen.addr);
-    let is_known = !advertise.is_empty() || !addr.ip().is_unspecified();
-    let reason = format!("is needed: listen.addr is {addr}, where no client can connect to");
-    check("discovery.advertise", ensure(is_known || !has_etcd, reason))
+    let keys = ["services.user", "services.message", "services.presence"];
+    let addresses = [&services.user, &services.message, &services.presence];
+    let reason = "etcd:///name needs discovery.endpoints, which is empty";
+    let mut services = keys.into_iter().zip(addresses);
+    services.try_for_each(|(key, at)| check(key, ensure(at.in_etcd().is_none(), reason)))
 }
 
 fn tokens_and_groups(embedded: &Embedded) -> Result<(), Invalid> {
@@ -179,13 +173,13 @@ pub fn services(addresses: &Addresses) -> Checked {
     };
     let is_name = !name.is_empty() && name.bytes().all(|b| b != b'/' && is_of_a_path(b));
     ensure(is_name, "must be of the form etcd:///name")?;
-    let reason = format!("etcd:///{name} is for itself: no address stands beside it");
-    ensure(addresses.0.len() == 1, reason)
+    let is_alone = addresses.0.len() == 1;
+    ensure(is_alone, "etcd:///name stands alone, beside no address")
 }
 
 fn service(address: &str) -> Checked {
     let reason = match address.split_once("://") {
-        Some(("etcd", _)) => ": etcd:///name is for itself, and no address stands beside it",
+        Some(("etcd", _)) => ": etcd:///name stands alone, beside no address",
         Some(("https", _)) => ": only http:// addresses are supported by this version",
         _ if is_service(address) => return Ok(()),
         _ => " is not of the form http://host:port",

@@ -39,28 +39,31 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// How long the runtime may take to end: a name may still be looked up.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
+/// How long the shutdown waits for an etcd that does not answer: the lease ends by itself.
+const DEREGISTER: Duration = Duration::from_secs(1);
+
 /// The gateway's side of etcd.
 pub struct Discovery {
-    registration: Arc<Registration>,
-    worker: Worker,
+    /// `None`: `discovery.endpoints` is empty.
+    running: Option<(Arc<Registration>, Worker)>,
 }
 
 impl Discovery {
     /// Registers the gateway and follows the services that are named `etcd:///…`, as soon as etcd is
-    /// there: it is not waited for. `None`: `discovery.endpoints` is empty. `addr` and `admin` are
-    /// where the two listeners are bound.
+    /// there: it is not waited for. `addr` and `admin` are where the two listeners are bound.
     pub fn start(
         config: &Config,
         addr: SocketAddr,
         admin: Option<SocketAddr>,
-        registry: Arc<Registry>,
+        registry: &Arc<Registry>,
         upstreams: [Arc<Upstream>; 3],
         fatal: &Fatal,
-    ) -> io::Result<Option<Self>> {
+    ) -> io::Result<Self> {
         let etcd = &config.discovery;
         if etcd.endpoints.is_empty() {
-            return Ok(None);
+            return Ok(Self { running: None });
         }
+        let registry = Arc::clone(registry);
         let connections = move || registry.connections().len();
         let value = Value::new(&etcd.advertise, addr, admin, connections);
         let key = format!("{}/ws-gateway/{}", etcd.prefix, config.gateway.id);
@@ -77,34 +80,42 @@ impl Discovery {
             config: etcd.clone(),
         };
         let runtime = Builder::new_current_thread()
-            .thread_name("discovery")
+            .thread_name("etcd")
             .enable_all()
             .build()?;
         let mut runtime = Some(runtime);
         // The signal to stop is one of the registration's, which async code can wait for.
-        let worker = Worker::start("discovery", fatal, move |_| {
-            runtime.iter().for_each(|runtime| {
+        let worker = Worker::start("etcd", fatal, move |_| {
+            if let Some(runtime) = &runtime {
                 runtime.block_on(sessions.until_the_end());
-            });
-            runtime.take().into_iter().for_each(|runtime| {
+            }
+            if let Some(runtime) = runtime.take() {
                 runtime.shutdown_timeout(SHUTDOWN);
-            });
+            }
         })?;
-        Ok(Some(Self {
-            registration,
-            worker,
-        }))
+        let running = Some((registration, worker));
+        Ok(Self { running })
     }
 
-    /// For whoever drains the gateway.
-    pub fn registration(&self) -> &Arc<Registration> {
-        &self.registration
+    /// For whoever drains the gateway, and undrains it. `None`: it has no etcd to be registered in.
+    pub fn registration(&self) -> Option<Arc<Registration>> {
+        let running = self.running.as_ref();
+        running.map(|(registration, _)| Arc::clone(registration))
+    }
+
+    /// What a shutdown begins with: waits for 1 s at most, and for an eighth of `drain`.
+    pub fn deregister(&self, drain: Duration) {
+        if let Some((registration, _)) = &self.running {
+            registration.deregister(DEREGISTER.min(drain / 8));
+        }
     }
 
     /// Ends it. A gateway that is still registered stays so until its lease ends.
     pub fn stop(self, deadline: Instant) {
-        self.registration.end();
-        self.worker.stop(deadline);
+        if let Some((registration, worker)) = self.running {
+            registration.end();
+            worker.stop(deadline);
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::client::proto::event::EventType;
 use super::client::proto::{Event, KeyValue};
 use super::client::{Client, Failure};
-use crate::config::is_service;
+use crate::config::{is_host_and_port, is_service};
 use crate::services::Upstream;
 
 /// Follows one service.
@@ -122,12 +122,13 @@ fn address(value: &[u8]) -> Result<String, &'static str> {
         false => Ok(text.to_owned()),
     };
     let address = address.map_err(|_| "not JSON with an address")?;
-    let uri = match address.contains("://") {
-        true => address,
-        false => format!("http://{address}"),
-    };
+    if is_service(&address) {
+        return Ok(address);
+    }
     let reason = "not of the form http://host:port or host:port";
-    is_service(&uri).then_some(uri).ok_or(reason)
+    is_host_and_port(&address)
+        .then(|| format!("http://{address}"))
+        .ok_or(reason)
 }
 
 #[cfg(test)]

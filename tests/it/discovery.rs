@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use ws_gateway::config;
 use ws_gateway::discovery::Discovery;
-use ws_gateway::registry::Registry;
 use ws_gateway::services::grpc::Grpc;
 
 use crate::chat;
@@ -202,13 +201,13 @@ fn discovery(etcd: &Etcd) -> Discovery {
     let config = config::load(Some(&file), None).expect("a configuration");
     let addr = ([10, 0, 0, 1], 8080).into();
     let admin = Some(([0, 0, 0, 0], 9090).into());
-    let registry = Arc::new(Registry::default());
+    let registry = Arc::default();
     let upstreams = Grpc::start(&config.services)
         .expect("a runtime")
         .upstreams();
     let (fatal, _died) = crossbeam::channel::unbounded();
-    let started = Discovery::start(&config, addr, admin, registry, upstreams, &fatal);
-    started.expect("a thread").expect("it has endpoints")
+    let started = Discovery::start(&config, addr, admin, &registry, upstreams, &fatal);
+    started.expect("a thread")
 }
 
 #[test]
@@ -216,7 +215,7 @@ fn a_gateway_is_deregistered_and_registered_again_on_demand() {
     let _threads = GATEWAY_THREADS.read();
     let mut etcd = Etcd::start();
     let discovery = discovery(&etcd);
-    let registration = discovery.registration();
+    let registration = discovery.registration().expect("it has endpoints");
     let value = etcd.wait_for(&key("here")).json();
     assert_eq!(value["admin_address"], "10.0.0.1:9090", "{value}");
     for _ in 0..20 {

@@ -34,6 +34,7 @@ mod handshakes;
 mod http_errors;
 
 /// Registered in etcd, and services found there, whatever becomes of it.
+#[cfg(feature = "discovery")]
 mod discovery;
 
 /// Whose connection it is, behind proxies and with IPv6.
