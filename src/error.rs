@@ -17,6 +17,18 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    pub const ALL: [Self; 9] = [
+        Self::InvalidMessage,
+        Self::UnknownMessageType,
+        Self::Unauthenticated,
+        Self::PermissionDenied,
+        Self::NotFound,
+        Self::RateLimited,
+        Self::ServiceUnavailable,
+        Self::DeadlineExceeded,
+        Self::Internal,
+    ];
+
     /// The code as it is written on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -11,6 +11,7 @@ use ::http::StatusCode;
 use serde_json::Value;
 
 use crate::error::ErrorCode;
+use crate::readiness::Report;
 
 /// The longest head, in bytes.
 pub const MAX_HEAD: usize = 8 << 10;
@@ -32,6 +33,8 @@ pub struct Head<'b> {
     pub is_http_1_0: bool,
     /// The client has already sent more than the head.
     pub is_followed: bool,
+    /// The head's own, in bytes.
+    pub length: usize,
     headers: Vec<(&'b str, &'b [u8])>,
 }
 
@@ -148,6 +151,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Head<'_>>> {
         query,
         is_http_1_0: request.version == Some(0),
         is_followed: bytes.len() > length,
+        length,
         headers: headers.collect(),
     };
     head.check()?;
@@ -202,11 +206,12 @@ fn is_authority(text: &str) -> bool {
     is_host && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The response to a request: an error, or a page. It ends its connection.
+/// The response to a request: an error, or a page.
 #[derive(Debug, Clone)]
 pub struct HttpResponse {
     status: u16,
-    is_error: bool,
+    /// `None`: a page.
+    refusal: Option<Refusal>,
     /// Further header fields, each with its line end.
     headers: String,
     /// What `Content-Length` says. A HEAD is told the length of a body that it does not get.
@@ -214,18 +219,28 @@ pub struct HttpResponse {
     body: Vec<u8>,
 }
 
+/// Why a client is turned away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// In one word.
+    pub reason: &'static str,
+    /// What the client is told.
+    pub message: String,
+}
+
 impl HttpResponse {
-    fn new(status: u16, is_error: bool, headers: String, body: Vec<u8>) -> Self {
+    fn new(status: u16, refusal: Option<Refusal>, headers: String, body: Vec<u8>) -> Self {
         Self {
             status,
-            is_error,
+            refusal,
             headers,
             length: body.len(),
             body,
         }
     }
 
-    /// An error, with the same JSON object as an error frame.
+    /// An error, with the same JSON object as an error frame. Its reason is the status's, unless there is
+    /// a [narrower one](Self::because).
     pub fn error(status: u16, code: ErrorCode, message: &str) -> Self {
         let further = match status {
             401 => "WWW-Authenticate: Bearer\r\n",
@@ -240,7 +255,33 @@ impl HttpResponse {
             Value::from(message),
             now.unwrap_or_default().as_secs()
         );
-        Self::new(status, true, headers, body.into())
+        let reason = match status {
+            401 => "unauthenticated",
+            403 => "forbidden",
+            404 => "not_found",
+            405 => "wrong_method",
+            408 => "timed_out",
+            426 => "no_upgrade",
+            429 => "too_many",
+            431 => "head_too_large",
+            503 => "unavailable",
+            _ => "bad_request",
+        };
+        let message = message.to_owned();
+        Self::new(
+            status,
+            Some(Refusal { reason, message }),
+            headers,
+            body.into(),
+        )
+    }
+
+    /// Names the reason of an error.
+    pub fn because(mut self, reason: &'static str) -> Self {
+        self.refusal
+            .iter_mut()
+            .for_each(|refusal| refusal.reason = reason);
+        self
     }
 
     pub fn bad_request(message: &str) -> Self {
@@ -284,12 +325,28 @@ impl HttpResponse {
     /// A body that is no error, and that no one may keep.
     pub fn page(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
         let headers = format!("Content-Type: {content_type}\r\nCache-Control: no-store\r\n");
-        Self::new(status, false, headers, body.into())
+        Self::new(status, None, headers, body.into())
+    }
+
+    /// A page for people, which loads nothing from elsewhere and is shown in no other page.
+    pub fn html(body: impl Into<Vec<u8>>) -> Self {
+        let mut page = Self::page(200, "text/html; charset=utf-8", body);
+        page.headers += "Content-Security-Policy: default-src 'none'; connect-src 'self' ws: wss:; \
+             img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+             base-uri 'none'; form-action 'self'; frame-ancestors 'none'\r\n\
+             X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n";
+        page
+    }
+
+    /// What `report` says: 200 when ready, else 503.
+    pub fn readiness(report: &Report) -> Self {
+        let status = if report.is_ready() { 200 } else { 503 };
+        Self::page(status, "application/json", report.to_json())
     }
 
     /// The answer to OPTIONS, where there is a page.
-    fn options(status: u16, methods: &str) -> Self {
-        Self::new(status, false, String::new(), Vec::new()).allow(methods)
+    pub fn options(status: u16, methods: &str) -> Self {
+        Self::new(status, None, String::new(), Vec::new()).allow(methods)
     }
 
     fn allow(mut self, methods: &str) -> Self {
@@ -316,17 +373,23 @@ impl HttpResponse {
         self.status
     }
 
-    /// Whether it turns a client away; a page does not, whatever its status.
-    pub fn is_error(&self) -> bool {
-        self.is_error
+    /// Why it turns a client away; a page does not, whatever its status.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
     }
 
-    /// The whole response as it goes out.
+    /// The whole response as it goes out, on a connection that ends behind it.
     pub fn bytes(&self) -> Vec<u8> {
+        self.bytes_keeping(false)
+    }
+
+    /// As [`Self::bytes`], on a connection that goes on if it `is_kept`.
+    pub fn bytes_keeping(&self, is_kept: bool) -> Vec<u8> {
+        let connection = if is_kept { "keep-alive" } else { "close" };
         let status = StatusCode::from_u16(self.status);
         let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut bytes = format!(
-            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n{}\r\n",
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: {connection}\r\n{}\r\n",
             self.length, self.headers
         )
         .into_bytes();
@@ -366,7 +429,9 @@ impl Page {
         };
         match head.method {
             "HEAD" => response.without_body(),
-            "OPTIONS" if !response.is_error => HttpResponse::options(response.status, methods),
+            "OPTIONS" if response.refusal.is_none() => {
+                HttpResponse::options(response.status, methods)
+            }
             _ => response,
         }
     }

@@ -99,6 +99,8 @@
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
 //!   and tokio in `services`, `discovery` and `reference`. `tests/it/architecture.rs` holds the code to this.
 
+#[cfg(feature = "admin")]
+mod admin;
 mod backoff;
 pub mod broker;
 mod capacity;
@@ -106,11 +108,13 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "discovery")]
 pub mod discovery;
+pub mod drain;
 pub mod error;
 pub mod gateway;
 pub mod http;
 pub mod ids;
 pub mod logging;
+pub mod metrics;
 pub mod presence;
 pub mod readiness;
 #[cfg(feature = "reference")]

@@ -123,6 +123,8 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
         _ => failure(error),
     })?;
     announce(&format!("listening {}", gateway.url()));
+    let admin = gateway.admin_url();
+    admin.inspect(|url| announce(&format!("listening admin {url}")));
     let outcome = main_loop.run(|| match gateway.lets_in_at() {
         Some(addr) => reload(file, addr, |config| gateway.reload(config)),
         None => info!("Nothing to read again: only the embedded services have tokens and groups"),

@@ -54,21 +54,14 @@ impl Registry {
         self.users.read().contains_key(user)
     }
 
-    /// The user's connections here, the oldest first.
-    pub fn connections_of(&self, user: &UserId) -> Vec<Arc<Connection>> {
-        self.users.read().get(user).cloned().unwrap_or_default()
-    }
-
-    /// Adds the connections of `users` to `into`, all looked up under one lock.
-    pub fn recipients<'a>(
+    /// The users' connections here, each user's oldest first, all looked up under one lock.
+    pub fn connections_of<'a>(
         &self,
         users: impl IntoIterator<Item = &'a UserId>,
-        into: &mut Vec<Arc<Connection>>,
-    ) {
+    ) -> Vec<Arc<Connection>> {
         let map = self.users.read();
-        for user in users {
-            into.extend(map.get(user).into_iter().flatten().cloned());
-        }
+        let connected = users.into_iter().filter_map(|user| map.get(user));
+        connected.flatten().cloned().collect()
     }
 
     /// Everybody who is connected here.

@@ -1,11 +1,13 @@
-//! Signals, as messages to the main thread.
+//! Signals, as messages to the main thread; and what the service manager (systemd) is told, when it
+//! has started the process and asks for it (sd_notify(3)).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 
-use crossbeam::channel::{Receiver, select, unbounded};
-use log::{error, info};
+use crossbeam::channel::{Receiver, never, select, tick, unbounded};
+use log::{error, info, warn};
+use sd_notify::{NotifyState, watchdog_enabled};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::{flag, low_level};
@@ -31,7 +33,8 @@ impl MainLoop {
         Ok((Self { signals, died }, fatal))
     }
 
-    /// Serves SIGHUP until SIGTERM or SIGINT, or until something is fatal: the error is the reason.
+    /// Serves SIGHUP until SIGTERM or SIGINT, or until something is fatal: the error is the reason. The
+    /// process is ready from now on.
     pub fn run(mut self, on_hangup: impl Fn()) -> Result<(), String> {
         let handle = self.signals.handle();
         let (sender, received) = unbounded();
@@ -41,8 +44,12 @@ impl MainLoop {
             let _ = signals.try_for_each(|signal| sender.send(signal));
         });
         let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
+        notify(&[NotifyState::Ready]);
+        // Twice as often as it asks for, as sd_watchdog_enabled(3) has it.
+        let heartbeat = watchdog_enabled().map_or_else(never, |period| tick(period / 2));
         let outcome = loop {
             select! {
+                recv(heartbeat) -> _ => notify(&[NotifyState::Watchdog]),
                 recv(received) -> signal => match signal {
                     Ok(SIGHUP) => on_hangup(),
                     Ok(signal) => {
@@ -60,6 +67,7 @@ impl MainLoop {
                 }
             }
         };
+        notify(&[NotifyState::Stopping]);
         handle.close();
         // A panic was reported when it happened.
         let _ = thread.join();
@@ -74,4 +82,11 @@ fn listen() -> io::Result<Signals> {
         flag::register(signal, &ENDING)?;
     }
     Signals::new([SIGTERM, SIGINT, SIGHUP])
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    // Does nothing where NOTIFY_SOCKET is not set.
+    if let Err(error) = sd_notify::notify(state) {
+        warn!("Service manager not told: error={error}");
+    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded, select, tick};
 
 use super::amqp::{AmqpConnection, Channel, Result, lost};
-use super::consume;
+use super::consume::ConsumerLoop;
 use super::deliver::DeliveryContext;
 use super::routes::{Routes, Work};
 use super::topology::{Topology, user_key};
@@ -57,8 +57,10 @@ impl BrokerConnection {
             let (stop, tell) = (self.stop.1.clone(), self.news.0.clone());
             let deliverer = deliver.deliverer(queue);
             self.spawn(&format!("consume-{}", queue.name()), move || {
-                let started = || drop(tell.send(Ok(())));
-                consume::run(&channel, &name, prefetch, deliverer, &stop, started)
+                let consumer = channel.consume(&name, prefetch)?;
+                // Nobody listens any more when another consumer has ended.
+                let _ = tell.send(Ok(()));
+                ConsumerLoop::new(&name, consumer, prefetch, deliverer).run(&stop)
             })?;
         }
         self.news.1.iter().take(Queue::ALL.len()).collect()

@@ -6,14 +6,14 @@
 //! [`ConsumerLoop`], so that all of them end with their connection.
 //!
 //! The thread waits for deliveries and for nothing else: what a delivery still needs from the User
-//! Service is asked for, and the deliverer is woken when it is answered.
+//! Service is asked for, and the answer ends the wait.
 
 use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::amqp::{AmqpDelivery, Channel, Consumer, Result};
-use super::deliver::{Deliverer, Disposition};
+use super::amqp::{AmqpDelivery, Consumer, Result};
+use super::deliver::Deliverer;
 use crate::threads::StopSignal;
 
 /// How long a delivery may wait for its acknowledgement, which then goes for many.
@@ -22,36 +22,12 @@ const ACK_WITHIN: Duration = Duration::from_millis(50);
 /// default `session.send_queue`: a connection that gets all of them still has room.
 const BATCH: usize = 250;
 
-/// Consumes until told to quit, and then delivers and acknowledges what it had received; or until its
-/// queue, channel or connection is lost. Calls `started` once the queue is ours.
-pub fn run(
-    channel: &Channel,
-    queue: &str,
-    prefetch: u16,
+/// A queue's consumer, with the deliveries that it has in hand.
+pub struct ConsumerLoop<'channel> {
+    queue: &'channel str,
+    /// Dropped before the consumer, which waits for the broker: what is enqueued is written first.
     deliverer: Deliverer,
-    quit: &StopSignal,
-    started: impl FnOnce(),
-) -> Result<()> {
-    let consumer = channel.consume(queue, prefetch)?;
-    started();
-    let mut run = ConsumerLoop {
-        queue,
-        consumer: &consumer,
-        deliverer,
-        unacked: 0,
-        last: None,
-        ack_by: None,
-        // A quarter: the broker sends on while the acknowledgement is under way.
-        ack_at: usize::from(prefetch / 4).max(1),
-    };
-    run.until(quit)?;
-    run.finish()
-}
-
-struct ConsumerLoop<'c> {
-    queue: &'c str,
-    consumer: &'c Consumer<'c>,
-    deliverer: Deliverer,
+    consumer: Consumer<'channel>,
     /// How many deliveries are done and not yet acknowledged: all up to `last`.
     unacked: usize,
     last: Option<AmqpDelivery>,
@@ -60,54 +36,65 @@ struct ConsumerLoop<'c> {
     ack_at: usize,
 }
 
-impl ConsumerLoop<'_> {
-    fn until(&mut self, quit: &StopSignal) -> Result<()> {
-        loop {
-            let wait = self.ack_due_in().min(self.deliverer.due_in());
-            match self.consumer.receive(quit, self.deliverer.woken(), wait)? {
-                Some(first) => self.batch(first)?,
-                None if quit.is_given() => return Ok(()),
-                None => self.deliverer.flush(),
-            }
+impl<'channel> ConsumerLoop<'channel> {
+    /// Of `queue`, which `consumer` has with this `prefetch`.
+    pub fn new(
+        queue: &'channel str,
+        consumer: Consumer<'channel>,
+        prefetch: u16,
+        deliverer: Deliverer,
+    ) -> Self {
+        Self {
+            queue,
+            deliverer,
+            consumer,
+            unacked: 0,
+            last: None,
+            ack_by: None,
+            // A quarter: the broker sends on while the acknowledgement is under way.
+            ack_at: usize::from(prefetch / 4).max(1),
+        }
+    }
+
+    /// Consumes until told to quit, and then delivers and acknowledges what it had received; or until
+    /// its queue, channel or connection is lost.
+    pub fn run(mut self, quit: &StopSignal) -> Result<()> {
+        while !quit.is_given() {
+            let source = self.consumer.receiver();
+            self.deliverer.wait(source, quit, self.ack_due_in());
+            self.batch()?;
             if self.unacked >= self.ack_at || self.ack_due_in().is_zero() {
                 self.ack()?;
             }
         }
-    }
-
-    /// Takes no more, and delivers and acknowledges what has been received already.
-    fn finish(&mut self) -> Result<()> {
         self.consumer.cancel()?;
-        while let Some(delivery) = self.consumer.receive_rest()? {
-            self.settle(delivery)?;
-        }
-        self.deliverer.flush();
+        while self.batch()? {}
         self.ack()
     }
 
-    /// Enqueues this delivery and what waits behind it, and then writes once.
-    fn batch(&mut self, first: AmqpDelivery) -> Result<()> {
-        self.settle(first)?;
-        for _ in 1..BATCH {
-            match self.consumer.receive_now()? {
-                Some(next) => self.settle(next)?,
-                None => break,
-            }
+    /// Enqueues what has been received, and then writes once. Answers whether there may be more.
+    fn batch(&mut self) -> Result<bool> {
+        let mut count = 0;
+        while count < BATCH
+            && let Some(delivery) = self.consumer.receive()?
+        {
+            self.settle(delivery)?;
+            count += 1;
         }
         self.deliverer.flush();
-        Ok(())
+        Ok(count == BATCH)
     }
 
     fn settle(&mut self, delivery: AmqpDelivery) -> Result<()> {
         match self.deliverer.enqueue(&delivery.delivery()) {
-            Disposition::Ack => {
+            Ok(()) => {
                 let ack_by = || Instant::now() + ACK_WITHIN;
                 self.ack_by.get_or_insert_with(ack_by);
                 self.last = Some(delivery);
                 self.unacked += 1;
                 Ok(())
             }
-            Disposition::Reject(reason) => {
+            Err(reason) => {
                 warn!("Dead letter: queue={}, reason={reason}", self.queue);
                 // First what came before it, written and acknowledged: acknowledging up to a later
                 // one covers only what is not settled yet, but up to an earlier one must not come

@@ -7,9 +7,9 @@ mod panic_tests;
 
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, Select};
 use log::{error, info, warn};
 
 use super::groups::Groups;
@@ -20,37 +20,36 @@ use crate::client::connection::Connection;
 use crate::client::failpoint;
 use crate::client::protocol::Push;
 use crate::ids::{UserId, is_id};
+use crate::metrics::{Metrics, observe};
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
-use crate::threads::contain;
 use crate::threads::fan_out::FanOut;
+use crate::threads::{StopSignal, contain};
 use group::GroupBatch;
-
-/// What became of a delivery.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Disposition {
-    /// It is in the outboxes of all local recipients, or waits for their names: acknowledge it.
-    Ack,
-    /// It can never be delivered, for this reason: reject it, once.
-    Reject(String),
-}
 
 /// What every consumer shares.
 pub struct DeliveryContext {
     registry: Arc<Registry>,
     services: Arc<dyn Services>,
-    groups: Groups,
+    pub(super) metrics: Arc<Metrics>,
+    cache_ttl: Duration,
     fan_out: FanOut,
 }
 
 impl DeliveryContext {
     /// `cache_ttl`: how long a group's member list is used.
-    pub fn new(registry: Arc<Registry>, services: Arc<dyn Services>, cache_ttl: Duration) -> Self {
+    pub fn new(
+        registry: Arc<Registry>,
+        services: Arc<dyn Services>,
+        metrics: Arc<Metrics>,
+        cache_ttl: Duration,
+    ) -> Self {
         Self {
-            groups: Groups::new(Arc::clone(&registry), cache_ttl),
             registry,
             services,
+            metrics,
+            cache_ttl,
             fan_out: FanOut::start(),
         }
     }
@@ -60,9 +59,12 @@ impl DeliveryContext {
         Deliverer {
             deliver: Arc::clone(self),
             queue,
+            groups: Groups::new(Arc::clone(&self.registry), self.cache_ttl),
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
+            pushed: 0,
+            since: None,
         }
     }
 }
@@ -72,42 +74,48 @@ impl DeliveryContext {
 pub struct Deliverer {
     deliver: Arc<DeliveryContext>,
     queue: Queue,
+    groups: Groups,
     /// Group messages that have been taken and are not enqueued yet.
     batch: Option<GroupBatch>,
     /// Group messages of whose recipients the User Service is asked.
     waiting: Waiting,
     /// The connections whose outboxes wait for [`Deliverer::flush`], some of them several times.
     pending_flush: Vec<Arc<Connection>>,
+    /// How many pushes are enqueued and not counted yet.
+    pushed: usize,
+    /// When the first delivery was taken after the last flush.
+    since: Option<Instant>,
 }
 
 /// Why a delivery can never be delivered.
-type DeliveryError = String;
+pub type DeliveryError = String;
 
 /// Why a delivery is a dead letter whose body says otherwise.
 const OTHER_USER: &str = "the routing key names another user";
 
 impl Deliverer {
-    /// Enqueues a delivery for its recipients. A panic makes it a dead letter.
-    pub fn enqueue(&mut self, delivery: &Delivery<'_>) -> Disposition {
+    /// Enqueues a delivery for its recipients: acknowledge it when it is in all of their outboxes, or
+    /// waits for their names. After an error, such as a panic, it is a dead letter: reject it, once.
+    pub fn enqueue(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
+        self.since.get_or_insert_with(Instant::now);
         let outcome = self.guarded(|deliverer| match deliverer.queue {
             Queue::Single => deliverer.single(delivery),
             Queue::Group => deliverer.group(delivery),
             Queue::Presence => deliverer.presence(delivery),
         });
         match outcome.unwrap_or_else(|| Err("delivering it panicked".into())) {
-            Ok(()) => Disposition::Ack,
             // It has no dead letters: RabbitMQ would fill them with expired presence.
             Err(reason) if self.queue == Queue::Presence => {
                 warn!("Presence event ignored: reason={reason}");
-                Disposition::Ack
+                Ok(())
             }
-            Err(reason) => Disposition::Reject(reason),
+            outcome => outcome.inspect_err(|_| self.deliver.metrics.dead_lettered.inc()),
         }
     }
 
     /// Enqueues the rest, and writes what is enqueued to the sockets, as far as they take it. Never
-    /// blocks, never panics. What was taken may be acknowledged after it. Call it also when the deliverer
-    /// is [woken](Deliverer::woken), or something is [due](Deliverer::due_in).
+    /// blocks, never panics. What was taken may be acknowledged after it. Call it after each
+    /// [wait](Deliverer::wait).
     pub fn flush(&mut self) {
         self.guarded(|deliverer| deliverer.end_batch(true));
         while let Some((group, answer)) = self.waiting.next_answer() {
@@ -123,28 +131,38 @@ impl Deliverer {
                 recipient::contain("flush", connection, Connection::flush);
             }
         });
+        let metrics = &self.deliver.metrics;
+        metrics.pushed(self.queue.push_type(), mem::take(&mut self.pushed));
+        let since = self.since.take();
+        since.inspect(|since| observe(&metrics.delivery, since.elapsed()));
     }
 
     /// Does a part of the work. A panic in it ends nothing; what was taken before may be gone with
     /// it, but it is unread, so it comes again.
     fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
-        // `pending_flush` may name some for whom nothing is enqueued: nothing is written to them.
+        // Each push is contained by itself, so `pending_flush` names all who have something enqueued.
         let outcome = contain(|| work(self));
         if outcome.is_none() {
             error!("Delivering panicked: queue={}", self.queue.name());
-            self.deliver.catch_everybody_up();
+            self.catch_everybody_up();
         }
         outcome
     }
 
-    /// Something comes through it when there is more to deliver.
-    pub fn woken(&self) -> &Receiver<()> {
-        self.waiting.woken()
+    /// Whatever has not reached them is unread, and comes again.
+    fn catch_everybody_up(&self) {
+        recipient::catch_up(&self.deliver.registry.connections());
     }
 
-    /// When the User Service is to be asked again.
-    pub fn due_in(&self) -> Duration {
-        self.waiting.due_in()
+    /// Waits until something has come from `source`, the signal to quit is given, or there is
+    /// something else to do for [`Deliverer::flush`]; no longer than `at_most`.
+    pub fn wait<T>(&self, source: &Receiver<T>, quit: &StopSignal, at_most: Duration) {
+        let mut select = Select::new();
+        select.recv(source);
+        select.recv(quit.receiver());
+        select.recv(self.waiting.answers());
+        // Whichever it is, or none of them.
+        let _ = select.ready_timeout(at_most.min(self.waiting.due_in()));
     }
 
     fn single(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
@@ -163,7 +181,7 @@ impl Deliverer {
             KIND_SESSION_REVOKED => {
                 let revoked: SessionRevoked = decode(delivery)?;
                 ensure(revoked.user_id == user.as_str(), OTHER_USER)?;
-                let connections = self.deliver.registry.connections_of(&user);
+                let connections = self.deliver.registry.connections_of([&user]);
                 let count = connections.len();
                 info!("Session revoked: user={user}, connections={count}");
                 for connection in connections {
@@ -198,26 +216,18 @@ impl Deliverer {
         &mut self,
         users: impl IntoIterator<Item = &'a UserId>,
         encode: impl FnOnce() -> T,
-        push: impl Fn(&Connection, &T),
+        push: impl Fn(&Connection, &T) -> usize,
     ) {
-        let (registry, pending) = (&self.deliver.registry, &mut self.pending_flush);
-        let before = pending.len();
-        registry.recipients(users, pending);
-        let recipients = &pending[before..];
+        let recipients = self.deliver.registry.connections_of(users);
         if recipients.is_empty() {
             return;
         }
         let encoded = encode();
-        for connection in recipients {
-            recipient::contain("push", connection, |connection| push(connection, &encoded));
+        for connection in &recipients {
+            let push = |connection: &Connection| push(connection, &encoded);
+            self.pushed += recipient::contain("push", connection, push);
         }
-    }
-}
-
-impl DeliveryContext {
-    /// Whatever has not reached them is unread, and comes again.
-    fn catch_everybody_up(&self) {
-        recipient::catch_up(&self.registry.connections());
+        self.pending_flush.extend(recipients);
     }
 }
 
@@ -273,7 +283,12 @@ mod tests {
         );
         users.set("team", &["alice", "bob"]);
         let ttl = Duration::from_secs(3_600);
-        let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
+        let deliver = DeliveryContext::new(
+            Arc::clone(&registry),
+            Arc::clone(&users) as _,
+            Arc::new(Metrics::new(&[])),
+            ttl,
+        );
         Scene {
             registry,
             users,
@@ -282,7 +297,13 @@ mod tests {
     }
 
     impl Scene {
-        fn take(&self, queue: Queue, key: &str, kind: &str, body: &[u8]) -> Disposition {
+        fn take(
+            &self,
+            queue: Queue,
+            key: &str,
+            kind: &str,
+            body: &[u8],
+        ) -> Result<(), DeliveryError> {
             let mut deliverer = self.deliver.deliverer(queue);
             let taken = deliverer.enqueue(&Delivery {
                 routing_key: key,
@@ -318,22 +339,19 @@ mod tests {
         let mut bobs = [(); 2].map(|()| Client::join(&s.registry, "bob"));
         let mut alice = Client::join(&s.registry, "alice");
         let body = message("m1", "alice", "bob").encode_to_vec();
-        assert_eq!(
-            s.take(Queue::Single, "user.bob", "", &body),
-            Disposition::Ack
-        );
+        assert_eq!(s.take(Queue::Single, "user.bob", "", &body), Ok(()));
         for bob in &mut bobs {
             assert!(bob.next().contains(r#""id":"m1""#));
         }
         assert!(alice.is_quiet());
         assert_eq!(
             s.take(Queue::Single, "user.alice", KIND_MESSAGE, &body),
-            Disposition::Ack
+            Ok(())
         );
         assert!(alice.next().contains(r#""to_user_id":"bob""#), "her copy");
         assert_eq!(
             s.take(Queue::Single, "user.alice", "", &body),
-            Disposition::Ack,
+            Ok(()),
             "a second time"
         );
     }
@@ -350,7 +368,7 @@ mod tests {
                 kind: "",
                 body: &body,
             };
-            assert_eq!(deliverer.enqueue(&delivery), Disposition::Ack);
+            assert_eq!(deliverer.enqueue(&delivery), Ok(()));
         }
         assert!(bob.is_quiet());
         deliverer.flush();
@@ -362,11 +380,12 @@ mod tests {
         let s = scene();
         let mut bob = Client::join(&s.registry, "bob");
         let body = message("m1", "alice", "bob").encode_to_vec();
-        s.deliver.deliverer(Queue::Single).enqueue(&Delivery {
+        let taken = s.deliver.deliverer(Queue::Single).enqueue(&Delivery {
             routing_key: "user.bob",
             kind: "",
             body: &body,
         });
+        assert_eq!(taken, Ok(()));
         assert!(bob.next().contains("m1"));
     }
 
@@ -389,10 +408,7 @@ mod tests {
         ];
         for (key, kind, body) in single {
             let taken = s.take(Queue::Single, key, kind, body);
-            assert!(
-                matches!(taken, Disposition::Reject(_)),
-                "{key} {kind} {body:?}: {taken:?}"
-            );
+            assert!(matches!(taken, Err(_)), "{key} {kind} {body:?}: {taken:?}");
         }
         let group: [(&str, &str, &[u8]); 6] = [
             ("group.team", "", b""),
@@ -404,10 +420,7 @@ mod tests {
         ];
         for (key, kind, body) in group {
             let taken = s.take(Queue::Group, key, kind, body);
-            assert!(
-                matches!(taken, Disposition::Reject(_)),
-                "{key} {kind} {body:?}: {taken:?}"
-            );
+            assert!(matches!(taken, Err(_)), "{key} {kind} {body:?}: {taken:?}");
         }
         assert_eq!(s.users.calls(), 0);
     }
@@ -426,7 +439,7 @@ mod tests {
             KIND_SESSION_REVOKED,
             &body.encode_to_vec(),
         );
-        assert_eq!(taken, Disposition::Ack);
+        assert_eq!(taken, Ok(()));
         assert!(matches!(
             bob.close_reason(),
             Some(CloseReason::SessionRevoked)
@@ -440,10 +453,7 @@ mod tests {
         let [mut alice, mut bob, mut carol] =
             ["alice", "bob", "carol"].map(|user| Client::join(&s.registry, user));
         let body = group_message("m1", "alice", "team").encode_to_vec();
-        assert_eq!(
-            s.take(Queue::Group, "group.team", "", &body),
-            Disposition::Ack
-        );
+        assert_eq!(s.take(Queue::Group, "group.team", "", &body), Ok(()));
         assert!(alice.next().contains(r#""type":"group_message""#));
         assert!(bob.next().contains(r#""group_id":"team""#));
         assert!(carol.is_quiet());
@@ -456,26 +466,31 @@ mod tests {
             group_id: "team".into(),
         }
         .encode_to_vec();
-        let change = || {
-            s.take(
-                Queue::Group,
-                "group.team",
-                KIND_GROUP_MEMBERS_CHANGED,
-                &changed,
-            )
+        let mut deliverer = s.deliver.deliverer(Queue::Group);
+        let mut take = |kind: &str, body: &[u8]| {
+            let routing_key = "group.team";
+            let delivery = Delivery {
+                routing_key,
+                kind,
+                body,
+            };
+            assert_eq!(deliverer.enqueue(&delivery), Ok(()));
+            deliverer.flush();
         };
-        assert_eq!((change(), s.users.calls()), (Disposition::Ack, 0));
+        take(KIND_GROUP_MEMBERS_CHANGED, &changed);
+        assert_eq!(s.users.calls(), 0);
 
         let mut bob = Client::join(&s.registry, "bob");
         let carol = Client::join(&s.registry, "carol");
         let first = group_message("m1", "alice", "team").encode_to_vec();
-        s.take(Queue::Group, "group.team", "", &first);
+        take("", &first);
         assert!(bob.next().contains("m1"));
         s.users.set("team", &["alice", "carol"]);
-        assert_eq!((change(), s.users.calls()), (Disposition::Ack, 2));
+        take(KIND_GROUP_MEMBERS_CHANGED, &changed);
+        assert_eq!(s.users.calls(), 2);
         assert!(carol.takes_catch_up());
         let second = group_message("m2", "alice", "team").encode_to_vec();
-        s.take(Queue::Group, "group.team", "", &second);
+        take("", &second);
         assert!(bob.is_quiet(), "he is no member any more");
     }
 
@@ -496,7 +511,7 @@ mod tests {
         let online = event("alice", PresenceStatus::Online);
         assert_eq!(
             s.take(Queue::Presence, "presence.alice", "", &online),
-            Disposition::Ack
+            Ok(())
         );
         assert!(bob.next().contains(r#""status":"online""#));
         let unspecified = event("alice", PresenceStatus::Unspecified);
@@ -506,10 +521,7 @@ mod tests {
             &event("bob", PresenceStatus::Online),
             &unspecified,
         ] {
-            assert_eq!(
-                s.take(Queue::Presence, "presence.alice", "", body),
-                Disposition::Ack
-            );
+            assert_eq!(s.take(Queue::Presence, "presence.alice", "", body), Ok(()));
         }
         assert!(bob.is_quiet());
     }

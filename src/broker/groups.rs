@@ -4,23 +4,20 @@
 //! One rule makes that good: whenever a list is fetched, whoever is connected here and was not in
 //! the list held before is caught up with what is unread. So an outdated list is kept for
 //! comparing, also after it has expired. A group of which there was no list before compares with
-//! nothing: nothing was delivered by an outdated list.
+//! nothing: nothing was delivered by an outdated list. The lists end with their consumer, for on the
+//! next connection to the broker everybody is caught up.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
-use parking_lot::Mutex;
 
 use super::recipient;
 use crate::ids::{GroupId, UserId};
 use crate::registry::Registry;
 use crate::services::{self, ErrorCode, ServiceError};
 
-/// Lists that no message used for so long are forgotten, at the next sweep.
-const FORGET_AFTER: Duration = Duration::from_secs(600);
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How many lists are held at most; the longest unused half goes first.
 const MAX_GROUPS: usize = 10_000;
 /// How long one group may fail, with a User Service that answers, before its messages go to those who
@@ -37,13 +34,7 @@ pub type Members = Arc<[UserId]>;
 pub struct Groups {
     registry: Arc<Registry>,
     ttl: Duration,
-    held: Mutex<Held>,
-}
-
-#[derive(Default)]
-struct Held {
     lists: HashMap<GroupId, List>,
-    swept: Option<Instant>,
 }
 
 struct List {
@@ -60,29 +51,27 @@ impl Groups {
         Self {
             registry,
             ttl,
-            held: Mutex::default(),
+            lists: HashMap::new(),
         }
     }
 
-    /// The members, if a fresh list is held. Never blocks.
-    pub fn fresh(&self, group: &GroupId) -> Option<Members> {
+    /// The members, if a fresh list is held.
+    pub fn fresh(&mut self, group: &GroupId) -> Option<Members> {
         let now = Instant::now();
-        let mut held = self.held.lock();
-        let list = held.lists.get_mut(group)?;
+        let list = self.lists.get_mut(group)?;
         list.used = now;
         list.members.clone().filter(|_| now < list.fresh_until)
     }
 
     /// Marks the list as outdated; whether there is one.
-    pub fn invalidate(&self, group: &GroupId) -> bool {
-        let mut held = self.held.lock();
-        let list = held.lists.get_mut(group);
+    pub fn invalidate(&mut self, group: &GroupId) -> bool {
+        let list = self.lists.get_mut(group);
         list.map(|list| list.fresh_until = Instant::now()).is_some()
     }
 
     /// Takes in what the User Service answered, and starts catch-up for new members. An error
     /// means: ask again later.
-    pub fn answered(&self, group: &GroupId, answer: Answer) -> Result<Members, ServiceError> {
+    pub fn answered(&mut self, group: &GroupId, answer: Answer) -> Result<Members, ServiceError> {
         match answer {
             Ok(ids) => Ok(self.store(group, valid(group, &ids))),
             // As a group without members: if it appears yet, all of them are new.
@@ -96,20 +85,15 @@ impl Groups {
 
     /// Catches up those of `members` who are connected here.
     pub fn catch_up<'a>(&self, members: impl IntoIterator<Item = &'a UserId>) {
-        let mut connections = Vec::new();
-        self.registry.recipients(members, &mut connections);
-        recipient::catch_up(&connections);
+        recipient::catch_up(&self.registry.connections_of(members));
     }
 
     /// Holds a fetched list and catches its new members up.
-    fn store(&self, group: &GroupId, members: Members) -> Members {
-        let now = Instant::now();
-        let mut held = self.held.lock();
-        let list = held.list(group, now);
-        (list.fresh_until, list.failing_since) = (now + self.ttl, None);
-        let before = list.members.replace(Arc::clone(&members));
-        drop(held);
-        if let Some(before) = before {
+    fn store(&mut self, group: &GroupId, members: Members) -> Members {
+        let fresh_until = Instant::now() + self.ttl;
+        let list = self.list(group);
+        (list.fresh_until, list.failing_since) = (fresh_until, None);
+        if let Some(before) = list.members.replace(Arc::clone(&members)) {
             let new = |member: &&UserId| before.binary_search(member).is_err();
             self.catch_up(members.iter().filter(new));
         }
@@ -119,28 +103,33 @@ impl Groups {
     /// There is no list to be had: the group's messages wait. Where the service answers, they wait a
     /// while, and then go to those who were members before; with the next list the others are caught
     /// up.
-    fn serve_stale(&self, group: &GroupId, error: ServiceError) -> Result<Members, ServiceError> {
-        let now = Instant::now();
-        let mut held = self.held.lock();
+    fn serve_stale(
+        &mut self,
+        group: &GroupId,
+        error: ServiceError,
+    ) -> Result<Members, ServiceError> {
+        let (now, ttl) = (Instant::now(), self.ttl);
         // Not forgotten: the next list is compared with it.
-        let list = held.list(group, now);
+        let list = self.list(group);
         if error.is_out_of_reach()
             || now - *list.failing_since.get_or_insert(now) < GROUP_FAILURE_TIMEOUT
         {
             return Err(error);
         }
-        list.fresh_until = now + self.ttl;
+        list.fresh_until = now + ttl;
         let members = Arc::clone(list.members.get_or_insert_default());
-        drop(held);
         error!("Going on without the group's members: group={group}, error={error}");
         Ok(members)
     }
-}
 
-impl Held {
     /// The group's list, in use now.
-    fn list(&mut self, group: &GroupId, now: Instant) -> &mut List {
-        self.sweep(now);
+    fn list(&mut self, group: &GroupId) -> &mut List {
+        if self.lists.len() >= MAX_GROUPS {
+            let mut used: Vec<_> = self.lists.values().map(|list| list.used).collect();
+            let (_, &mut median, _) = used.select_nth_unstable(MAX_GROUPS / 2);
+            self.lists.retain(|_, list| list.used > median);
+        }
+        let now = Instant::now();
         let list = self.lists.entry(group.clone()).or_insert(List {
             members: None,
             fresh_until: now,
@@ -149,20 +138,6 @@ impl Held {
         });
         list.used = now;
         list
-    }
-
-    fn sweep(&mut self, now: Instant) {
-        let is_early = self.swept.is_some_and(|at| now - at < SWEEP_EVERY);
-        if is_early && self.lists.len() < MAX_GROUPS {
-            return;
-        }
-        self.swept = Some(now);
-        self.lists.retain(|_, list| now - list.used < FORGET_AFTER);
-        if self.lists.len() >= MAX_GROUPS {
-            let mut used: Vec<_> = self.lists.values().map(|list| list.used).collect();
-            let (_, &mut median, _) = used.select_nth_unstable(MAX_GROUPS / 2);
-            self.lists.retain(|_, list| list.used > median);
-        }
     }
 }
 
@@ -212,14 +187,15 @@ mod tests {
     }
 
     impl Scene {
-        fn fetch(&self, group: &GroupId) -> Result<Members, ServiceError> {
+        fn fetch(&mut self, group: &str) -> Result<Members, ServiceError> {
             let (told, answer) = bounded(1);
             let request = GetGroupMembersRequest {
-                group_id: group.to_string(),
+                group_id: group.into(),
             };
             let told = Box::new(move |answer| told.send(answer).unwrap());
             self.users.group_members(request, told);
-            self.groups.answered(group, answer.try_recv().unwrap())
+            self.groups
+                .answered(&GroupId::new(group).unwrap(), answer.try_recv().unwrap())
         }
     }
 
@@ -231,134 +207,107 @@ mod tests {
 
     #[test]
     fn a_list_is_used_until_it_expires() {
-        let s = scene(LONG);
+        let mut s = scene(LONG);
         assert!(s.groups.fresh(&s.team).is_none());
-        assert_eq!(names(&s.fetch(&s.team).unwrap()), ["alice", "bob"]);
+        assert_eq!(names(&s.fetch("team").unwrap()), ["alice", "bob"]);
         assert_eq!(names(&s.groups.fresh(&s.team).unwrap()), ["alice", "bob"]);
         assert_eq!(s.users.calls(), 1);
 
-        let s = scene(Duration::ZERO);
-        s.fetch(&s.team).unwrap();
+        let mut s = scene(Duration::ZERO);
+        s.fetch("team").unwrap();
         assert!(s.groups.fresh(&s.team).is_none());
     }
 
     #[test]
     fn only_who_is_new_compared_to_the_list_before_is_caught_up() {
-        let s = scene(Duration::ZERO);
+        let mut s = scene(Duration::ZERO);
         let [alice, carol] = ["alice", "carol"].map(|user| Client::join(&s.registry, user));
-        s.fetch(&s.team).unwrap();
+        s.fetch("team").unwrap();
         assert!(!alice.takes_catch_up(), "there was no list before");
 
         s.users.set("team", &["alice", "bob", "carol"]);
-        s.fetch(&s.team).unwrap();
+        s.fetch("team").unwrap();
         assert!(carol.takes_catch_up() && !alice.takes_catch_up());
-        s.fetch(&s.team).unwrap();
+        s.fetch("team").unwrap();
         assert!(!carol.takes_catch_up());
     }
 
     #[test]
     fn an_outdated_list_is_not_used_and_still_compared_with() {
-        let s = scene(LONG);
+        let mut s = scene(LONG);
         let carol = Client::join(&s.registry, "carol");
         assert!(!s.groups.invalidate(&s.team), "no list yet");
-        s.fetch(&s.team).unwrap();
+        s.fetch("team").unwrap();
         assert!(s.groups.invalidate(&s.team));
         assert!(s.groups.fresh(&s.team).is_none());
         s.users.set("team", &["carol"]);
-        s.fetch(&s.team).unwrap();
+        s.fetch("team").unwrap();
         assert!(carol.takes_catch_up());
     }
 
     #[test]
     fn a_group_that_does_not_exist_is_empty_and_its_first_members_are_caught_up() {
-        let s = scene(LONG);
+        let mut s = scene(LONG);
         let carol = Client::join(&s.registry, "carol");
         let new = GroupId::new("new").unwrap();
-        assert!(s.fetch(&new).unwrap().is_empty());
+        assert!(s.fetch("new").unwrap().is_empty());
         assert!(
             s.groups.fresh(&new).is_some(),
             "it is not asked for again at once"
         );
         s.users.set("new", &["carol"]);
-        s.fetch(&new).unwrap();
+        s.fetch("new").unwrap();
         assert!(carol.takes_catch_up());
     }
 
     #[test]
     fn impossible_members_are_left_out() {
-        let s = scene(LONG);
+        let mut s = scene(LONG);
         s.users.set("team", &["", "alice", "a\nb"]);
-        assert_eq!(names(&s.fetch(&s.team).unwrap()), ["alice"]);
+        assert_eq!(names(&s.fetch("team").unwrap()), ["alice"]);
     }
 
     #[test]
     fn a_failing_service_is_waited_for_and_an_answering_one_not_for_ever() {
-        let s = scene(Duration::ZERO);
-        s.fetch(&s.team).unwrap();
+        let mut s = scene(Duration::ZERO);
+        s.fetch("team").unwrap();
         s.users.fail(ErrorCode::Internal);
-        assert!(s.fetch(&s.team).is_err());
+        assert!(s.fetch("team").is_err());
         let long_ago = Instant::now() - 2 * GROUP_FAILURE_TIMEOUT;
-        let fail_since = |since| {
-            s.groups
-                .held
-                .lock()
-                .lists
-                .get_mut(&s.team)
-                .unwrap()
-                .failing_since = Some(since);
-        };
-        fail_since(long_ago);
-        assert_eq!(names(&s.fetch(&s.team).unwrap()), ["alice", "bob"]);
+        s.groups.list(&s.team).failing_since = Some(long_ago);
+        assert_eq!(names(&s.fetch("team").unwrap()), ["alice", "bob"]);
         s.users.fail(ErrorCode::ServiceUnavailable);
         assert!(
-            s.fetch(&s.team).is_err(),
+            s.fetch("team").is_err(),
             "out of reach is waited for, however long"
         );
 
         s.users.fail(None);
-        s.fetch(&s.team).unwrap();
+        s.fetch("team").unwrap();
         s.users.fail(ErrorCode::Internal);
-        assert!(s.fetch(&s.team).is_err(), "patience begins anew");
+        assert!(s.fetch("team").is_err(), "patience begins anew");
     }
 
     #[test]
     fn a_group_that_was_never_known_has_nobody_to_compare_with_after_a_short_failure() {
-        let s = scene(LONG);
+        let mut s = scene(LONG);
         let alice = Client::join(&s.registry, "alice");
         s.users.fail(ErrorCode::Internal);
-        assert!(s.fetch(&s.team).is_err());
+        assert!(s.fetch("team").is_err());
         s.users.fail(None);
-        s.fetch(&s.team).unwrap();
+        s.fetch("team").unwrap();
         assert!(!alice.takes_catch_up());
     }
 
     #[test]
     fn lists_are_bounded() {
-        let s = scene(LONG);
+        let mut s = scene(LONG);
         for number in 0..=MAX_GROUPS {
             let group = GroupId::new(&format!("g{number}")).unwrap();
             s.groups.store(&group, Members::default());
         }
-        let held = s.groups.held.lock();
-        assert!(
-            held.lists.len() <= MAX_GROUPS / 2 + 1,
-            "{}",
-            held.lists.len()
-        );
-        assert!(
-            held.lists
-                .contains_key(&GroupId::new(&format!("g{MAX_GROUPS}")).unwrap())
-        );
-    }
-
-    #[test]
-    fn unused_lists_are_forgotten() {
-        let s = scene(LONG);
-        s.fetch(&s.team).unwrap();
-        let mut held = s.groups.held.lock();
-        held.sweep(Instant::now() + FORGET_AFTER / 2);
-        assert_eq!(held.lists.len(), 1);
-        held.sweep(Instant::now() + FORGET_AFTER + SWEEP_EVERY);
-        assert_eq!(held.lists.len(), 0);
+        let lists = s.groups.lists;
+        assert!(lists.len() <= MAX_GROUPS / 2 + 1, "{}", lists.len());
+        assert!(lists.contains_key(&GroupId::new(&format!("g{MAX_GROUPS}")).unwrap()));
     }
 }

@@ -21,6 +21,7 @@ use super::*;
 use crate::client::Route;
 use crate::client::fixture::Client;
 use crate::ids::UserId;
+use crate::metrics::Metrics;
 use crate::reference::AmqpPublisher;
 use crate::reference::publisher::{Outcome, Publication, PublishError, Publisher as _};
 use crate::registry::Registry;
@@ -67,12 +68,14 @@ fn side_with(settings: Settings) -> Side {
         Arc::new(Registry::default()),
     );
     let ttl = Duration::from_secs(3_600);
+    let metrics = Arc::new(Metrics::new(&[]));
     let deliver = Arc::new(DeliveryContext::new(
         Arc::clone(&registry),
         Arc::clone(&users) as _,
+        Arc::clone(&metrics),
         ttl,
     ));
-    let routes = Arc::new(Routes::new(Arc::clone(&registry)));
+    let routes = Arc::new(Routes::new(Arc::clone(&registry), metrics));
     let (tell, owned) = unbounded();
     let (dies, fatal) = unbounded();
     let on_owned = move || tell.send(()).unwrap();
@@ -97,7 +100,7 @@ impl Side {
     }
 
     fn is_up(&self) -> bool {
-        self.supervisor.check()().is_ok()
+        self.supervisor.state().get().is_ok()
     }
 
     fn comes_up(&self) {
@@ -106,7 +109,7 @@ impl Side {
 
     fn goes_down(&self) -> String {
         wait_until("the broker is down", || !self.is_up());
-        self.supervisor.check()().unwrap_err()
+        self.supervisor.state().get().unwrap_err()
     }
 
     /// Connects and waits for the route and for the catch-up that follows.
@@ -416,9 +419,13 @@ fn a_refused_login_is_no_reason_to_give_up_and_shows_no_password() {
         .replace("guest:guest", "guest:hush");
     let side = side(&url);
     wait_until("the login is refused", || {
-        side.supervisor.check()().unwrap_err().contains("password")
+        side.supervisor
+            .state()
+            .get()
+            .unwrap_err()
+            .contains("password")
     });
-    assert!(!side.supervisor.check()().unwrap_err().contains("hush"));
+    assert!(!side.supervisor.state().get().unwrap_err().contains("hush"));
     assert!(side.owned.is_empty() && side.fatal.is_empty());
     side.stop();
 }

@@ -11,12 +11,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 use std::{iter, mem};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::client::Route;
 use crate::ids::UserId;
+use crate::metrics::{Metrics, observe};
 use crate::registry::Registry;
 
 /// How many binds are sent before the broker is waited for: about 150 ms of its work.
@@ -25,6 +27,7 @@ const BURST: usize = 256;
 /// The routes of one gateway.
 pub struct Routes {
     registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
     table: Mutex<Table>,
     /// There is work for the `routes` thread, or no work any more.
     work: Condvar,
@@ -43,8 +46,8 @@ struct Table {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// To be bound, or being bound.
-    Waiting,
+    /// To be bound, or being bound, since then.
+    Waiting(Instant),
     Bound,
     /// To be unbound, or being unbound.
     Leaving,
@@ -57,9 +60,10 @@ pub enum Work {
 }
 
 impl Routes {
-    pub fn new(registry: Arc<Registry>) -> Self {
+    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
         Self {
             registry,
+            metrics,
             table: Mutex::default(),
             work: Condvar::new(),
         }
@@ -71,7 +75,7 @@ impl Routes {
         match table.steps.get(user) {
             _ if !table.up => Route::Away,
             Some(Step::Bound) => Route::Bound,
-            Some(Step::Waiting) => Route::Pending,
+            Some(Step::Waiting(_)) => Route::Pending,
             Some(Step::Leaving) | None => {
                 table.queue_bind(user.clone());
                 self.work.notify_one();
@@ -151,13 +155,15 @@ impl Routes {
     fn confirm(&self, users: &[UserId]) {
         let mut table = self.table.lock();
         for user in users {
-            if let Some(step @ Step::Waiting) = table.steps.get_mut(user) {
+            if let Some(step) = table.steps.get_mut(user)
+                && let Step::Waiting(since) = *step
+            {
                 *step = Step::Bound;
+                observe(&self.metrics.route, since.elapsed());
             }
         }
         drop(table);
-        let mut connections = Vec::new();
-        self.registry.recipients(users, &mut connections);
+        let connections = self.registry.connections_of(users);
         connections.iter().for_each(|one| one.routed());
     }
 
@@ -171,7 +177,8 @@ impl Routes {
 
 impl Table {
     fn queue_bind(&mut self, user: UserId) {
-        self.steps.insert(user.clone(), Step::Waiting);
+        self.steps
+            .insert(user.clone(), Step::Waiting(Instant::now()));
         self.binds.push_back(user);
     }
 
@@ -182,7 +189,7 @@ impl Table {
 
     fn take_binds(&mut self) -> Vec<UserId> {
         let queued = iter::from_fn(|| self.binds.pop_front());
-        let waiting = queued.filter(|user| self.steps.get(user) == Some(&Step::Waiting));
+        let waiting = queued.filter(|user| matches!(self.steps.get(user), Some(Step::Waiting(_))));
         waiting.take(BURST).collect()
     }
 }
@@ -234,7 +241,10 @@ mod tests {
     impl Stage {
         fn new() -> Self {
             let registry = Arc::new(Registry::default());
-            let routes = Arc::new(Routes::new(Arc::clone(&registry)));
+            let routes = Arc::new(Routes::new(
+                Arc::clone(&registry),
+                Arc::new(Metrics::new(&[])),
+            ));
             let (asked, answer) = (bounded(0).1, bounded(0).0);
             Self {
                 registry,

@@ -1,20 +1,21 @@
 //! The `broker` thread: keeps one connection with RabbitMQ alive, from the first connection to
 //! the last, and says whether it is.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{io, mem};
 
 use log::{Level, error, info, log, warn};
 use parking_lot::Mutex;
 
 use super::amqp::{AbortHandle, AmqpConnection, AmqpError, Opener, lost};
 use super::connection::BrokerConnection;
-use super::source::{DeliverySource, ReloadError};
+use super::source::DeliverySource;
 use super::{DeliveryContext, Endpoint, Routes};
 use crate::backoff::Backoff;
 use crate::client::failpoint;
 use crate::config::Config;
+use crate::readiness::LastOutcome;
 use crate::threads::{Fatal, StopSignal, Worker, contain};
 
 /// How often is looked whether an exchange was deleted.
@@ -44,15 +45,11 @@ pub struct Settings {
 
 /// Owns the `broker` thread.
 pub struct Supervisor {
-    shared: Arc<Shared>,
-    thread: Worker,
-}
-
-struct Shared {
     /// Why the broker is not in reach, if it is not.
-    state: Mutex<Result<(), String>>,
+    state: LastOutcome,
     /// Ends the present connection, or does nothing any more.
-    abort_handle: Mutex<AbortHandle>,
+    abort_handle: Arc<Mutex<AbortHandle>>,
+    thread: Worker,
 }
 
 impl Supervisor {
@@ -67,10 +64,8 @@ impl Supervisor {
         fatal: &Fatal,
         on_owned: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(Err("not connected yet".into())),
-            abort_handle: Mutex::default(),
-        });
+        let state = LastOutcome::new(Err("not connected yet".into()));
+        let abort_handle = Arc::<Mutex<AbortHandle>>::default();
         let name = format!("ws-gateway {}", settings.gateway_id);
         let mut supervisor_loop = SupervisorLoop {
             opener: Opener::new(settings.endpoint.clone(), name, settings.heartbeat),
@@ -78,24 +73,28 @@ impl Supervisor {
             settings,
             deliver,
             routes,
-            shared: Arc::clone(&shared),
+            state: state.clone(),
+            abort_handle: Arc::clone(&abort_handle),
             fatal: fatal.clone(),
             on_owned: Some(Box::new(on_owned)),
             in_use_since: None,
         };
         let thread = Worker::start("broker", fatal, move |stop| supervisor_loop.run(stop))?;
-        Ok(Self { shared, thread })
+        Ok(Self {
+            state,
+            abort_handle,
+            thread,
+        })
     }
 }
 
 impl DeliverySource for Supervisor {
-    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
-        let shared = Arc::clone(&self.shared);
-        Box::new(move || shared.state.lock().clone())
+    fn state(&self) -> LastOutcome {
+        self.state.clone()
     }
 
-    fn reload(&self, _: &Config) -> Result<(), ReloadError> {
-        Err(ReloadError::Elsewhere)
+    fn reload(&self, _: &Config) -> Result<(), String> {
+        Err("only the embedded services have something to read again".into())
     }
 
     /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. A
@@ -106,7 +105,7 @@ impl DeliverySource for Supervisor {
         let mut wait_until = deadline.min(Instant::now() + STOP_WITHIN);
         while !self.thread.ends_by(wait_until) {
             // Again, should a connection have been opened just now.
-            let abort_handle = self.shared.abort_handle.lock().clone();
+            let abort_handle = self.abort_handle.lock().clone();
             abort_handle.abort();
             if Instant::now() > deadline + CUT_WITHIN {
                 return warn!("Broker thread left behind");
@@ -123,7 +122,8 @@ struct SupervisorLoop {
     deliver: Arc<DeliveryContext>,
     routes: Arc<Routes>,
     opener: Opener,
-    shared: Arc<Shared>,
+    state: LastOutcome,
+    abort_handle: Arc<Mutex<AbortHandle>>,
     fatal: Fatal,
     /// Taken when the queues are ours: from then on they are not deleted, and conflicts are not
     /// final.
@@ -158,7 +158,7 @@ impl SupervisorLoop {
     /// One connection, to its end; `Ok` when told to stop. A panic ends this connection, and the
     /// next one is opened.
     fn serve(&mut self, amqp: AmqpConnection, stop: &StopSignal) -> Result<(), AmqpError> {
-        *self.shared.abort_handle.lock() = amqp.abort_handle();
+        *self.abort_handle.lock() = amqp.abort_handle();
         let is_first = self.on_owned.is_some();
         let mut connection = BrokerConnection::declare(amqp, &self.settings.gateway_id, is_first)?;
         self.routes.begin();
@@ -174,9 +174,8 @@ impl SupervisorLoop {
         if let Err(error) = &outcome {
             // Before the threads are waited for, which may be in the middle of a call to a service.
             // Not logged: what broke the connection is known once it is closed.
-            let mut state = self.shared.state.lock();
-            if state.is_ok() {
-                *state = Err(format!("about to reconnect: {error}"));
+            if self.state.get().is_ok() {
+                self.down(&format!("about to reconnect: {error}"));
             }
         }
         connection.leave(outcome)
@@ -184,11 +183,12 @@ impl SupervisorLoop {
 
     fn up(&mut self) {
         failpoint::reached("broker", "up");
-        *self.shared.state.lock() = Ok(());
+        self.state.record(&Ok(()));
         info!("Broker up: address={}", self.settings.endpoint.address());
         self.backoff.reset();
-        if let Some(tell) = self.on_owned.take() {
-            tell();
+        match self.on_owned.take() {
+            Some(tell) => tell(),
+            None => self.deliver.metrics.broker_reconnects.inc(),
         }
     }
 
@@ -227,7 +227,6 @@ impl SupervisorLoop {
 
     /// Whether this is news.
     fn down(&self, reason: &str) -> bool {
-        let before = mem::replace(&mut *self.shared.state.lock(), Err(reason.into()));
-        before.err().as_deref() != Some(reason)
+        self.state.record(&Err(reason.into()))
     }
 }

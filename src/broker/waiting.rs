@@ -1,6 +1,6 @@
 //! Group messages whose group's members are not known yet. The User Service is asked for them, and
 //! meanwhile only these messages wait: the consumer goes on, whatever the service answers and
-//! however late. Nobody waits for an answer: it is told to a channel, and the consumer is woken.
+//! however late. Nobody waits for an answer: it is told to a channel, which wakes the consumer.
 //!
 //! They are acknowledged, for a message can be missed without being lost: it is unread for every
 //! member but its sender, and catch-up brings what is unread. So when there is no room for more,
@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Select, Sender, bounded};
 use log::{info, warn};
 
 use super::groups::Answer;
@@ -41,7 +41,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// A message with its sender.
 pub type Sent = (UserId, Push);
-type Answered = (GroupId, Answer);
+pub type Answered = (GroupId, Answer);
 
 /// What waits for the members of groups, and the questions for these.
 pub struct Waiting {
@@ -54,8 +54,6 @@ pub struct Waiting {
     /// How many are asked for: such that have not failed before, and others.
     asked: [usize; 2],
     answers: (Sender<Answered>, Receiver<Answered>),
-    /// Wakes the consumer when there is an answer.
-    wake: (Sender<()>, Receiver<()>),
 }
 
 /// What waits for one group's members.
@@ -84,7 +82,6 @@ impl Waiting {
             asked: [0; 2],
             // Room for all answers that can be on their way: whoever tells one never waits.
             answers: bounded(MAX_ASKED),
-            wake: bounded(1),
         }
     }
 
@@ -114,7 +111,9 @@ impl Waiting {
         let group = self.groups.get(group);
         let asked_at = group.and_then(|group| group.asked_at.filter(|_| group.backoff.is_none()));
         let left = asked_at.and_then(|at| wait.checked_sub(at.elapsed()));
-        left.is_some_and(|left| self.wake.1.recv_timeout(left).is_ok())
+        let mut answers = Select::new();
+        answers.recv(&self.answers.1);
+        left.is_some_and(|left| answers.ready_timeout(left).is_ok())
     }
 
     /// The group is to be asked for, if it is not yet.
@@ -187,7 +186,6 @@ impl Waiting {
                 group,
                 answer: Err(ServiceError::new(ErrorCode::Internal, "No answer came")),
                 answers: self.answers.0.clone(),
-                wake: self.wake.0.clone(),
             };
             let told = Box::new(|answer| question.answered(answer));
             services.group_members(GetGroupMembersRequest { group_id }, told);
@@ -204,9 +202,9 @@ impl Waiting {
         }
     }
 
-    /// Something comes through it when there is an answer.
-    pub fn woken(&self) -> &Receiver<()> {
-        &self.wake.1
+    /// What has come of them is taken by [`Waiting::next_answer`] alone.
+    pub fn answers(&self) -> &Receiver<Answered> {
+        &self.answers.1
     }
 
     /// An answer that has come. [`Waiting::known`] or [`Waiting::failed`] is to follow.
@@ -254,7 +252,6 @@ struct Question {
     group: GroupId,
     answer: Answer,
     answers: Sender<Answered>,
-    wake: Sender<()>,
 }
 
 impl Question {
@@ -266,10 +263,8 @@ impl Question {
 impl Drop for Question {
     fn drop(&mut self) {
         let answer = mem::replace(&mut self.answer, Ok(Vec::new()));
-        // Neither waits. Where nobody receives, the consumer has ended; where it is about to be
-        // woken, once is enough.
+        // Where nobody receives, the consumer has ended.
         let _ = self.answers.try_send((self.group.clone(), answer));
-        let _ = self.wake.try_send(());
     }
 }
 

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::io::ErrorKind::{ConnectionAborted, WouldBlock};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +13,9 @@ use log::error;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use super::admission::{Admission, Limits, Turn, no_room};
+use super::address::Peer;
+pub use super::admission::Usage;
+use super::admission::{Admission, Limits, no_room};
 use super::head::wait_for;
 use super::refuser::Refuser;
 use super::stack::STACK;
@@ -82,10 +84,10 @@ impl Listener {
         self.addr
     }
 
-    /// Answers, whenever it is asked, whether another connection would be admitted.
-    pub fn has_room(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+    /// Answers, whenever it is asked, how much of the limits is used.
+    pub fn usage(&self) -> impl Fn() -> Usage + Send + Sync + use<> {
         let limits = Arc::clone(&self.acceptor.limits);
-        move || limits.have_room()
+        move || limits.usage()
     }
 
     /// Stops accepting and waits for the connection threads. Answers how many are left at
@@ -97,8 +99,10 @@ impl Listener {
         // On Linux this ends the wait for a client. It fails when that has ended already.
         let _ = rustix::net::shutdown(&acceptor.listener, rustix::net::Shutdown::Both);
         self.accepting.stop(soon);
-        for waiting in acceptor.limits.take_waiting() {
-            acceptor.refuser.refuse(&waiting.socket, no_room());
+        while let Some(waiting) = acceptor.limits.next_waiting() {
+            acceptor
+                .refuser
+                .refuse(&waiting.socket, waiting.peer, no_room());
         }
         self.refusing.stop(soon);
         acceptor.limits.cut_silent();
@@ -114,12 +118,7 @@ impl Acceptor {
             if wait_for(&mut [PollFd::new(&self.listener, PollFlags::IN)], patience) {
                 self.accept(&mut spare, stop);
             }
-            while let Some(turn) = self.limits.next(Instant::now()) {
-                match turn {
-                    Turn::Begin(admission) => drop(contain(|| self.begin(admission))),
-                    Turn::Refuse(admission) => self.refuser.refuse(&admission.socket, no_room()),
-                }
-            }
+            while self.give_turn(Instant::now()) {}
         }
     }
 
@@ -147,22 +146,22 @@ impl Acceptor {
         *spare = open_spare();
         match accepted {
             Ok((socket, peer)) if spare.is_some() => self.take(&socket, peer),
-            Ok((socket, _)) => self.refuser.refuse(&socket, no_room()),
+            Ok((socket, peer)) => self.refuser.refuse(&socket, peer, no_room()),
             // The refuser has the spare one, for a moment.
             Err(_) if spare.is_none() => thread::sleep(ACCEPT_RETRY),
             Err(_) => {}
         }
     }
 
-    fn accept_socket(&self) -> io::Result<(Socket, IpAddr)> {
+    fn accept_socket(&self) -> io::Result<(Socket, Peer)> {
         let (socket, peer) = self.listener.accept()?;
         // Frames leave when they are written; a failure says that the client is gone already.
         let _ = socket.set_nodelay(true);
-        Ok((Arc::new(socket), peer.ip().to_canonical()))
+        Ok((Arc::new(socket), peer.ip().to_canonical().into()))
     }
 
     /// Has a socket wait for its turn, or refuses it.
-    fn take(&self, socket: &Socket, peer: IpAddr) {
+    fn take(&self, socket: &Socket, peer: Peer) {
         failpoint::reached("accept", peer);
         let admitted = contain(|| {
             failpoint::reached("take", peer);
@@ -170,8 +169,20 @@ impl Acceptor {
             self.limits.admit(socket, peer)
         });
         if let Some(Err(refusal)) = admitted {
-            self.refuser.refuse(socket, refusal);
+            self.refuser.refuse(socket, peer, refusal);
         }
+    }
+
+    /// Begins the handshake whose turn it is, or refuses who has waited for too long. False if all
+    /// are to wait on.
+    fn give_turn(&self, now: Instant) -> bool {
+        if let Some(admission) = self.limits.next(now) {
+            contain(|| self.begin(admission));
+            return true;
+        }
+        let overdue = self.limits.next_overdue(now);
+        let overdue = overdue.inspect(|it| self.refuser.refuse(&it.socket, it.peer, no_room()));
+        overdue.is_some()
     }
 
     /// Gives a connection whose turn it is a thread.
@@ -183,7 +194,7 @@ impl Acceptor {
         let run = move || session::run(admission, &context);
         if let Err(error) = self.threads.spawn(name, STACK, run) {
             error!("No thread for a connection: peer={peer}, error={error}");
-            self.refuser.refuse(&socket, no_room());
+            self.refuser.refuse(&socket, peer, no_room());
         }
     }
 }

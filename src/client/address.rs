@@ -1,34 +1,76 @@
 //! Whose connection it is, by address: the client behind proxies that are trusted, and what counts
 //! as one client. An IPv4 address that comes as IPv6 (`::ffff:10.0.0.1`) is IPv4 everywhere.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use log::info;
+use serde::Serialize;
 
-use crate::config::Networks;
+use crate::config::Network;
 use crate::http::Head;
+use crate::logging::LineLimit;
 
 /// The bits of an IPv6 address that one customer of a provider has to themselves (RFC 6177): any
 /// number of addresses, and so no measure of anything.
 const IPV6_HOST: u128 = u64::MAX as u128;
 
+/// A client, as far as it is known by its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    pub address: IpAddr,
+    pub source: AddressSource,
+}
+
+/// How a client's address was learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AddressSource {
+    /// It is the other end of the TCP connection.
+    Socket,
+    /// A trusted proxy has said so in the header field.
+    XForwardedFor,
+}
+
+impl From<IpAddr> for Peer {
+    /// The other end of a TCP connection.
+    fn from(address: IpAddr) -> Self {
+        Self {
+            address,
+            source: AddressSource::Socket,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
 /// The client's address: `peer`'s own, or, as long as who speaks is a trusted proxy, the one that it
 /// names in `X-Forwarded-For`, from the last address to the first.
-pub(super) fn client_address(head: &Head<'_>, peer: IpAddr, trusted: &Networks) -> IpAddr {
+pub(super) fn client_address(head: &Head<'_>, peer: Peer, trusted: &[Network]) -> Peer {
     let mut hops = head
         .values("X-Forwarded-For")
         .flat_map(|value| value.split(|&byte| byte == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|hop| !hop.is_empty());
     let mut client = peer;
-    while trusted.contains(client)
+    while trusted
+        .iter()
+        .any(|network| network.contains(client.address))
         && let Some(hop) = hops.next_back()
     {
         let Some(address) = std::str::from_utf8(hop).ok().and_then(parse_hop) else {
-            info!("X-Forwarded-For not understood: peer={peer}");
+            static LINES: LineLimit = LineLimit::new();
+            if let Some(left_out) = LINES.pass() {
+                info!("X-Forwarded-For not understood: peer={peer}{left_out}");
+            }
             break;
         };
-        client = address;
+        let source = AddressSource::XForwardedFor;
+        client = Peer { address, source };
     }
     client
 }
@@ -81,7 +123,7 @@ mod tests {
             None,
         );
         let trusted = config.expect("valid").listen.trusted_proxies;
-        client_address(&head, address(peer), &trusted)
+        client_address(&head, address(peer).into(), &trusted).address
     }
 
     #[test]

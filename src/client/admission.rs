@@ -8,18 +8,18 @@
 //! one that holds many, so that a crowd waits for itself alone.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::{IpAddr, Shutdown};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::address::counted_address;
+use super::address::{Peer, counted_address};
 use super::transport::Socket;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::http::{self, HttpResponse};
-use crate::ids::ConnectionId;
+use crate::ids::{ConnectionId, UserId};
 
 /// How long a head is awaited at most once somebody waits for its place; and how long newcomers wait
 /// while nobody at all gets a place.
@@ -31,8 +31,7 @@ const GRACE: Duration = Duration::from_millis(200);
 /// The gateway's limits, and what is occupied of them. One thread gives it away; connection threads
 /// give it back.
 pub(super) struct Limits {
-    config: config::Limits,
-    listen: config::Listen,
+    config: Config,
     table: Mutex<Table>,
 }
 
@@ -43,9 +42,8 @@ struct Table {
     addresses: HashMap<IpAddr, Address>,
     /// Where somebody waits: who is next comes first.
     lines: BTreeSet<Line>,
-    /// Those under way, by number, and so in the order in which they began.
-    handshakes: BTreeMap<u64, Handshake>,
-    next: u64,
+    /// Those under way.
+    handshakes: HashMap<ConnectionId, Handshake>,
     /// When the last one began.
     begun: Option<Instant>,
 }
@@ -54,8 +52,6 @@ struct Table {
 struct Address {
     connections: usize,
     handshakes: usize,
-    /// Those of its handshakes whose head is awaited.
-    silent: usize,
     /// For their handshake, without a thread: the one who has waited longest comes first.
     waiting: VecDeque<Admission>,
 }
@@ -76,61 +72,77 @@ pub(super) struct Admission {
     pub id: ConnectionId,
     pub socket: Socket,
     /// The client's address, as far as it is known.
-    pub peer: IpAddr,
+    pub peer: Peer,
+    /// Whose token it brought, once that is validated.
+    pub user: Option<UserId>,
     /// When the connection was accepted.
     pub since: Instant,
     /// Where it is counted. `None` behind a trusted proxy, until the head says who the client is.
     counted: Option<IpAddr>,
-    handshake: Option<u64>,
 }
 
-/// What is to be done with one who waited.
-pub(super) enum Turn {
-    /// Its handshake begins.
-    Begin(Admission),
-    /// It has waited for too long.
-    Refuse(Admission),
+/// How much of the limits is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub connections: usize,
+    /// Handshakes under way.
+    pub handshakes: usize,
+    /// Connections of the address that has most.
+    pub of_one_address: usize,
 }
 
 /// The answer when the gateway is full.
 pub(super) fn no_room() -> HttpResponse {
-    HttpResponse::unavailable("The gateway has no room for another connection")
+    let message = "The gateway has no room for another connection";
+    HttpResponse::unavailable(message).because("no_room")
 }
 
 impl Limits {
     pub fn new(config: &Config) -> Arc<Self> {
         Arc::new(Self {
-            config: config.limits.clone(),
-            listen: config.listen.clone(),
+            config: config.clone(),
             table: Mutex::default(),
         })
     }
 
     /// Whether another connection would be within `limits.max_connections`.
     pub fn have_room(&self) -> bool {
-        self.table.lock().connections < self.config.max_connections
+        self.table.lock().connections < self.config.limits.max_connections
+    }
+
+    pub fn usage(&self) -> Usage {
+        let table = self.table.lock();
+        let counts = table.addresses.values().map(|at| at.connections);
+        Usage {
+            connections: table.connections,
+            handshakes: table.handshakes.len(),
+            of_one_address: counts.max().unwrap_or(0),
+        }
     }
 
     /// Has a connection wait for its turn, or says how it is to be refused.
-    pub fn admit(self: &Arc<Self>, socket: &Socket, peer: IpAddr) -> http::Result<()> {
-        let mut table = self.table.lock();
-        if table.connections >= self.config.max_connections {
+    pub fn admit(self: &Arc<Self>, socket: &Socket, peer: Peer) -> http::Result<()> {
+        if !self.have_room() {
             return Err(no_room());
         }
-        let is_client = !self.listen.trusted_proxies.contains(peer);
-        let counted = is_client.then(|| table.count(peer, &self.config));
-        let admission = Admission {
+        self.table.lock().connections += 1;
+        let mut admission = Admission {
             limits: Arc::clone(self),
             id: ConnectionId::random(),
             socket: Arc::clone(socket),
             peer,
+            user: None,
             since: Instant::now(),
-            counted: counted.transpose()?,
-            handshake: None,
+            counted: None,
         };
-        table.connections += 1;
+        let mut proxies = self.config.listen.trusted_proxies.iter();
+        if !proxies.any(|network| network.contains(peer.address)) {
+            admission.count_for(peer)?;
+        }
         // Behind a trusted proxy, all wait in the proxy's line.
-        table.change(counted_address(peer), |at| at.waiting.push_back(admission));
+        let line = counted_address(peer.address);
+        let mut table = self.table.lock();
+        table.change(line, |at| at.waiting.push_back(admission));
         Ok(())
     }
 
@@ -139,33 +151,29 @@ impl Limits {
         !self.table.lock().lines.is_empty()
     }
 
-    /// Whose turn it is now; nobody's, if all who wait are to wait on. One thread asks.
-    pub fn next(&self, now: Instant) -> Option<Turn> {
+    /// Whose handshake begins now; nobody's, if all who wait are to wait on. One thread asks.
+    pub fn next(&self, now: Instant) -> Option<Admission> {
         loop {
-            let (number, socket) = {
+            let (id, socket) = {
                 let mut table = self.table.lock();
                 let (own, _, address) = *table.lines.first()?;
-                let places = self.config.max_handshakes;
+                let places = self.config.limits.max_handshakes;
                 if table.handshakes.len() < places {
-                    return table.begin(address, now).map(Turn::Begin);
+                    return table.begin(address, now);
                 }
-                let Some(found) = table.most_silent(places, own, now) else {
-                    let timeout = self.listen.handshake_timeout;
-                    return table.take_overdue(now, timeout).map(Turn::Refuse);
-                };
-                found
+                table.most_silent(places, own, now)?
             };
             // What waits in the socket only waits for its thread: that is no silence.
             let is_heard = socket.has_bytes();
             let mut table = self.table.lock();
-            let handshake = table.handshakes.get_mut(&number);
+            let handshake = table.handshakes.get_mut(&id);
             match handshake.and_then(|it| it.silent_since.as_mut()) {
                 Some(since) if is_heard => *since = now,
                 Some(_) => {
-                    table.end_handshake(number);
+                    table.end_handshake(id);
                     drop(table);
                     // Its thread wakes up and answers.
-                    socket.shutdown_read();
+                    socket.shutdown(Shutdown::Read);
                 }
                 // Its head has come meanwhile.
                 None => {}
@@ -173,13 +181,24 @@ impl Limits {
         }
     }
 
-    /// All who wait: their turn will not come any more.
-    pub fn take_waiting(&self) -> Vec<Admission> {
+    /// Whoever has waited longest, if that was for too long; not to be asked while [`Self::next`] has
+    /// somebody.
+    pub fn next_overdue(&self, now: Instant) -> Option<Admission> {
         let mut table = self.table.lock();
-        let lines = std::mem::take(&mut table.lines);
-        let waiting = |at: &mut Address| std::mem::take(&mut at.waiting);
-        let lines = lines.into_iter().map(|line| table.change(line.2, waiting));
-        lines.flatten().collect()
+        let lines = table.lines.iter().map(|line| (line.1, line.2));
+        let (since, address) = lines.min()?;
+        let nobody_begins = table
+            .begun
+            .is_some_and(|begun| now >= begun + PLACE_TIMEOUT);
+        let is_overdue = nobody_begins || now >= since + self.config.listen.handshake_timeout;
+        is_overdue.then(|| table.take_first(address))?
+    }
+
+    /// One of those who wait: their turn will not come any more.
+    pub fn next_waiting(&self) -> Option<Admission> {
+        let mut table = self.table.lock();
+        let (_, _, address) = *table.lines.first()?;
+        table.take_first(address)
     }
 
     /// Ends the handshakes whose head is awaited.
@@ -187,7 +206,9 @@ impl Limits {
         let table = self.table.lock();
         let silent: Vec<_> = table.silent().map(|it| Arc::clone(&it.2.socket)).collect();
         drop(table);
-        silent.iter().for_each(|socket| socket.abort());
+        silent
+            .iter()
+            .for_each(|socket| socket.shutdown(Shutdown::Both));
     }
 }
 
@@ -207,102 +228,86 @@ impl Table {
         changed
     }
 
-    /// Counts a connection of `client`. Answers where.
-    fn count(&mut self, client: IpAddr, limits: &config::Limits) -> http::Result<IpAddr> {
-        let address = counted_address(client);
-        self.change(address, |at| {
-            if at.connections >= limits.max_connections_per_ip {
-                let message = "Too many connections from this address";
-                return Err(HttpResponse::too_many(message));
-            }
-            at.connections += 1;
-            Ok(address)
-        })
+    /// The first one in the line of `address`.
+    fn take_first(&mut self, address: IpAddr) -> Option<Admission> {
+        self.change(address, |at| at.waiting.pop_front())
     }
 
-    /// The first one in the line of `address`.
+    /// Begins the handshake of the first one in the line of `address`.
     fn begin(&mut self, address: IpAddr, now: Instant) -> Option<Admission> {
-        let mut admission = self.change(address, |at| {
-            at.handshakes += 1;
-            at.silent += 1;
-            at.waiting.pop_front()
-        })?;
+        let admission = self.take_first(address)?;
+        self.change(address, |at| at.handshakes += 1);
         let handshake = Handshake {
             address,
             socket: Arc::clone(&admission.socket),
             silent_since: Some(now),
         };
-        self.handshakes.insert(self.next, handshake);
-        admission.handshake = Some(self.next);
-        self.next += 1;
+        self.handshakes.insert(admission.id, handshake);
         self.begun = Some(now);
         Some(admission)
     }
 
-    /// Its head is not awaited any longer. False if it had to give way.
-    fn end_silence(&mut self, number: u64) -> bool {
-        let Some(handshake) = self.handshakes.get_mut(&number) else {
-            return false;
-        };
-        let (address, ended) = (handshake.address, handshake.silent_since.take());
-        self.change(address, |at| at.silent -= usize::from(ended.is_some()));
-        true
-    }
-
     /// Nothing, if it had to give way.
-    fn end_handshake(&mut self, number: u64) {
-        self.end_silence(number);
-        if let Some(ended) = self.handshakes.remove(&number) {
+    fn end_handshake(&mut self, id: ConnectionId) {
+        if let Some(ended) = self.handshakes.remove(&id) {
             self.change(ended.address, |at| at.handshakes -= 1);
         }
     }
 
-    /// Whoever has waited longest, if that was for too long.
-    fn take_overdue(&mut self, now: Instant, timeout: Duration) -> Option<Admission> {
-        let lines = self.lines.iter().map(|line| (line.1, line.2));
-        let (since, address) = lines.min()?;
-        let nobody_begins = self.begun.is_some_and(|begun| now >= begun + PLACE_TIMEOUT);
-        let overdue = nobody_begins || now >= since + timeout;
-        overdue.then(|| self.change(address, |at| at.waiting.pop_front()))?
-    }
-
-    /// The handshakes whose head is awaited, each with its number and since when it is silent.
-    fn silent(&self) -> impl Iterator<Item = (u64, Instant, &Handshake)> {
+    /// The handshakes whose head is awaited, each with its id and since when it is silent.
+    fn silent(&self) -> impl Iterator<Item = (ConnectionId, Instant, &Handshake)> {
         let all = self.handshakes.iter();
-        all.filter_map(|(number, handshake)| Some((*number, handshake.silent_since?, handshake)))
+        all.filter_map(|(id, handshake)| Some((*id, handshake.silent_since?, handshake)))
     }
 
     /// Who gives way to one whose address has `own` of the `places`: of those that have been silent
-    /// for long enough, the first of the address that has most of them.
-    fn most_silent(&self, places: usize, own: usize, now: Instant) -> Option<(u64, Socket)> {
-        let held = |it: &Handshake| self.addresses.get(&it.address).map_or(0, |at| at.silent);
+    /// for long enough, the one that has been so longest, of the address that has most.
+    fn most_silent(
+        &self,
+        places: usize,
+        own: usize,
+        now: Instant,
+    ) -> Option<(ConnectionId, Socket)> {
+        let mut held: HashMap<IpAddr, usize> = HashMap::new();
+        for (_, _, handshake) in self.silent() {
+            *held.entry(handshake.address).or_default() += 1;
+        }
         let for_long = self.silent().filter(|(_, since, _)| now >= *since + GRACE);
         let crowd = for_long.count() * 2 > places;
         let long_enough = self.silent().filter(|(_, since, handshake)| {
-            let hurry = crowd && held(handshake) > own;
+            let hurry = crowd && held[&handshake.address] > own;
             now >= *since + if hurry { GRACE } else { PLACE_TIMEOUT }
         });
-        let (number, _, handshake) =
-            long_enough.max_by_key(|(number, _, it)| (held(it), Reverse(*number)))?;
-        Some((number, Arc::clone(&handshake.socket)))
+        let (id, _, handshake) =
+            long_enough.max_by_key(|(_, since, it)| (held[&it.address], Reverse(*since)))?;
+        Some((id, Arc::clone(&handshake.socket)))
     }
 }
 
 impl Admission {
     /// The head has said who the client behind a trusted proxy is.
-    pub fn count_for(&mut self, client: IpAddr) -> http::Result<()> {
+    pub fn count_for(&mut self, client: Peer) -> http::Result<()> {
         self.peer = client;
-        if self.counted.is_none() {
-            let mut table = self.limits.table.lock();
-            self.counted = Some(table.count(client, &self.limits.config)?);
+        if self.counted.is_some() {
+            return Ok(());
         }
+        let (address, limits) = (counted_address(client.address), &self.limits.config.limits);
+        self.limits.table.lock().change(address, |at| {
+            if at.connections >= limits.max_connections_per_ip {
+                let message = "Too many connections from this address";
+                return Err(HttpResponse::too_many(message).because("max_connections_per_ip"));
+            }
+            at.connections += 1;
+            Ok(())
+        })?;
+        self.counted = Some(address);
         Ok(())
     }
 
     /// The head has come, or will not. An error is for a client that had to give way meanwhile.
     pub fn head_is_over(&self) -> http::Result<()> {
-        let own = self.handshake;
-        if own.is_some_and(|own| self.limits.table.lock().end_silence(own)) {
+        if let Some(own) = self.limits.table.lock().handshakes.get_mut(&self.id) {
+            own.silent_since = None;
             return Ok(());
         }
         let message = "Others wait, and the request head did not come at once";
@@ -310,17 +315,15 @@ impl Admission {
     }
 
     /// The head is read and the token validated: the next one may begin.
-    pub fn handshake_is_over(&mut self) {
-        if let Some(number) = self.handshake.take() {
-            self.limits.table.lock().end_handshake(number);
-        }
+    pub fn handshake_is_over(&self) {
+        self.limits.table.lock().end_handshake(self.id);
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.handshake_is_over();
         let mut table = self.limits.table.lock();
+        table.end_handshake(self.id);
         table.connections -= 1;
         if let Some(address) = self.counted {
             table.change(address, |at| at.connections -= 1);
@@ -331,6 +334,7 @@ impl Drop for Admission {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::iter;
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
     use super::*;
@@ -362,20 +366,18 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             self.clients.push(client);
             let socket: Socket = Arc::new(listener.accept().unwrap().0);
-            let address = [10, 0, 0, from].into();
-            self.limits.admit(&socket, address).unwrap();
+            let address: IpAddr = [10, 0, 0, from].into();
+            self.limits.admit(&socket, address.into()).unwrap();
             let table = self.limits.table.lock();
             table.addresses[&address].waiting.back().unwrap().id
         }
 
         /// All whose turn it is then, and who of them has a place.
         fn turns(&self, milliseconds: u64) -> Vec<(Admission, bool)> {
-            let next = || self.limits.next(self.at(milliseconds));
-            let turns = std::iter::from_fn(next).map(|turn| match turn {
-                Turn::Begin(newcomer) => (newcomer, true),
-                Turn::Refuse(newcomer) => (newcomer, false),
-            });
-            turns.collect()
+            let (limits, now) = (&self.limits, self.at(milliseconds));
+            let begins = || limits.next(now).map(|newcomer| (newcomer, true));
+            let refused = || limits.next_overdue(now).map(|newcomer| (newcomer, false));
+            iter::from_fn(|| begins().or_else(refused)).collect()
         }
 
         /// The one who gets a place then.
@@ -396,17 +398,17 @@ mod tests {
     fn whoever_holds_less_goes_first_and_takes_what_silence_holds() {
         let mut scene = Scene::new(2);
         scene.comes(1);
+        let first = scene.begins(0);
         scene.comes(1);
-        let crowd = scene.turns(0);
+        let second = scene.begins(1);
         let crowd_again = scene.comes(1);
         let other = scene.comes(2);
-        scene.nobody(199);
-        let begun = scene.begins(200);
+        scene.nobody(200);
+        let begun = scene.begins(201);
         assert_eq!(begun.id, other);
         // The first of the crowd has given way, and the second has not.
-        let [first, second] = crowd.try_into().ok().unwrap();
-        assert!(first.0.head_is_over().is_err());
-        assert!(second.0.head_is_over().is_ok());
+        assert!(first.head_is_over().is_err());
+        assert!(second.head_is_over().is_ok());
         assert!(begun.head_is_over().is_ok());
         // Nobody is silent any more; the crowd waits for a place that is given back.
         drop(first);
@@ -537,7 +539,7 @@ mod tests {
             }
         }
         drop(begun);
-        drop(scene.limits.take_waiting());
+        iter::from_fn(|| scene.limits.next_waiting()).for_each(drop);
         let table = scene.limits.table.lock();
         assert_eq!(table.connections, 0);
         assert!(

@@ -16,6 +16,7 @@ use log::{debug, warn};
 
 use super::Context;
 use super::connection::Connection;
+use super::frame::Frame;
 use super::gate::Finish;
 use super::protocol::{ChatMessage, Outgoing, frame, timestamp};
 use crate::backoff::Backoff;
@@ -174,12 +175,12 @@ impl CatchUp {
         let messages = page.messages.iter();
         let unsent = messages.filter(|message| gate.claim(&message.id));
         let unsent = unsent.filter_map(ChatMessage::of);
-        let frames: Vec<_> = unsent.map(|message| frame(&message)).collect();
+        let frames: Vec<_> = unsent.map(|message| message.frame()).collect();
         *self.sent.get_or_insert(0) += frames.len();
         if !frames.is_empty() && !self.trail.is_circle {
             self.gets_on();
         }
-        connection.outbox.write_behind(frames);
+        self.write(connection, frames);
         self.fit_limit(&page.messages);
         let last = page.messages.last().map_or("", |message| &message.id);
         if page.has_more && !self.trail.leads_on(&self.position, last) {
@@ -225,8 +226,16 @@ impl CatchUp {
                 self.stage = Stage::Settling(now + SETTLING);
                 return;
             };
-            connection.outbox.write_behind(frames);
+            self.write(connection, frames);
         }
+    }
+
+    fn write(&self, connection: &Connection, frames: Vec<Frame>) {
+        for frame in &frames {
+            let count = |kind| self.context.metrics.pushed(kind, frame.count());
+            frame.push_type().map(count);
+        }
+        connection.outbox.write_behind(frames);
     }
 
     /// Lets live pushes go past a service that does not get on.
@@ -235,7 +244,7 @@ impl CatchUp {
         let was_open = gate.is_open();
         gate.give_up();
         while let Finish::Frames(frames) = gate.finish() {
-            connection.outbox.write_behind(frames);
+            self.write(connection, frames);
             if connection.outbox.is_handed_over() {
                 // Once more as soon as the client has taken them.
                 return;

@@ -1,16 +1,16 @@
 //! One connection, as the rest of the gateway sees it: push to it, or close it.
 
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use parking_lot::Mutex;
 
+use super::activity::Activity;
+use super::address::Peer;
 use super::close::CloseReason;
 use super::frame::Frame;
 use super::gate::{DeliveryGate, GateDecision};
 use super::handshake::Accepted;
-use super::outbox::Outbox;
+use super::outbox::{Outbox, QueueState};
 use super::protocol::{Push, PushKind};
 use crate::ids::{ConnectionId, UserId};
 
@@ -18,13 +18,10 @@ use crate::ids::{ConnectionId, UserId};
 pub struct Connection {
     id: ConnectionId,
     user: UserId,
-    /// The client's address, a trusted proxy's word for it included.
-    pub(super) peer: IpAddr,
-    pub(super) since: Instant,
+    pub peer: Peer,
+    pub activity: Activity,
     pub(super) outbox: Outbox,
     pub(super) gate: DeliveryGate,
-    /// When the last frame came, in milliseconds after `since`.
-    last_frame: AtomicU64,
     /// It is shown nowhere.
     token: Mutex<Box<str>>,
     /// The token may have been revoked since it was validated.
@@ -39,7 +36,7 @@ impl Connection {
     pub(super) fn new(
         id: ConnectionId,
         accepted: &Accepted,
-        peer: IpAddr,
+        peer: Peer,
         outbox: Outbox,
         gate: DeliveryGate,
     ) -> Self {
@@ -47,10 +44,9 @@ impl Connection {
             id,
             user: accepted.user.clone(),
             peer,
-            since: Instant::now(),
+            activity: Activity::new(),
             outbox,
             gate,
-            last_frame: AtomicU64::new(0),
             token: Mutex::new(accepted.token.as_str().into()),
             token_doubted: AtomicBool::new(false),
             expires_at: AtomicI64::new(accepted.expires_at),
@@ -68,11 +64,13 @@ impl Connection {
 
     /// Queues `push`; a [`Connection::flush`] is to follow. Never blocks. A chat message that finds no
     /// room makes the connection fall back to its inbox; presence is left out from a half-full queue.
-    pub fn push(&self, push: &Push) {
+    /// Answers how many frames are queued.
+    pub fn push(&self, push: &Push) -> usize {
         let is_presence = push.kind == PushKind::Presence;
         let decision = match self.gate.pass(push) {
-            GateDecision::Open if is_presence && self.outbox.is_half_full() => return,
-            GateDecision::Open if self.outbox.push(&push.frame) || is_presence => return,
+            GateDecision::Open if is_presence && self.outbox.is_half_full() => return 0,
+            GateDecision::Open if self.outbox.push(&push.frame) => return 1,
+            GateDecision::Open if is_presence => return 0,
             // Nobody waits for a client: what is unread comes with catch-up, at the client's pace.
             GateDecision::Open => {
                 let decision = self.gate.fall_back(push);
@@ -83,26 +81,31 @@ impl Connection {
         };
         if let GateDecision::Overflow(own_copies) = decision {
             // No catch-up brings them again: who has no room for them gets them from the history.
-            if !own_copies.iter().all(|frame| self.outbox.push(frame)) {
-                self.close(CloseReason::SlowConsumer);
+            if own_copies.iter().all(|frame| self.outbox.push(frame)) {
+                return own_copies.len();
             }
+            self.close(CloseReason::SlowConsumer);
         }
+        0
     }
 
     /// As [`Connection::push`] for chat messages that come one behind the other, already joined to
     /// a `batch`: it is queued whole, unless some of them may have to be held back.
-    pub fn push_batch(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) {
-        if !(self.gate.is_live() && self.outbox.push(batch)) {
-            pushes.for_each(|push| self.push(&push));
+    pub fn push_batch(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) -> usize {
+        if self.gate.is_live() && self.outbox.push(batch) {
+            return batch.count();
         }
+        pushes.map(|push| self.push(&push)).sum()
     }
 
     /// As [`Connection::push_batch`] and [`Connection::flush`] in one, which is cheaper.
-    pub fn push_batch_and_flush(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) {
-        if !(self.gate.is_live() && self.outbox.push_and_flush(batch)) {
-            pushes.for_each(|push| self.push(&push));
-            self.flush();
+    pub fn push_batch_and_flush(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) -> usize {
+        if self.gate.is_live() && self.outbox.push_and_flush(batch) {
+            return batch.count();
         }
+        let queued = pushes.map(|push| self.push(&push)).sum();
+        self.flush();
+        queued
     }
 
     /// Writes what is queued, as far as the socket takes it without blocking.
@@ -141,21 +144,23 @@ impl Connection {
         self.outbox.abort();
     }
 
+    /// Why it is ending, if it is.
+    pub fn closing(&self) -> Option<&CloseReason> {
+        self.outbox.closing()
+    }
+
     pub fn is_closing(&self) -> bool {
-        self.outbox.closing().is_some()
+        self.closing().is_some()
     }
 
-    /// Notes that a frame came.
-    pub(super) fn heard(&self) {
-        let elapsed = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // Rounded up: it came after whatever was sent within the same millisecond.
-        self.last_frame
-            .store(elapsed.saturating_add(1), Ordering::Relaxed);
+    /// Its send queue, for whoever looks on.
+    pub fn queue(&self) -> QueueState {
+        self.outbox.queue_state()
     }
 
-    /// When the last frame came.
-    pub fn last_heard(&self) -> Instant {
-        self.since + Duration::from_millis(self.last_frame.load(Ordering::Relaxed))
+    /// How many bytes came, and how many the socket has taken.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.activity.received(), self.outbox.sent())
     }
 
     /// In Unix seconds; 0 means never.

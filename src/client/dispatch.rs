@@ -16,21 +16,26 @@ pub(super) fn answer(context: &Context, connection: &Connection, request: Reques
     let id = request.id.as_deref();
     let body = match request.body {
         Ok(body) => body,
-        Err(invalid) => return error(id, &invalid),
+        Err(invalid) => return error(context, id, &invalid),
     };
-    let (kind, user, conn_id) = (body.kind(), connection.user(), connection.id());
+    let (kind, method) = body.names();
+    let (user, conn_id) = (connection.user(), connection.id());
     log::debug!("Message received: type={kind}, user={user}, conn_id={conn_id}");
-    serve(context, connection, id, body).unwrap_or_else(|failed| {
-        let level = match failed.code {
-            ErrorCode::Internal => Level::Warn,
-            _ => Level::Debug,
-        };
-        log!(
-            level,
-            "Request failed: type={kind}, user={user}, conn_id={conn_id}, error={failed}"
-        );
-        error(id, &failed)
-    })
+    let serve = || serve(context, connection, id, body);
+    connection
+        .activity
+        .during(method, serve)
+        .unwrap_or_else(|failed| {
+            let level = match failed.code {
+                ErrorCode::Internal => Level::Warn,
+                _ => Level::Debug,
+            };
+            log!(
+                level,
+                "Request failed: type={kind}, user={user}, conn_id={conn_id}, error={failed}"
+            );
+            error(context, id, &failed)
+        })
 }
 
 fn serve(
@@ -145,7 +150,8 @@ fn cut_to_fit(
 }
 
 /// An error frame.
-pub(super) fn error(request_id: Option<&str>, error: &ServiceError) -> Frame {
+pub(super) fn error(context: &Context, request_id: Option<&str>, error: &ServiceError) -> Frame {
+    context.metrics.error(error.code);
     frame(&Outgoing::Error {
         request_id,
         code: error.code.as_str(),

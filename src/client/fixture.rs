@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use super::outbox::Outbox;
 use super::{ConnectionObserver, Context, OverUserLimit, Route};
 use crate::config::{Limits, load};
 use crate::ids::{ConnectionId, UserId};
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::services::fake::FakeServices;
 use crate::threads::semaphore::Semaphore;
@@ -32,7 +32,8 @@ pub(super) fn context(services: &Arc<FakeServices>) -> Context {
         config: load::parse("test", "", [], None).unwrap(),
         services: Arc::clone(services) as _,
         observer: Arc::new(Nobody),
-        draining: Arc::new(AtomicBool::new(false)),
+        metrics: Arc::new(Metrics::new(&[])),
+        drain: Arc::default(),
         pacing: Semaphore::new(1),
         validating: Semaphore::new(1),
         pages: Vec::new(),
@@ -83,7 +84,13 @@ impl Client {
             switching: String::new(),
         };
         let id = ConnectionId::random();
-        let connection = Arc::new(Connection::new(id, &accepted, peer.ip(), outbox, gate));
+        let connection = Arc::new(Connection::new(
+            id,
+            &accepted,
+            peer.ip().into(),
+            outbox,
+            gate,
+        ));
         connection.outbox.write_behind([]);
         let limits = Limits {
             max_connections_per_user: usize::MAX,
@@ -173,7 +180,8 @@ impl Client {
 
     /// Ends the connection. Answers all that came.
     pub fn has_read(&self, reader: JoinHandle<Vec<u8>>) -> String {
-        self.connection.abort(CloseReason::ShuttingDown);
+        self.connection
+            .abort(CloseReason::ShuttingDown(Duration::ZERO));
         String::from_utf8_lossy(&reader.join().unwrap()).into_owned()
     }
 

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use crate::metrics::PushType;
+
 /// Set in the first byte of a frame that is its whole message.
 const FIN: u8 = 0x80;
 const TEXT: u8 = 0x1;
@@ -25,6 +27,7 @@ const SCRATCH: usize = 2 << 10;
 pub struct Frame {
     bytes: Arc<[u8]>,
     count: usize,
+    push_type: Option<PushType>,
 }
 
 impl Frame {
@@ -71,6 +74,15 @@ impl Frame {
         Self {
             bytes: bytes.into(),
             count: 1,
+            push_type: None,
+        }
+    }
+
+    /// The same, as a push of this type.
+    pub fn push(self, push_type: PushType) -> Self {
+        Self {
+            push_type: Some(push_type),
+            ..self
         }
     }
 
@@ -80,12 +92,19 @@ impl Frame {
         if let (Some(only), 1) = (frames.clone().next(), count) {
             return only.clone();
         }
+        let push_type = frames.clone().find_map(Self::push_type);
         let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
         frames.for_each(|frame| bytes.extend(frame.bytes()));
         Self {
             bytes: bytes.into(),
             count,
+            push_type,
         }
+    }
+
+    /// What it is, if it comes unasked; the frames of a batch are all of one type.
+    pub fn push_type(&self) -> Option<PushType> {
+        self.push_type
     }
 
     pub fn bytes(&self) -> &[u8] {

@@ -10,6 +10,7 @@ use super::transport::Socket;
 use crate::error::ErrorCode;
 use crate::http::{self, Head, HttpResponse, Page};
 use crate::ids::UserId;
+use crate::logging::LineLimit;
 
 /// Who a client is, and what to say to its upgrade request.
 pub(super) struct Accepted {
@@ -37,8 +38,12 @@ pub(super) fn validate_upgrade(
         TokenError::Refused(_) => HttpResponse::unauthorized("Invalid token"),
         TokenError::Expired => HttpResponse::unauthorized("The token has expired"),
         TokenError::Unavailable(error) => {
-            warn!("Token not validated: error={error}");
-            HttpResponse::unavailable("The User Service is not available")
+            static LINES: LineLimit = LineLimit::new();
+            if let Some(left_out) = LINES.pass() {
+                warn!("Token not validated: error={error}{left_out}");
+            }
+            let message = "The User Service is not available";
+            HttpResponse::unavailable(message).because("user_service_unavailable")
         }
     })?;
     if socket.has_bytes() {
@@ -79,7 +84,7 @@ fn check_origin(head: &Head<'_>, allowed: &[String]) -> http::Result<()> {
         return Ok(());
     }
     let code = ErrorCode::PermissionDenied;
-    Err(HttpResponse::error(403, code, "Origin is not allowed"))
+    Err(HttpResponse::error(403, code, "Origin is not allowed").because("forbidden_origin"))
 }
 
 /// `Authorization: Bearer T` (RFC 6750, section 2.1), else the query parameter `token`.

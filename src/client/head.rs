@@ -2,6 +2,7 @@
 //! however slowly bytes drip in; the other sent whole to whoever takes it in time.
 
 use std::io::{self, ErrorKind};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -117,7 +118,7 @@ impl Responder {
             let sent = self.socket.send(&self.unsent, false)?;
             self.unsent.advance(sent);
             if self.unsent.is_empty() {
-                self.socket.shutdown_write();
+                self.socket.shutdown(Shutdown::Write);
                 self.deadline = now + LINGER_TIMEOUT;
             }
         }
@@ -136,7 +137,7 @@ pub(super) fn is_open(outcome: io::Result<usize>) -> bool {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream};
     use std::os::fd::BorrowedFd;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use std::thread;
@@ -241,17 +242,8 @@ mod tests {
         fn set_nonblocking(&self) -> io::Result<()> {
             Transport::set_nonblocking(&self.socket)
         }
-        fn shutdown_write(&self) {
-            self.socket.shutdown_write();
-        }
-        fn shutdown_read(&self) {
-            self.socket.shutdown_read();
-        }
-        fn abort(&self) {
-            self.socket.abort();
-        }
-        fn peer_addr(&self) -> io::Result<SocketAddr> {
-            Transport::peer_addr(&self.socket)
+        fn shutdown(&self, how: Shutdown) {
+            Transport::shutdown(&self.socket, how);
         }
     }
 

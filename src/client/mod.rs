@@ -6,6 +6,7 @@
 //! thread ([`writer`]) also keeps time and catches up on unread messages ([`catch_up`]). What both
 //! threads cost in memory is the business of [`stack`].
 
+pub mod activity;
 pub mod close;
 pub mod connection;
 pub mod frame;
@@ -14,7 +15,7 @@ pub mod protocol;
 
 pub mod accept;
 
-mod address;
+pub mod address;
 mod admission;
 mod catch_up;
 mod dispatch;
@@ -36,13 +37,21 @@ mod token_check;
 pub mod transport;
 mod writer;
 
+pub use request::KINDS as REQUEST_TYPES;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use log::info;
 
 use crate::config::Config;
+use crate::drain::Drain;
 use crate::http::{self, HttpResponse, Page};
+use crate::ids::UserId;
+use crate::logging::LineLimit;
+use crate::metrics::Metrics;
 use crate::services::Services;
 use crate::threads::semaphore::Semaphore;
+use address::Peer;
 use connection::Connection;
 
 /// What every connection uses of the gateway.
@@ -50,8 +59,8 @@ pub struct Context {
     pub config: Config,
     pub services: Arc<dyn Services>,
     pub observer: Arc<dyn ConnectionObserver>,
-    /// Nobody is let in any more.
-    pub draining: Arc<AtomicBool>,
+    pub metrics: Arc<Metrics>,
+    pub drain: Arc<Drain>,
     /// How many connections fetch a page of unread messages at a time.
     pub pacing: Arc<Semaphore>,
     /// How many connections have their token validated again at a time.
@@ -64,10 +73,24 @@ pub struct Context {
 impl Context {
     /// Refuses newcomers while the gateway shuts down.
     fn reject_if_draining(&self) -> http::Result<()> {
-        if self.draining.load(Ordering::SeqCst) {
-            return Err(HttpResponse::unavailable("The gateway is shutting down"));
+        if self.drain.refuses() {
+            let response = HttpResponse::unavailable("The gateway is shutting down");
+            return Err(response.because("draining"));
         }
         Ok(())
+    }
+
+    /// Notes that a client was turned away, if this is what `response` does.
+    fn refused(&self, peer: Peer, user: Option<&UserId>, response: &HttpResponse) {
+        let Some(refusal) = response.refusal() else {
+            return;
+        };
+        self.observer.refused(peer, user, response);
+        static LINES: LineLimit = LineLimit::new();
+        if let Some(left_out) = LINES.pass() {
+            let (status, reason) = (response.status(), refusal.reason);
+            info!("Connection refused: peer={peer}, status={status}, reason={reason}{left_out}");
+        }
     }
 }
 
@@ -79,6 +102,9 @@ pub trait ConnectionObserver: Send + Sync {
     fn connected(&self, connection: &Arc<Connection>) -> Result<Route, OverUserLimit>;
     /// It has ended, or was not served after all.
     fn disconnected(&self, connection: &Connection);
+    /// A client was turned away with `response`, an error. `user`: whose token it brought, if that was
+    /// validated by then.
+    fn refused(&self, _peer: Peer, _user: Option<&UserId>, _response: &HttpResponse) {}
 }
 
 /// The user has as many connections as `limits.max_connections_per_user` allows.

@@ -33,8 +33,10 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::iter;
+use std::net::Shutdown;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst, fence};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,7 @@ pub struct Outbox {
     /// The [`load`] of what is in `queue`, and of what is about to be pushed.
     load: AtomicU64,
     write_side: Mutex<WriteSide>,
+    stats: Stats,
     /// The write side belongs to the writer thread until the queue is empty.
     handed_over: AtomicBool,
     writer: OnceLock<thread::Thread>,
@@ -78,6 +81,24 @@ struct WriteSide {
     written: usize,
     /// How many bytes the socket has taken since the beginning.
     sent: u64,
+}
+
+/// What the holder of the write side notes for whoever looks on, who waits for no lock.
+#[derive(Default)]
+struct Stats {
+    /// How many bytes the socket has taken.
+    sent: AtomicU64,
+    /// The most frames that were found in the queue.
+    high_water: AtomicUsize,
+}
+
+/// A send queue, as it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueState {
+    pub frames: usize,
+    pub bytes: usize,
+    /// The most frames that there have been.
+    pub high_water: usize,
 }
 
 /// Frames and bytes in one number, so that one atomic step counts both: 24 bits of the one, 40 of
@@ -117,6 +138,7 @@ impl Outbox {
                 written: 0,
                 sent: 0,
             }),
+            stats: Stats::default(),
             handed_over: AtomicBool::new(false),
             writer: OnceLock::new(),
             closing: OnceLock::new(),
@@ -175,6 +197,7 @@ impl Outbox {
         // An error is nothing sent: the writer thread gets it again, and closes the connection.
         let sent = self.socket.send(frame.bytes(), false).unwrap_or(0);
         side.sent += sent as u64;
+        self.stats.sent.store(side.sent, Relaxed);
         if sent == frame.len() {
             drop(side);
             self.flush();
@@ -218,6 +241,22 @@ impl Outbox {
         self.flush();
         let taken = sent - in_flight;
         Progress { taken, in_flight }
+    }
+
+    /// How many bytes the socket has taken since the beginning.
+    pub fn sent(&self) -> u64 {
+        self.stats.sent.load(Relaxed)
+    }
+
+    /// The queue, for whoever looks on.
+    pub fn queue_state(&self) -> QueueState {
+        let (frames, bytes) = frames_and_bytes(self.load.load(SeqCst));
+        let high_water = self.stats.high_water.load(Relaxed).max(frames);
+        QueueState {
+            frames,
+            bytes,
+            high_water,
+        }
     }
 
     /// Whether the client has sent something that nobody has read yet, or is gone.
@@ -324,6 +363,10 @@ impl Outbox {
     /// is, or the client's end is gone.
     fn write_queue(&self, side: &mut WriteSide, may_block: bool) -> bool {
         let end = side.sent + WRITE_QUANTUM as u64;
+        let (frames, _) = frames_and_bytes(self.load.load(SeqCst));
+        if frames > self.stats.high_water.load(Relaxed) {
+            self.stats.high_water.store(frames, Relaxed);
+        }
         loop {
             let mut unsent_bytes = side.unsent_bytes();
             while unsent_bytes < WRITE_QUANTUM
@@ -356,6 +399,7 @@ impl Outbox {
             match result {
                 Ok(sent) => {
                     side.advance(sent);
+                    self.stats.sent.store(side.sent, Relaxed);
                     if may_block || sent < asked {
                         return Ok(side.unsent.is_empty());
                     }
@@ -408,12 +452,12 @@ impl Outbox {
                 }
             }
         }
-        self.socket.shutdown_write();
+        self.socket.shutdown(Shutdown::Write);
     }
 
     /// Cuts the connection: whoever blocks on the socket returns at once.
     pub fn abort(&self) {
-        self.socket.abort();
+        self.socket.shutdown(Shutdown::Both);
     }
 }
 
@@ -682,7 +726,7 @@ mod tests {
             let mut bytes = Vec::new();
             client.read_to_end(&mut bytes).map(|_| bytes).unwrap()
         });
-        outbox.close(CloseReason::ShuttingDown);
+        outbox.close(CloseReason::ShuttingDown(Duration::ZERO));
         outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_secs(10));
         let bytes = reader.join().unwrap();
         assert!(bytes.ends_with(Frame::close(1012, "").bytes()));
@@ -724,7 +768,7 @@ mod tests {
             assert!(deliver(&outbox, &frame));
         }
         trickle(client);
-        outbox.close(CloseReason::ShuttingDown);
+        outbox.close(CloseReason::ShuttingDown(Duration::ZERO));
         let start = Instant::now();
         outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_millis(500));
         assert!(start.elapsed() < Duration::from_secs(10));

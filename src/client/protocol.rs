@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::frame::Frame;
 use crate::ids::{UserId, is_id};
+use crate::metrics::PushType;
 use crate::services::proto;
 
 /// Unix time in seconds, as it stands in every frame.
@@ -64,7 +65,7 @@ impl Push {
             timestamp,
         };
         Self {
-            frame: frame(&presence),
+            frame: frame(&presence).push(PushType::Presence),
             kind: PushKind::Presence,
             message_id: None,
         }
@@ -72,7 +73,7 @@ impl Push {
 
     fn chat(message: &ChatMessage<'_>) -> Self {
         Self {
-            frame: frame(message),
+            frame: message.frame(),
             kind: PushKind::Unread,
             message_id: Some(message.id.into()),
         }
@@ -115,6 +116,16 @@ impl<'a> ChatMessage<'a> {
             return None;
         }
         Some(json)
+    }
+
+    /// As a push.
+    pub fn frame(&self) -> Frame {
+        let is_single = self.group_id.is_empty();
+        frame(self).push(if is_single {
+            PushType::Message
+        } else {
+            PushType::GroupMessage
+        })
     }
 
     fn single(message: &'a proto::Message) -> Self {

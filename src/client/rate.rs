@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::close::CloseReason;
+
 /// So many refusals within [`REFUSAL_WINDOW`] close the connection (4006).
 const MAX_REFUSALS: usize = 100;
 const REFUSAL_WINDOW: Duration = Duration::from_secs(10);
@@ -16,15 +18,6 @@ pub(super) struct RateLimit {
     refusals: Vec<Instant>,
 }
 
-/// What becomes of a request.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Pass,
-    Refuse,
-    /// Refused, and one time too often.
-    Close,
-}
-
 impl RateLimit {
     pub fn new(rate: u32, burst: u32, now: Instant) -> Self {
         let share = Duration::from_secs(1) / rate;
@@ -36,20 +29,19 @@ impl RateLimit {
         }
     }
 
-    /// Judges a request that comes at `now`.
-    pub fn judge(&mut self, now: Instant) -> Verdict {
+    /// Whether a request that comes at `now` is let pass; ends the connection when one too many is not.
+    pub fn allows(&mut self, now: Instant) -> Result<bool, CloseReason> {
         let paid_at = self.paid_at.max(now) + self.share;
         if paid_at <= now + self.burst {
             self.paid_at = paid_at;
-            return Verdict::Pass;
+            return Ok(true);
         }
         self.refusals.retain(|at| now - *at <= REFUSAL_WINDOW);
         self.refusals.push(now);
-        if self.refusals.len() < MAX_REFUSALS {
-            Verdict::Refuse
-        } else {
-            Verdict::Close
+        if self.refusals.len() >= MAX_REFUSALS {
+            return Err(CloseReason::RateExceeded);
         }
+        Ok(false)
     }
 }
 
@@ -62,23 +54,23 @@ mod tests {
         let start = Instant::now();
         let mut limit = RateLimit::new(10, 3, start);
         for _ in 0..3 {
-            assert_eq!(limit.judge(start), Verdict::Pass);
+            assert_eq!(limit.allows(start), Ok(true));
         }
-        assert_eq!(limit.judge(start), Verdict::Refuse);
+        assert_eq!(limit.allows(start), Ok(false));
         let later = start + Duration::from_millis(100);
-        assert_eq!(limit.judge(later), Verdict::Pass);
-        assert_eq!(limit.judge(later), Verdict::Refuse);
+        assert_eq!(limit.allows(later), Ok(true));
+        assert_eq!(limit.allows(later), Ok(false));
     }
 
     #[test]
     fn the_100th_refusal_within_10_seconds_closes() {
         let start = Instant::now();
         let mut limit = RateLimit::new(1, 1, start);
-        assert_eq!(limit.judge(start), Verdict::Pass);
+        assert_eq!(limit.allows(start), Ok(true));
         for _ in 0..99 {
-            assert_eq!(limit.judge(start), Verdict::Refuse);
+            assert_eq!(limit.allows(start), Ok(false));
         }
-        assert_eq!(limit.judge(start), Verdict::Close);
+        assert_eq!(limit.allows(start), Err(CloseReason::RateExceeded));
     }
 
     #[test]
@@ -86,8 +78,8 @@ mod tests {
         let mut now = Instant::now();
         let mut limit = RateLimit::new(1, 1, now);
         for _ in 0..300 {
-            let _ = limit.judge(now);
-            assert_ne!(limit.judge(now), Verdict::Close);
+            let _ = limit.allows(now);
+            assert_ne!(limit.allows(now), Err(CloseReason::RateExceeded));
             now += Duration::from_millis(250);
         }
     }

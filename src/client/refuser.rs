@@ -2,14 +2,12 @@
 //! they cost none. It answers health checks and pages, too, and blocks on nobody.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Select, Sender, bounded};
-use log::{info, warn};
-use parking_lot::Mutex;
 
+use super::address::{Peer, client_address};
 use super::handshake::plain_response;
 use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_for};
 use super::transport::Socket;
@@ -30,12 +28,12 @@ const ROUND: Duration = Duration::from_millis(10);
 pub(super) struct Refuser {
     places: Arc<Semaphore>,
     newcomers: Sender<Refused>,
-    /// When somebody was last cut off.
-    cut: Mutex<Option<Instant>>,
+    context: Arc<Context>,
 }
 
 /// A connection that is being refused.
 struct Refused {
+    peer: Peer,
     responder: Responder,
     head: Vec<u8>,
     /// What an upgrade is answered, until the head is there.
@@ -50,19 +48,20 @@ impl Refuser {
         let (newcomers, news) = bounded(CAPACITY);
         // Outlives a panic, so that it is nobody else's.
         let mut waiting = Vec::new();
+        let own = Arc::clone(&context);
         let worker = Worker::start("refuser", fatal, move |stop| {
             run(&news, &mut waiting, &context, stop);
         })?;
         let refuser = Self {
             places: Semaphore::new(CAPACITY),
             newcomers,
-            cut: Mutex::default(),
+            context: own,
         };
         Ok((refuser, worker))
     }
 
     /// Answers `socket` with `refusal` once its head is there.
-    pub fn refuse(&self, socket: &Socket, refusal: HttpResponse) {
+    pub fn refuse(&self, socket: &Socket, peer: Peer, refusal: HttpResponse) {
         let now = Instant::now();
         let Ok(responder) = Responder::new(socket, now + HEAD_TIMEOUT) else {
             return;
@@ -70,6 +69,7 @@ impl Refuser {
         if let Some(place) = self.places.acquire_within(Duration::ZERO) {
             // The thread has ended, or else there is room.
             let _ = self.newcomers.try_send(Refused {
+                peer,
                 responder,
                 head: Vec::new(),
                 refusal: Some(refusal),
@@ -77,11 +77,9 @@ impl Refuser {
             });
             return;
         }
-        // Those who come to be cut off come by the thousand.
-        let last = self.cut.lock().replace(now);
-        if last.is_none_or(|last| now - last >= HEAD_TIMEOUT) {
-            warn!("Too many connections to refuse: they are cut off without an answer");
-        }
+        let message = "Cut off without an answer: too many connections to refuse";
+        let unanswered = HttpResponse::unavailable(message).because("cut_off");
+        self.context.refused(peer, None, &unanswered);
     }
 }
 
@@ -96,7 +94,7 @@ fn run(news: &Receiver<Refused>, waiting: &mut Vec<Refused>, context: &Context, 
         // In this order: nobody comes once the signal is given.
         let stops = stop.is_given();
         for newcomer in news.try_iter() {
-            failpoint::reached("refuser", newcomer.peer());
+            failpoint::reached("refuser", newcomer.peer);
             waiting.push(newcomer);
         }
         if stops && waiting.is_empty() {
@@ -123,38 +121,32 @@ impl Refused {
             let response = match parse_head(&self.head) {
                 Ok(None) => return is_open && now < self.responder.deadline,
                 Ok(Some(head)) => {
-                    failpoint::reached("answer", self.peer());
+                    failpoint::reached("answer", self.peer);
+                    let trusted_proxies = &context.config.listen.trusted_proxies;
+                    self.peer = client_address(&head, self.peer, trusted_proxies);
                     plain_response(&head, context).unwrap_or_else(|| refusal.clone())
                 }
                 Err(response) => response,
             };
-            if response.is_error() {
-                info!("Connection refused: status={}", response.status());
-            }
+            context.refused(self.peer, None, &response);
             self.responder.unsent = response.bytes().into();
             self.responder.deadline = now + RECEIVE_WITHIN;
             self.refusal = None;
         }
         self.responder.goes_on(now)
     }
-
-    /// For log and tests; unspecified when the client is gone.
-    fn peer(&self) -> IpAddr {
-        let peer = self.responder.socket.peer_addr();
-        peer.map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip())
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{Shutdown, TcpListener, TcpStream};
-    use std::sync::atomic::AtomicBool;
+    use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 
     use super::*;
     use crate::client::connection::Connection;
     use crate::client::{ConnectionObserver, OverUserLimit, Route};
     use crate::http::Page;
+    use crate::metrics::Metrics;
     use crate::services::fake::FakeServices;
 
     struct Nobody;
@@ -173,7 +165,8 @@ mod tests {
             config: crate::config::load::parse("test", "", [], None).unwrap(),
             services: Arc::new(FakeServices::default()),
             observer: Arc::new(Nobody),
-            draining: Arc::new(AtomicBool::new(false)),
+            metrics: Arc::new(Metrics::new(&[])),
+            drain: Arc::default(),
             pacing: Semaphore::new(1),
             validating: Semaphore::new(1),
             pages: vec![Page::new("/", page)],
@@ -191,8 +184,13 @@ mod tests {
         (&client).write_all(request.as_bytes()).unwrap();
         let patience = Some(Duration::from_secs(20));
         client.set_read_timeout(patience).unwrap();
-        let socket: Socket = Arc::new(listener.accept().unwrap().0);
-        refuser.refuse(&socket, HttpResponse::unavailable("no room"));
+        let (socket, peer) = listener.accept().unwrap();
+        let socket: Socket = Arc::new(socket);
+        refuser.refuse(
+            &socket,
+            peer.ip().into(),
+            HttpResponse::unavailable("no room"),
+        );
         client
     }
 

@@ -39,17 +39,37 @@ pub(super) enum Body {
     Ping,
 }
 
-impl Body {
-    /// The request's `type`.
+/// Every [`Request::kind`].
+pub const KINDS: [&str; 8] = [
+    "send_message",
+    "send_group_message",
+    "get_history",
+    "get_group_history",
+    "ack",
+    "refresh_token",
+    "ping",
+    INVALID,
+];
+const INVALID: &str = "invalid";
+
+impl Request {
+    /// Its `type`, or that it is not understood.
     pub fn kind(&self) -> &'static str {
+        self.body.as_ref().map_or(INVALID, |body| body.names().0)
+    }
+}
+
+impl Body {
+    /// The request's `type`, and the service's method that answers it.
+    pub fn names(&self) -> (&'static str, &'static str) {
         match self {
-            Self::SendMessage(_) => "send_message",
-            Self::SendGroupMessage(_) => "send_group_message",
-            Self::GetHistory(_) => "get_history",
-            Self::GetGroupHistory(_) => "get_group_history",
-            Self::Ack(_) => "ack",
-            Self::RefreshToken(_) => "refresh_token",
-            Self::Ping => "ping",
+            Self::SendMessage(_) => ("send_message", "SendMessage"),
+            Self::SendGroupMessage(_) => ("send_group_message", "SendGroupMessage"),
+            Self::GetHistory(_) => ("get_history", "GetHistory"),
+            Self::GetGroupHistory(_) => ("get_group_history", "GetGroupHistory"),
+            Self::Ack(_) => ("ack", "AckMessages"),
+            Self::RefreshToken(_) => ("refresh_token", "ValidateToken"),
+            Self::Ping => ("ping", "none"),
         }
     }
 }

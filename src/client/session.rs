@@ -18,13 +18,14 @@ use super::handshake::{Accepted, plain_response, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::outbox::Outbox;
 use super::protocol::{Outgoing, frame_behind, timestamp};
-use super::rate::{RateLimit, Verdict};
+use super::rate::RateLimit;
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
 use super::stack::{self, STACK};
 use super::transport::Socket;
 use super::{Context, Route, dispatch, failpoint};
 use crate::http::{self, HttpResponse, MAX_HEAD};
+use crate::metrics::observe;
 use crate::services::{ErrorCode, ServiceError};
 
 /// How long the first catch-up waits for the user's route.
@@ -35,7 +36,7 @@ pub(super) fn run(mut admission: Box<Admission>, context: &Arc<Context>) {
     match shake_hands(&mut admission, context) {
         Ok(Some(session)) => session.serve(Arc::clone(&admission.socket)),
         Ok(None) => {}
-        Err(answer) => refuse(&admission, &answer),
+        Err(answer) => refuse(&admission, context, &answer),
     }
 }
 
@@ -60,19 +61,20 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     };
     let opened = accepted.and_then(|accepted| {
         failpoint::reached("handshake", &accepted.user);
+        admission.user = Some(accepted.user.clone());
         Session::open(admission, &accepted, context)
     });
     admission.handshake_is_over();
-    opened.map(Some)
+    let elapsed = admission.since.elapsed();
+    opened
+        .inspect(|_| observe(&context.metrics.handshake, elapsed))
+        .map(Some)
 }
 
 /// Not inlined, like [`shake_hands`].
 #[inline(never)]
-fn refuse(admission: &Admission, answer: &HttpResponse) {
-    if answer.is_error() {
-        let (peer, status) = (admission.peer, answer.status());
-        info!("Connection refused: peer={peer}, status={status}");
-    }
+fn refuse(admission: &Admission, context: &Context, answer: &HttpResponse) {
+    context.refused(admission.peer, admission.user.as_ref(), answer);
     send(&admission.socket, answer, Instant::now() + RECEIVE_WITHIN);
 }
 
@@ -105,7 +107,10 @@ impl Session {
         let gate = DeliveryGate::new(frames, bytes);
         let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);
         let connection = Arc::new(connection);
-        let too_many = |_| HttpResponse::too_many("The user has too many connections");
+        let too_many = |_| {
+            let message = "The user has too many connections";
+            HttpResponse::too_many(message).because("max_connections_per_user")
+        };
         let route = context.observer.connected(&connection).map_err(too_many)?;
         let mut session = Self {
             connection,
@@ -114,7 +119,9 @@ impl Session {
         };
         // It is in the registry, so that a shutdown that begins after this look finds it there.
         context.reject_if_draining().inspect_err(|_| {
-            session.connection.close(CloseReason::ShuttingDown);
+            session
+                .connection
+                .close(CloseReason::ShuttingDown(Duration::ZERO));
         })?;
         session.start_writer(route)?;
         Ok(session)
@@ -171,14 +178,18 @@ impl Session {
         let mut rate = RateLimit::new(limits.rate, limits.burst, Instant::now());
         loop {
             let incoming = reader.read()?;
-            self.connection.heard();
+            self.connection.activity.heard(reader.received());
             if let Some(reason) = self.connection.outbox.closing() {
                 return Err(reason.clone());
             }
             let answer = match incoming {
                 Incoming::Text(text) => self.answer(&text, &mut rate)?,
                 Incoming::Ping(payload) => Frame::pong(&payload),
-                Incoming::Pong => continue,
+                Incoming::Pong => {
+                    let took = self.connection.activity.ponged();
+                    took.inspect(|&took| observe(&self.context.metrics.ping, took));
+                    continue;
+                }
             };
             self.connection.outbox.send(&answer);
         }
@@ -191,14 +202,16 @@ impl Session {
     fn answer(&self, text: &str, rate: &mut RateLimit) -> Result<Frame, CloseReason> {
         failpoint::reached("reader", self.connection.user());
         let request = Request::parse(text, self.connection.user());
-        match rate.judge(Instant::now()) {
-            Verdict::Pass => Ok(dispatch::answer(&self.context, &self.connection, request)),
-            Verdict::Refuse => {
-                let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
-                Ok(dispatch::error(request.id.as_deref(), &error))
-            }
-            Verdict::Close => Err(CloseReason::RateExceeded),
+        self.context.metrics.received(request.kind());
+        if rate.allows(Instant::now())? {
+            return Ok(dispatch::answer(&self.context, &self.connection, request));
         }
+        let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
+        Ok(dispatch::error(
+            &self.context,
+            request.id.as_deref(),
+            &error,
+        ))
     }
 }
 
@@ -214,8 +227,8 @@ impl Drop for Session {
         self.context.observer.disconnected(connection);
         if let Some(reason) = connection.outbox.closing() {
             let (user, conn_id) = (connection.user(), connection.id());
-            let code = reason.frame().map_or(1006, |(code, _)| code);
-            let lasted = connection.since.elapsed().as_secs();
+            let code = reason.code().unwrap_or(1006);
+            let lasted = connection.activity.since().elapsed().as_secs();
             info!(
                 "Connection closed: user={user}, conn_id={conn_id}, reason={reason}, code={code}, seconds={lasted}"
             );

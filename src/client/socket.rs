@@ -31,6 +31,8 @@ pub(super) struct FrameReader(WebSocket<ReadSide>);
 /// The socket for reading only.
 struct ReadSide {
     socket: Socket,
+    /// Bytes read since the beginning.
+    received: u64,
     /// Bytes read since the last message. tungstenite gathers fragments without a limit on their
     /// number, so that empty ones would keep it in `read()` for ever.
     since_message: usize,
@@ -45,11 +47,17 @@ impl FrameReader {
             .max_frame_size(Some(max_message_size));
         let stream = ReadSide {
             socket,
+            received: 0,
             since_message: 0,
             limit: max_message_size * 2 + READ_BUFFER,
         };
         let websocket = WebSocket::from_raw_socket(stream, Role::Server, Some(config));
         Self(websocket)
+    }
+
+    /// How many bytes came.
+    pub fn received(&self) -> u64 {
+        self.0.get_ref().received
     }
 
     /// The next frame, or why there will be none.
@@ -117,6 +125,7 @@ impl Read for ReadSide {
         }
         let read = read(&*self.socket, buffer)?;
         self.since_message += read;
+        self.received += read as u64;
         Ok(read)
     }
 }

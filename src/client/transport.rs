@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 use std::io::{self, Read};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,14 +42,9 @@ pub trait Transport: AsFd + Send + Sync {
     fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
     /// Neither reads nor sends wait any longer, whatever is said to them.
     fn set_nonblocking(&self) -> io::Result<()>;
-    /// Ends the sending half: the client reads the end once it has read what was sent.
-    fn shutdown_write(&self);
-    /// Ends the reading half: whoever blocks on reading reads the end at once.
-    fn shutdown_read(&self);
-    /// Ends both: whoever blocks on the socket returns at once.
-    fn abort(&self);
-    /// The other end's address.
-    fn peer_addr(&self) -> io::Result<SocketAddr>;
+    /// Ends a half: of sending, and the client reads the end once it has read what was sent; of reading,
+    /// and whoever blocks on that reads the end at once. Or both: whoever blocks on the socket returns.
+    fn shutdown(&self, how: Shutdown);
 
     /// How many bytes the socket took that the client's host has not acknowledged. On a socket that is
     /// gone, none.
@@ -102,21 +97,8 @@ impl Transport for TcpStream {
         TcpStream::set_nonblocking(self, true)
     }
 
-    // The shutdowns fail when the connection is gone already, which is what is wanted.
-
-    fn shutdown_write(&self) {
-        let _ = self.shutdown(Shutdown::Write);
-    }
-
-    fn shutdown_read(&self) {
-        let _ = self.shutdown(Shutdown::Read);
-    }
-
-    fn abort(&self) {
-        let _ = self.shutdown(Shutdown::Both);
-    }
-
-    fn peer_addr(&self) -> io::Result<SocketAddr> {
-        TcpStream::peer_addr(self)
+    fn shutdown(&self, how: Shutdown) {
+        // It fails when the connection is gone already, which is what is wanted.
+        let _ = TcpStream::shutdown(self, how);
     }
 }

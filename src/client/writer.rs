@@ -19,6 +19,7 @@ use super::liveness::{Liveness, Next, Seen};
 use super::stack;
 use super::token::seconds_left;
 use super::token_check::TokenCheck;
+use crate::metrics::{Metrics, observe};
 
 /// The longest sleep, so that a change of the wall clock is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
@@ -36,6 +37,8 @@ pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: 
             if !trimmed && writer.catch_up.is_over() {
                 stack::trim();
                 trimmed = true;
+                let since = connection.activity.since();
+                observe(&context.metrics.catch_up, since.elapsed());
             }
             match next {
                 Ok(wake_at) => {
@@ -52,6 +55,7 @@ pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: 
 /// What a writer thread has to do, each thing at its time.
 struct Writer<'c> {
     connection: &'c Connection,
+    metrics: Arc<Metrics>,
     ping_interval: Duration,
     next_ping: Instant,
     liveness: Liveness,
@@ -64,9 +68,10 @@ struct Writer<'c> {
 impl<'c> Writer<'c> {
     fn new(connection: &'c Connection, context: &Arc<Context>, catch_up_at: Instant) -> Self {
         let session = &context.config.session;
-        let (since, ping_interval) = (connection.since, session.ping_interval);
+        let (since, ping_interval) = (connection.activity.since(), session.ping_interval);
         Self {
             connection,
+            metrics: Arc::clone(&context.metrics),
             ping_interval,
             // Spreads the pings of clients that came together over one interval.
             next_ping: since + ping_interval.mul_f64(connection.id().fraction()),
@@ -114,7 +119,7 @@ impl<'c> Writer<'c> {
         let connection = self.connection;
         let seen = Seen {
             at: now,
-            heard: connection.last_heard(),
+            heard: connection.activity.last_heard(),
             progress: connection.outbox.progress(),
             is_waiting: connection.outbox.is_handed_over(),
             is_behind: connection.gate.fell_back(),
@@ -123,6 +128,7 @@ impl<'c> Writer<'c> {
         if seen.is_behind && !was_behind {
             let (user, conn_id) = (connection.user(), connection.id());
             info!("Fell back to the inbox: user={user}, conn_id={conn_id}");
+            self.metrics.fallbacks.inc();
         }
         let has_input = || connection.outbox.has_input();
         let next_look = self.liveness.judge(&seen, has_input)?;
@@ -132,6 +138,7 @@ impl<'c> Writer<'c> {
         failpoint::reached("writer", connection.user());
         self.next_ping = now + self.ping_interval;
         if !self.liveness.awaits_ping() {
+            connection.activity.pinged();
             let position = connection.outbox.ping();
             self.liveness.pinged(position, &seen);
         }
@@ -150,8 +157,8 @@ fn leave(connection: &Connection, patience: Duration) {
         _ => patience,
     };
     let deadline = Instant::now() + patience;
-    let goodbye = reason.frame();
-    let close = goodbye.map(|(code, words)| Frame::close(code, words));
+    let text = reason.text(connection.id().fraction());
+    let close = reason.code().map(|code| Frame::close(code, &text));
     connection.outbox.finish_close(close, patience);
     while reason.lingers() && !connection.is_reader_done() && Instant::now() < deadline {
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));

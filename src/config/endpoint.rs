@@ -1,12 +1,12 @@
 //! Where the broker is and who we are there, read from `broker.url`. Its password is shown nowhere.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use percent_encoding::percent_decode_str;
-use thiserror::Error;
 use url::Url;
 
-use super::forms::is_host;
+use super::forms::{ensure, is_host};
 
 const DEFAULT_PORT: u16 = 5672;
 /// An AMQP short string.
@@ -23,16 +23,17 @@ pub struct Endpoint {
     pub vhost: String,
 }
 
-/// `broker.url` is no AMQP URL. The text never repeats the URL.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0}: must be of the form amqp://user:password@host:port/vhost")]
-pub struct InvalidUrl(pub String);
-
 impl Endpoint {
     /// User and password default to `guest`, the port to 5672, the vhost to `/`; all but host and
-    /// port may be percent-encoded (a vhost `/` is written `%2f`).
-    pub fn parse(text: &str) -> Result<Self, InvalidUrl> {
-        let url = Url::parse(text).map_err(|error| InvalidUrl(error.to_string()))?;
+    /// port may be percent-encoded (a vhost `/` is written `%2f`). An error is the reason, which
+    /// never repeats the URL.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let form = "must be of the form amqp://user:password@host:port/vhost";
+        Self::read(text).map_err(|reason| format!("{reason}: {form}"))
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|error| error.to_string())?;
         let host = url.host_str().unwrap_or_default();
         let has_parameters = url.query().or(url.fragment()).is_some();
         ensure(url.scheme() == "amqp", "unsupported scheme")?;
@@ -63,16 +64,11 @@ impl Endpoint {
     }
 }
 
-fn ensure(holds: bool, reason: &str) -> Result<(), InvalidUrl> {
-    holds.then_some(()).ok_or_else(|| InvalidUrl(reason.into()))
-}
-
 /// What is percent-encoded in `text`; or `default`, if that is empty.
-fn decode(text: &str, default: &str) -> Result<String, InvalidUrl> {
+fn decode(text: &str, default: &str) -> Result<String, String> {
     let text = if text.is_empty() { default } else { text };
-    let decoded = percent_decode_str(text).decode_utf8();
-    ensure(decoded.is_ok(), "a percent-encoded part is not UTF-8")?;
-    Ok(decoded.unwrap_or_default().into_owned())
+    let decoded = percent_decode_str(text).decode_utf8().map(Cow::into_owned);
+    decoded.map_err(|_| "a percent-encoded part is not UTF-8".into())
 }
 
 impl fmt::Debug for Endpoint {
@@ -152,7 +148,7 @@ mod tests {
             "http://[::1",
             &long,
         ] {
-            let error = Endpoint::parse(text).expect_err(text).to_string();
+            let error = Endpoint::parse(text).expect_err(text);
             assert!(!error.contains("hush"), "{error}");
         }
         let endpoint = Endpoint::parse("amqp://u:hush@h").unwrap();

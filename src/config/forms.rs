@@ -2,15 +2,18 @@
 
 use std::net::Ipv6Addr;
 
-use http::Uri;
-use http::uri::Scheme;
+/// What a rule says to a value; an error is the reason against it.
+pub(super) type Checked = Result<(), String>;
 
-/// `http://host:port`. Read by the parser that tonic has for addresses too, so that it refuses none
-/// that passes here. It would take user, path and query, and use nothing of them.
+pub(super) fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
+    if holds { Ok(()) } else { Err(reason.into()) }
+}
+
+/// `http://host:port`.
 pub fn is_service(address: &str) -> bool {
-    let uri = address.parse::<Uri>();
-    uri.is_ok_and(|uri| uri.scheme() == Some(&Scheme::HTTP))
-        && is_origin(address.strip_suffix('/').unwrap_or(address))
+    let scheme = address.split_once("://").map(|(scheme, _)| scheme);
+    let is_http = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("http"));
+    is_http && is_origin(address.strip_suffix('/').unwrap_or(address))
 }
 
 /// `scheme://host` or `scheme://host:port`, as a browser writes it.

@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use self::values::duration;
 
-pub use endpoint::{Endpoint, InvalidUrl};
+pub use endpoint::Endpoint;
 pub use forms::{is_host_and_port, is_service};
 pub use load::{ConfigError, load};
-pub use network::{Network, Networks};
+pub use network::Network;
 pub use secrets::display;
 pub use validate::may_listen;
 pub use values::{Addresses, Token};
@@ -92,7 +92,7 @@ tables! {
         /// `scheme://host[:port]` of the pages that may connect; empty: any.
         allowed_origins: Vec<String> = Vec::new() => origins,
         /// The proxies whose X-Forwarded-For is believed: addresses and networks.
-        trusted_proxies: Networks = Networks::default(),
+        trusted_proxies: Vec<Network> = Vec::new(),
         /// For the whole request head, however slowly it comes.
         handshake_timeout: Duration as "duration" = Duration::from_secs(10) => positive,
     }
@@ -160,7 +160,8 @@ tables! {
 
     admin: Admin {
         addr: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9090)),
-        token: String = String::new() => unset,
+        /// Empty: none is asked for.
+        token: String = String::new() => bearer,
     }
 
     discovery: Discovery {
@@ -175,7 +176,12 @@ tables! {
     }
 
     shutdown: Shutdown {
+        /// How long newcomers are let in after the gateway is told to end.
+        settle: Duration as "duration" = Duration::ZERO => countable,
+        /// From when the gateway is told to end until what is left is cut.
         drain: Duration as "duration" = Duration::from_secs(30) => positive,
+        /// What the clients' ways back are spread over.
+        reconnect_spread: Duration as "duration" = Duration::from_secs(5) => countable,
     }
 
     log: Log {
@@ -191,7 +197,7 @@ tables! {
         page: bool = true,
         /// Token to user.
         tokens: BTreeMap<String, Token> =
-            SAMPLE_USERS.map(|user| (format!("{user}-token"), Token::of(user))).into(),
+            SAMPLE_USERS.map(|user| (format!("{user}-token"), Token::Unlimited(user.into()))).into(),
         /// Group to members.
         groups: BTreeMap<String, Vec<String>> =
             [("team".into(), SAMPLE_USERS.map(String::from).into())].into(),

@@ -13,22 +13,16 @@ use serde_untagged::UntaggedEnumVisitor;
 /// The length of the prefix that makes an IPv6 address out of an IPv4 one (`::ffff:0:0`).
 const MAPPED: u8 = 96;
 
-/// Any number of networks.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Networks(Vec<Network>);
-
-impl Networks {
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let address = as_ipv6(address);
-        self.0.iter().any(|network| network.0.contains(&address))
-    }
-}
-
 /// Some first bits of an address, and all the addresses that begin with them: as IPv6, and with no
 /// bits set behind the prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Network(Ipv6Net);
+
+impl Network {
+    pub fn contains(self, address: IpAddr) -> bool {
+        self.0.contains(&as_ipv6(address))
+    }
+}
 
 fn as_ipv6(address: IpAddr) -> Ipv6Addr {
     match address {
@@ -95,12 +89,6 @@ mod tests {
 
     fn network(text: &str) -> Network {
         text.parse().unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    impl Network {
-        fn contains(self, address: IpAddr) -> bool {
-            Networks(vec![self]).contains(address)
-        }
     }
 
     #[test]

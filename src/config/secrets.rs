@@ -76,13 +76,20 @@ mod tests {
 
     #[test]
     fn what_is_shown_reads_back_and_has_no_secrets() {
-        let text =
-            "[broker]\nurl = \"amqp://u:s3cr3t@h:1/%2f\"\n[embedded.tokens]\ns3cr3t = \"al\"\n";
+        let text = "[broker]\nurl = \"amqp://u:s3cr3t@h:1/%2f\"\n[embedded.tokens]\n\
+                    s3cr3t = \"al\"\ns3cr3t2 = { user = \"bo\", expires_in = \"1m 1s\" }\n";
         let config = parse("gateway.toml", text, [], None).expect("valid");
         let shown = display(&config);
         assert!(!shown.contains("s3cr3t"), "{shown}");
         assert!(shown.contains("amqp://u:***@h:1/%2f"));
         let again = parse("shown", &shown, [], None).expect("what is shown is valid");
         assert_eq!(again.gateway.id, config.gateway.id);
+        assert!(
+            again
+                .embedded
+                .tokens
+                .values()
+                .eq(config.embedded.tokens.values())
+        );
     }
 }

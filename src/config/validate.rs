@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{is_host_and_port, is_of_a_path, is_origin, is_service};
+use super::forms::{Checked, ensure, is_host_and_port, is_of_a_path, is_origin, is_service};
 use super::{Addresses, Config, Embedded, Endpoint, Mode, check_rules};
 use crate::ids::is_id;
 
@@ -16,13 +16,6 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A key whose value cannot be used, as far as the value is concerned alone
 /// (`embedded.groups.team`), and the reason.
 pub type Invalid = (String, String);
-
-/// What a rule says to a value; an error is the reason against it.
-type Checked = Result<(), String>;
-
-fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
-    if holds { Ok(()) } else { Err(reason.into()) }
-}
 
 /// Names the key that was checked.
 pub fn check(key: impl Into<String>, checked: Checked) -> Result<(), Invalid> {
@@ -49,6 +42,9 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
     shorter("session.ping_interval", session.ping_interval, why)?;
     let why = "a connection that waits for an answer is not idle";
     shorter("services.timeout", config.services.timeout, why)?;
+    let reason = "must be half of shutdown.drain at most: closing comes after it";
+    let (settle, drain) = (config.shutdown.settle, config.shutdown.drain);
+    check("shutdown.settle", ensure(settle * 2 <= drain, reason))?;
     discovery(&config)?;
     if config.backend.mode == Mode::Embedded {
         check("listen.addr", may_listen(&config, config.listen.addr))?;
@@ -84,7 +80,7 @@ fn tokens_and_groups(embedded: &Embedded) -> Result<(), Invalid> {
         check(&key, ensure(!text.is_empty(), "a token is not empty"))?;
         // Who writes user = token by mistake shows no token.
         let reason = "a user is 1 to 200 bytes without control characters";
-        check(&key, ensure(is_id(&token.user), reason))?;
+        check(&key, ensure(is_id(token.user()), reason))?;
     }
     for (group, members) in &embedded.groups {
         let reason = "group and members are 1 to 200 bytes without control characters";
@@ -110,6 +106,12 @@ pub fn may_listen(config: &Config, addr: SocketAddr) -> Result<(), String> {
 pub fn unset<T: Default + PartialEq>(value: &T) -> Checked {
     let reason = "is not supported by this version: leave it empty";
     ensure(*value == T::default(), reason)
+}
+
+/// As it stands in a header field: `Authorization: Bearer T`.
+pub fn bearer(token: &str) -> Checked {
+    let is_visible = token.bytes().all(|byte| byte.is_ascii_graphic());
+    ensure(is_visible, "must be printable ASCII without spaces")
 }
 
 pub fn not_empty(path: &Path) -> Checked {
@@ -210,6 +212,5 @@ pub fn advertise(address: &str) -> Checked {
 }
 
 pub fn url(url: &str) -> Checked {
-    let parsed = Endpoint::parse(url);
-    parsed.map(drop).map_err(|error| error.to_string())
+    Endpoint::parse(url).map(drop)
 }

@@ -62,51 +62,21 @@ impl<'de> Deserialize<'de> for Addresses {
 
 /// Whom a token of the reference services lets in, and for how long: `"alice"`, or
 /// `{ user = "alice", expires_in = "1h" }`, counted from when the configuration was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Token {
-    pub user: String,
-    /// `None`: for ever.
-    pub expires_in: Option<Duration>,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum Token {
+    Unlimited(String),
+    Expiring {
+        user: String,
+        #[serde(with = "duration")]
+        expires_in: Duration,
+    },
 }
 
 impl Token {
-    pub fn of(user: &str) -> Self {
-        Self {
-            user: user.into(),
-            expires_in: None,
+    pub fn user(&self) -> &str {
+        match self {
+            Self::Unlimited(user) | Self::Expiring { user, .. } => user,
         }
-    }
-}
-
-/// A token that expires, as it is written.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Expiring {
-    user: String,
-    #[serde(with = "duration")]
-    expires_in: Duration,
-}
-
-impl Serialize for Token {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let user = self.user.clone();
-        match self.expires_in {
-            None => user.serialize(serializer),
-            Some(expires_in) => Expiring { user, expires_in }.serialize(serializer),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Token {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        UntaggedEnumVisitor::new()
-            .expecting("a user such as \"alice\", or { user = \"alice\", expires_in = \"1h\" }")
-            .string(|user| Ok(Self::of(user)))
-            .map(|table| {
-                let Expiring { user, expires_in } = table.deserialize()?;
-                let expires_in = Some(expires_in);
-                Ok(Self { user, expires_in })
-            })
-            .deserialize(deserializer)
     }
 }

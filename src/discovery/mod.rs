@@ -39,8 +39,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// How long the runtime may take to end: a name may still be looked up.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
-/// How long the shutdown waits for an etcd that does not answer: the lease ends by itself.
-const DEREGISTER: Duration = Duration::from_secs(1);
+/// How long somebody waits for an etcd that does not answer: it comes to know in its time, and a
+/// lease ends by itself.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The gateway's side of etcd.
 pub struct Discovery {
@@ -97,16 +98,29 @@ impl Discovery {
         Ok(Self { running })
     }
 
-    /// For whoever drains the gateway, and undrains it. `None`: it has no etcd to be registered in.
+    /// `None`: it has no etcd to be registered in.
     pub fn registration(&self) -> Option<Arc<Registration>> {
         let running = self.running.as_ref();
         running.map(|(registration, _)| Arc::clone(registration))
     }
 
-    /// What a shutdown begins with: waits for 1 s at most, and for an eighth of `drain`.
-    pub fn deregister(&self, drain: Duration) {
+    /// To be told when the gateway drains by hand, and when it does no longer: it is not registered
+    /// meanwhile.
+    pub fn on_drain(&self) -> impl Fn(bool) + Send + Sync + use<> {
+        let registration = self.registration();
+        move |drains| match &registration {
+            Some(registration) if drains => _ = registration.deregister(PATIENCE),
+            Some(registration) => _ = registration.register(PATIENCE),
+            None => {}
+        }
+    }
+
+    /// What a shutdown begins with; it is not taken back. Waits for 1 s at most, and for an eighth of
+    /// the time until `deadline`.
+    pub fn deregister(&self, deadline: Instant) {
         if let Some((registration, _)) = &self.running {
-            registration.deregister(DEREGISTER.min(drain / 8));
+            let left = deadline.saturating_duration_since(Instant::now());
+            registration.deregister_for_good(PATIENCE.min(left / 8));
         }
     }
 

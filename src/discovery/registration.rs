@@ -30,10 +30,13 @@ pub struct Registration {
     settled: Condvar,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What comes last is not taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Wanted {
     Registered,
     Deregistered,
+    /// Deregistered, for good.
+    Gone,
     /// Nothing any more.
     End,
 }
@@ -74,7 +77,16 @@ impl Registration {
     /// whether the entry is gone. Where it is not, it is removed once etcd is back, or its lease
     /// ends.
     pub fn deregister(&self, limit: Duration) -> bool {
-        let is_gone = self.order(Wanted::Deregistered, Standing::Deregistered, limit);
+        self.leave(Wanted::Deregistered, limit)
+    }
+
+    /// As [`deregister`](Self::deregister); from now on, nobody registers it again.
+    pub(super) fn deregister_for_good(&self, limit: Duration) -> bool {
+        self.leave(Wanted::Gone, limit)
+    }
+
+    fn leave(&self, wanted: Wanted, limit: Duration) -> bool {
+        let is_gone = self.order(wanted, Standing::Deregistered, limit);
         if !is_gone {
             let (key, ttl) = (&self.key, self.ttl);
             warn!("Not deregistered, the lease ends without the gateway: key={key}, ttl={ttl:?}");
@@ -84,7 +96,7 @@ impl Registration {
 
     fn order(&self, wanted: Wanted, done: Standing, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        self.wanted.send_replace(wanted);
+        self.want(wanted);
         let mut standing = self.standing.lock();
         let goes_on = |standing: &mut Standing| *standing != done && *standing != Standing::Away;
         self.settled
@@ -92,9 +104,19 @@ impl Registration {
         *standing == done
     }
 
+    fn want(&self, wanted: Wanted) {
+        self.wanted.send_if_modified(|now| {
+            let is_taken = *now < Wanted::Gone || wanted > *now;
+            if is_taken {
+                *now = wanted;
+            }
+            is_taken
+        });
+    }
+
     /// [`ended`](Self::ended) comes true.
     pub(super) fn end(&self) {
-        self.wanted.send_replace(Wanted::End);
+        self.want(Wanted::End);
     }
 
     pub(super) async fn ended(&self) {

@@ -6,13 +6,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, bounded, select};
+use crossbeam::channel::{Receiver, Sender, bounded};
 use log::warn;
 
 use super::publisher::{Outcome, Publication, PublishError, Publisher};
-use crate::broker::deliver::{Deliverer, DeliveryContext, Disposition};
+use crate::broker::deliver::{Deliverer, DeliveryContext};
 use crate::broker::{DIRECT_EXCHANGE, Delivery, Queue, TOPIC_EXCHANGE};
 use crate::threads::{Fatal, StopGuard, StopSignal, Worker};
 
@@ -142,29 +142,23 @@ struct Consumer<'a> {
 
 impl Consumer<'_> {
     fn run(mut self, closed: &StopSignal) {
-        loop {
-            select! {
-                recv(self.publications) -> first => match first {
-                    Ok(first) => self.batch(&first),
-                    Err(_) => return,
-                },
-                recv(closed.receiver()) -> _ => break,
-                recv(self.deliverer.woken()) -> _ => self.deliverer.flush(),
-                default(self.deliverer.due_in()) => self.deliverer.flush(),
-            }
+        while !closed.is_given() {
+            self.deliverer
+                .wait(self.publications, closed, Duration::MAX);
+            self.batch();
         }
-        while let Ok(first) = self.publications.try_recv() {
-            self.batch(&first);
-        }
+        while self.batch() {}
     }
 
-    /// Enqueues this publication and what waits behind it, and then writes once.
-    fn batch(&mut self, first: &Publication) {
-        self.deliver(first);
-        for next in self.publications.try_iter().take(BATCH - 1) {
-            self.deliver(&next);
+    /// Enqueues what waits, and then writes once. Answers whether there may be more.
+    fn batch(&mut self) -> bool {
+        let mut count = 0;
+        for publication in self.publications.try_iter().take(BATCH) {
+            self.deliver(&publication);
+            count += 1;
         }
         self.deliverer.flush();
+        count == BATCH
     }
 
     fn deliver(&mut self, publication: &Publication) {
@@ -173,7 +167,7 @@ impl Consumer<'_> {
             kind: &publication.kind,
             body: &publication.body,
         };
-        if let Disposition::Reject(reason) = self.deliverer.enqueue(&delivery) {
+        if let Err(reason) = self.deliverer.enqueue(&delivery) {
             warn!("Dead letter: queue={}, reason={reason}", self.queue.name());
         }
     }
@@ -182,8 +176,6 @@ impl Consumer<'_> {
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
-
-    use std::time::Duration;
 
     use super::*;
     use crate::broker::KIND_GROUP_MEMBERS_CHANGED;
@@ -217,7 +209,12 @@ mod tests {
         );
         users.set("team", &["bob"]);
         let ttl = Duration::from_secs(60);
-        let deliver = DeliveryContext::new(Arc::clone(&registry), Arc::clone(&users) as _, ttl);
+        let deliver = DeliveryContext::new(
+            Arc::clone(&registry),
+            Arc::clone(&users) as _,
+            Arc::new(crate::metrics::Metrics::new(&[])),
+            ttl,
+        );
         (
             LocalBus::new()
                 .start(&Arc::new(deliver), &crossbeam::channel::unbounded().0)

@@ -34,13 +34,16 @@ struct Grant {
 impl Grant {
     /// Rounded up, so that a token holds no shorter than is written.
     fn new(token: &Token, now: SystemTime) -> Self {
-        let expires_at = token.expires_in.map_or(0, |expires_in| {
-            let ends = since_epoch(now).saturating_add(expires_in);
-            let seconds = ends
-                .as_secs()
-                .saturating_add(u64::from(ends.subsec_nanos() > 0));
-            i64::try_from(seconds).unwrap_or(i64::MAX)
-        });
+        let expires_at = match token {
+            Token::Unlimited(_) => 0,
+            Token::Expiring { expires_in, .. } => {
+                let ends = since_epoch(now).saturating_add(*expires_in);
+                let seconds = ends
+                    .as_secs()
+                    .saturating_add(u64::from(ends.subsec_nanos() > 0));
+                i64::try_from(seconds).unwrap_or(i64::MAX)
+            }
+        };
         Self {
             token: token.clone(),
             expires_at,
@@ -96,7 +99,7 @@ impl Directory {
     pub fn identify(&self, token: &str, now: SystemTime) -> Option<Identity<'_>> {
         let grant = self.tokens.get(token).filter(|grant| grant.holds(now))?;
         Some(Identity {
-            user: &grant.token.user,
+            user: grant.token.user(),
             expires_at: grant.expires_at,
         })
     }
@@ -120,16 +123,16 @@ impl Directory {
             .filter(|name| self.members(name) != previous.members(name));
 
         // A token that had expired let nobody in, so that its user is here with another one.
-        let revoked: BTreeSet<&String> = previous
+        let revoked: BTreeSet<&str> = previous
             .tokens
             .iter()
             .filter(|(_, grant)| grant.holds(now))
             .filter(|(text, grant)| {
                 self.tokens
                     .get(*text)
-                    .is_none_or(|new| new.token.user != grant.token.user)
+                    .is_none_or(|new| new.token.user() != grant.token.user())
             })
-            .map(|(_, grant)| &grant.token.user)
+            .map(|(_, grant)| grant.token.user())
             .collect();
 
         changed
@@ -151,9 +154,9 @@ fn members_changed(group: &str) -> Publication {
     }
 }
 
-fn revocation(user: &String) -> Publication {
+fn revocation(user: &str) -> Publication {
     let body = SessionRevoked {
-        user_id: user.clone(),
+        user_id: user.into(),
         reason: "token revoked".into(),
     };
     Publication {
@@ -203,15 +206,13 @@ mod tests {
     }
 
     fn embedded(tokens: &[(&str, &str, Option<u64>)], groups: &[(&str, &[&str])]) -> Embedded {
-        let token = |(text, user, expires_in): &(&str, &str, Option<u64>)| {
-            let expires_in = expires_in.map(Duration::from_secs);
-            (
-                (*text).to_owned(),
-                Token {
-                    expires_in,
-                    ..Token::of(user)
-                },
-            )
+        let token = |&(text, user, expires_in): &(&str, &str, Option<u64>)| {
+            let user = user.into();
+            let token = match expires_in.map(Duration::from_secs) {
+                Some(expires_in) => Token::Expiring { user, expires_in },
+                None => Token::Unlimited(user),
+            };
+            (text.to_owned(), token)
         };
         let group = |(name, members): &(&str, &[&str])| {
             (
@@ -265,14 +266,8 @@ mod tests {
     fn an_expiry_is_rounded_up_and_never_overflows() {
         let now = at(1_000) + Duration::from_millis(1);
         let expires_at = |expires_in| {
-            Grant::new(
-                &Token {
-                    expires_in: Some(expires_in),
-                    ..Token::of("alice")
-                },
-                now,
-            )
-            .expires_at
+            let user = "alice".into();
+            Grant::new(&Token::Expiring { user, expires_in }, now).expires_at
         };
         assert_eq!(expires_at(Duration::from_millis(500)), 1_001);
         assert_eq!(expires_at(Duration::from_secs(1)), 1_002);

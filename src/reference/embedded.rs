@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::bus::LocalBus;
 use super::{Reference, ReferenceError};
 use crate::broker::DeliveryContext;
-use crate::broker::source::{DeliverySource, ReloadError};
+use crate::broker::source::DeliverySource;
 use crate::config::{Addresses, Config};
+use crate::readiness::LastOutcome;
 use crate::threads::Fatal;
 
 /// For what the bus holds when the services have taken all the time that there was.
@@ -54,13 +55,13 @@ impl Embedded {
 }
 
 impl DeliverySource for Embedded {
-    fn check(&self) -> Box<dyn Fn() -> Result<(), String> + Send + Sync> {
-        Box::new(|| Ok(()))
+    fn state(&self) -> LastOutcome {
+        LastOutcome::new(Ok(()))
     }
 
-    fn reload(&self, config: &Config) -> Result<(), ReloadError> {
+    fn reload(&self, config: &Config) -> Result<(), String> {
         let reloaded = self.reference.reload(&config.embedded);
-        reloaded.map_err(|error| ReloadError::Services(Box::new(error)))
+        reloaded.map_err(|error| error.to_string())
     }
 
     fn stop(self: Box<Self>, deadline: Instant) {

@@ -26,7 +26,6 @@ const OWN_LIMIT: [&str; 5] = [
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub why: Why,
-    pub code: Code,
     /// Safe to show: short, and without control characters.
     pub text: String,
 }
@@ -34,7 +33,7 @@ pub(super) struct Failure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
     /// The service said so.
-    Told,
+    Told(Code),
     /// The answer is larger than the service may send, or than is taken.
     TooLarge,
     /// No server was reached.
@@ -45,6 +44,8 @@ pub(super) enum Why {
     Refused,
     /// No answer came, or none that is gRPC: nobody knows what became of the call.
     Lost,
+    /// As [`Why::Lost`], and what came instead says that there is more to it than being away.
+    Failed,
     /// No answer came in time.
     Late,
 }
@@ -61,18 +62,9 @@ pub(super) enum Health {
 
 impl Failure {
     pub fn new(why: Why, text: &str) -> Self {
-        let code = match why {
-            Why::TooLarge => Code::OutOfRange,
-            Why::Late => Code::DeadlineExceeded,
-            _ => Code::Unavailable,
-        };
-        Self::with_code(why, code, text)
-    }
-
-    fn with_code(why: Why, code: Code, text: &str) -> Self {
         let readable = text.chars().filter(|char| !char.is_control());
         let text = readable.take(MAX_TEXT).collect();
-        Self { why, code, text }
+        Self { why, text }
     }
 
     /// What the service says, in its own words.
@@ -81,27 +73,29 @@ impl Failure {
         let lower = text.to_lowercase();
         let too_large = matches!(code, Code::OutOfRange | Code::ResourceExhausted)
             && OWN_LIMIT.iter().any(|words| lower.contains(words));
-        let why = if too_large { Why::TooLarge } else { Why::Told };
-        Self::with_code(why, code, &text)
+        let why = if too_large {
+            Why::TooLarge
+        } else {
+            Why::Told(code)
+        };
+        Self::new(why, &text)
     }
 
-    /// An answer that is no gRPC: by gRPC's mapping of HTTP statuses, except that 401 and 403 are
-    /// UNAVAILABLE. They are about this gateway, which the proxy does not let through; taken for the
-    /// User Service's word they would log every client out. So is 200, which says nothing here.
+    /// An answer that is no gRPC: unavailable by gRPC's mapping of HTTP statuses, or failed. 401 and
+    /// 403 are about this gateway, which the proxy does not let through; taken for the User Service's
+    /// word they would log every client out. 200 says nothing here.
     pub fn not_grpc(status: StatusCode, what: &str) -> Self {
-        let code = match status.as_u16() {
-            400 => Code::Internal,
-            404 => Code::Unimplemented,
-            200 | 401 | 403 | 429 | 502..=504 => Code::Unavailable,
-            _ => Code::Unknown,
+        let why = match status.as_u16() {
+            200 | 401 | 403 | 429 | 502..=504 => Why::Lost,
+            _ => Why::Failed,
         };
         let text = format!("no gRPC: HTTP status {}, {what}", status.as_u16());
-        Self::with_code(Why::Lost, code, &text)
+        Self::new(why, &text)
     }
 
     /// An answer that a service gave, and that is none of the contract's: the service's own fault.
     pub fn unusable(text: &str) -> Self {
-        Self::with_code(Why::Told, Code::Internal, text)
+        Self::new(Why::Told(Code::Internal), text)
     }
 
     /// What went wrong on the way to an answer.
@@ -114,32 +108,36 @@ impl Failure {
     /// service is well; one that is late may have much to do.
     pub fn health(&self) -> Health {
         match self.why {
-            Why::Told if self.code == Code::Unavailable => Health::Broken,
-            Why::Told | Why::TooLarge | Why::Late => Health::Well,
+            Why::Told(Code::Unavailable) | Why::Unreached | Why::Lost | Why::Failed => {
+                Health::Broken
+            }
+            Why::Told(_) | Why::TooLarge | Why::Late => Health::Well,
             Why::GoingAway | Why::Refused => Health::Leaving,
-            Why::Unreached | Why::Lost => Health::Broken,
         }
     }
 
     /// What a client is told. A service's own words are passed on where they concern the request;
     /// what went wrong inside stays inside.
     pub fn for_client(self, service: &str) -> ServiceError {
-        let (code, words) = match self.code {
-            _ if self.why == Why::TooLarge => (ErrorCode::Internal, "'s answer is too large"),
-            Code::InvalidArgument | Code::OutOfRange => (ErrorCode::InvalidMessage, ""),
-            Code::Unauthenticated => (ErrorCode::Unauthenticated, ""),
-            Code::PermissionDenied => (ErrorCode::PermissionDenied, ""),
-            Code::NotFound => (ErrorCode::NotFound, ""),
-            Code::ResourceExhausted => (ErrorCode::RateLimited, ""),
-            Code::Unavailable => (ErrorCode::ServiceUnavailable, " is not available"),
-            Code::DeadlineExceeded => (ErrorCode::DeadlineExceeded, " did not answer in time"),
-            _ => (ErrorCode::Internal, " failed"),
+        let late = (ErrorCode::DeadlineExceeded, " did not answer in time");
+        let away = (ErrorCode::ServiceUnavailable, " is not available");
+        let (code, words) = match self.why {
+            Why::Told(Code::InvalidArgument | Code::OutOfRange) => (ErrorCode::InvalidMessage, ""),
+            Why::Told(Code::Unauthenticated) => (ErrorCode::Unauthenticated, ""),
+            Why::Told(Code::PermissionDenied) => (ErrorCode::PermissionDenied, ""),
+            Why::Told(Code::NotFound) => (ErrorCode::NotFound, ""),
+            Why::Told(Code::ResourceExhausted) => (ErrorCode::RateLimited, ""),
+            Why::Told(Code::DeadlineExceeded) | Why::Late => late,
+            Why::Told(Code::Unavailable) => away,
+            Why::Told(_) | Why::Failed => (ErrorCode::Internal, " failed"),
+            Why::TooLarge => (ErrorCode::Internal, "'s answer is too large"),
+            Why::Unreached | Why::GoingAway | Why::Refused | Why::Lost => away,
         };
         let mut error = match words {
             "" => ServiceError::new(code, self.text.as_str()),
             words => ServiceError::new(code, format!("The {service}{words}")),
         };
-        error.why = self.why;
+        error.why = Some(self.why);
         if error.message != self.text {
             error.cause = self.text;
         }

@@ -3,7 +3,6 @@
 //! A small tokio runtime carries the calls. A caller's thread hands its call over and waits for
 //! the answer; it never polls a future itself, so that connection threads touch little stack.
 
-use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -20,7 +19,7 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::proto::*;
 use super::unary::Request;
-use super::upstream::{InvalidAddress, Upstream};
+use super::upstream::{SetupError, Upstream};
 use super::{ErrorCode, Result, ServiceError, Services, Told};
 use crate::config;
 
@@ -41,29 +40,16 @@ pub struct Grpc {
     presence: Arc<Upstream>,
 }
 
-/// Why the services cannot be called at all.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The system has no room for the runtime: give it more, or try later.
-    #[error("the gRPC runtime does not start: {0}")]
-    Runtime(io::Error),
-    /// Mend the configuration.
-    #[error(transparent)]
-    Address(#[from] InvalidAddress),
-}
-
-/// The answer to a call that was handed over.
-type Pending<A> = oneshot::Receiver<Result<A>>;
-
 impl Grpc {
-    /// Starts the runtime; connects to a service when it is first called.
-    pub fn start(config: &config::Services) -> std::result::Result<Self, StartError> {
+    /// Starts the runtime; connects to a service when it is first called. Fails where the system has
+    /// no room for the runtime, or an address is none.
+    pub fn start(config: &config::Services) -> std::result::Result<Self, SetupError> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.worker_threads)
             .thread_name("grpc")
             .enable_all()
             .build()
-            .map_err(StartError::Runtime)?;
+            .map_err(|error| SetupError(format!("the gRPC runtime does not start: {error}")))?;
         let (calls, handed_over) = mpsc::unbounded_channel();
         runtime.spawn(carry(handed_over));
         let upstream = |name, ping, addresses: &config::Addresses| {
@@ -77,7 +63,7 @@ impl Grpc {
                 turn: AtomicUsize::default(),
             });
             upstream.set_addresses(addresses.known())?;
-            Ok::<_, InvalidAddress>(upstream)
+            Ok::<_, SetupError>(upstream)
         };
         Ok(Self {
             user: upstream("User Service", VALIDATE_TOKEN, &config.user)?,
@@ -97,21 +83,26 @@ impl Grpc {
 impl Upstream {
     /// Carries one call and waits for its answer, at most the timeout.
     fn call<A: Message + Default + 'static>(self: &Arc<Self>, request: Request) -> Result<A> {
-        wait(self.begin(request))
+        self.begin(request)()
     }
 
     /// Begins all before it waits for the first.
     fn call_each(self: &Arc<Self>, requests: impl Iterator<Item = Request>) -> Vec<Result<()>> {
         let begun: Vec<_> = requests.map(|request| self.begin(request)).collect();
-        begun.into_iter().map(wait).collect()
+        begun.into_iter().map(|wait| wait()).collect()
     }
 
-    /// Hands one call over, to be waited for.
-    fn begin<A: Message + Default + 'static>(self: &Arc<Self>, request: Request) -> Pending<A> {
+    /// Hands one call over. What is returned waits for its answer.
+    fn begin<A: Message + Default + 'static>(
+        self: &Arc<Self>,
+        request: Request,
+    ) -> impl FnOnce() -> Result<A> + use<A> {
         let (answer, answered) = oneshot::channel();
         // The caller waits for nothing else, so it is still there.
         self.hand_over(request, |result| drop(answer.send(result)));
-        answered
+        let code = ErrorCode::ServiceUnavailable;
+        let stopping = move |_| Err(ServiceError::new(code, "The gateway is stopping"));
+        move || answered.blocking_recv().unwrap_or_else(stopping)
     }
 
     /// Hands one call over, whose answer the runtime's thread passes to `told`. A call that panics
@@ -134,12 +125,6 @@ impl Upstream {
         let call = AssertUnwindSafe(call).catch_unwind().map(drop);
         let _ = self.calls.send(call.boxed());
     }
-}
-
-fn wait<A>(pending: Pending<A>) -> Result<A> {
-    let code = ErrorCode::ServiceUnavailable;
-    let stopping = |_| Err(ServiceError::new(code, "The gateway is stopping"));
-    pending.blocking_recv().unwrap_or_else(stopping)
 }
 
 /// Carries the calls that are handed over, all within one task. A task for each would be allocated

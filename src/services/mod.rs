@@ -18,7 +18,7 @@ mod upstream;
 use failure::Why;
 
 pub use crate::error::ErrorCode;
-pub use upstream::{InvalidAddress, Upstream};
+pub use upstream::{SetupError, Upstream};
 
 /// The types of `proto/*.proto`, package `im.v1`.
 #[expect(missing_docs, clippy::pedantic)]
@@ -71,7 +71,8 @@ pub struct ServiceError {
     pub message: String,
     /// For the log alone: what lies behind it, empty where the message says it all.
     pub cause: String,
-    why: Why,
+    /// `None`: it is no call's failure, or only by the word of [`ServiceError::new`].
+    why: Option<Why>,
 }
 
 impl ServiceError {
@@ -80,7 +81,7 @@ impl ServiceError {
             code,
             message: message.into(),
             cause: String::new(),
-            why: Why::Told,
+            why: None,
         }
     }
 
@@ -88,7 +89,7 @@ impl ServiceError {
     #[cfg(test)]
     pub fn too_large(message: impl Into<String>) -> Self {
         Self {
-            why: Why::TooLarge,
+            why: Some(Why::TooLarge),
             ..Self::new(ErrorCode::Internal, message)
         }
     }
@@ -96,12 +97,12 @@ impl ServiceError {
     /// Nobody answered: the call may succeed later, and another call tells nothing new.
     pub fn is_out_of_reach(&self) -> bool {
         let unanswered = [ErrorCode::ServiceUnavailable, ErrorCode::DeadlineExceeded];
-        unanswered.contains(&self.code) || !matches!(self.why, Why::Told | Why::TooLarge)
+        unanswered.contains(&self.code) || self.why == Some(Why::Failed)
     }
 
     /// The answer would be too large: asking for less may help, asking again does not.
     pub fn is_too_large(&self) -> bool {
-        self.why == Why::TooLarge
+        self.why == Some(Why::TooLarge)
     }
 }
 

@@ -249,6 +249,13 @@ fn a_gateway_is_deregistered_and_registered_again_on_demand() {
     assert!(start.elapsed() < GRACE, "{:?}", start.elapsed());
     etcd.cont_signal();
     wait_until("it is deregistered", || etcd.get(&key("here")).is_none());
+
+    // A shutdown is not taken back.
+    assert!(registration.register(DEADLINE));
+    discovery.deregister(Instant::now() + DEADLINE);
+    assert_eq!(etcd.get(&key("here")), None);
+    assert!(!registration.register(Duration::from_millis(100)));
+    assert_eq!(etcd.get(&key("here")), None);
     discovery.stop(Instant::now() + DEADLINE);
 }
 

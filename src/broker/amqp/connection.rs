@@ -147,16 +147,12 @@ struct Broker {
 }
 
 impl Broker {
+    /// Connects to the host's first address where somebody listens.
     fn open(&self, abort: &AbortHandle) -> Result<Connection> {
         let addresses = (self.look_up)(&self.address);
         let addresses = addresses.map_err(|error| lost(format!("resolving: {error}")))?;
-        self.open_at_first(&addresses, abort)
-    }
-
-    /// Connects to the first address where somebody listens.
-    fn open_at_first(&self, addresses: &[SocketAddr], abort: &AbortHandle) -> Result<Connection> {
         let mut last = lost("the host's name has no address");
-        for address in addresses {
+        for address in &addresses {
             match self.open_at(address, abort) {
                 Err(error) if abort.stage() < Stage::Connected => last = error,
                 outcome => return outcome,
@@ -206,7 +202,7 @@ impl<T: Send + 'static> Call<T> {
 mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Condvar, Mutex};
+    use std::sync::{Condvar, Mutex, OnceLock};
     use std::thread;
     use std::time::Instant;
 
@@ -275,11 +271,13 @@ mod tests {
 
     #[test]
     fn the_first_address_where_somebody_listens_is_taken() {
+        static LISTENER: OnceLock<SocketAddr> = OnceLock::new();
         let (listener, at) = silent();
-        let (broker, abort_handle) = (opener(at).broker, AbortHandle::default());
+        LISTENER.set(at).unwrap();
+        let opener = opener_that(|_| Ok(vec![unheard(), *LISTENER.wait(), unheard()]));
+        let (broker, abort_handle) = (opener.broker, AbortHandle::default());
         let for_opener = abort_handle.clone();
-        let addresses = [unheard(), at, unheard()];
-        let opener = thread::spawn(move || broker.open_at_first(&addresses, &for_opener));
+        let opener = thread::spawn(move || broker.open(&for_opener));
         let accepted = listener.accept().unwrap();
         abort_handle.abort();
         let error = opener.join().unwrap().err().unwrap();

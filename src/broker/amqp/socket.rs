@@ -17,7 +17,6 @@ use super::sanitize::Frames;
 pub struct Socket {
     stream: TcpStream,
     frames: Frames,
-    tuned: bool,
     abort_handle: AbortHandle,
 }
 
@@ -97,7 +96,6 @@ impl Socket {
         Ok(Self {
             stream,
             frames: Frames::default(),
-            tuned: false,
             abort_handle: abort_handle.clone(),
         })
     }
@@ -126,12 +124,11 @@ impl IoStream for Socket {}
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.tuned {
+        if self.abort_handle.stage() >= Stage::Tuned {
             return self.stream.write(bytes);
         }
         let stage = leads_to(bytes)?;
         let written = self.stream.write(bytes)?;
-        self.tuned = stage == Stage::Tuned;
         self.abort_handle.has_come_to(stage);
         Ok(written)
     }

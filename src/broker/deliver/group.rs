@@ -17,6 +17,7 @@ use crate::client::failpoint;
 use crate::client::frame::Frame;
 use crate::client::protocol::Push;
 use crate::ids::{GroupId, UserId};
+use crate::metrics::PushType;
 use crate::services::proto::{GroupMembersChanged, Message};
 
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
@@ -50,13 +51,13 @@ impl Deliverer {
                 let sent = (sender, Push::group_message(&message));
                 match self.members(&group) {
                     Some(members) => self.add_to_batch(members, sent),
-                    None => self.wait(&group, sent),
+                    None => self.await_members(&group, sent),
                 }
             }
             KIND_GROUP_MEMBERS_CHANGED => {
                 let changed: GroupMembersChanged = decode(delivery)?;
                 ensure(changed.group_id == group.as_str(), OTHER_GROUP)?;
-                if self.deliver.groups.invalidate(&group) || self.waiting.contains(&group) {
+                if self.groups.invalidate(&group) || self.waiting.contains(&group) {
                     self.make_room_for(&group);
                     self.waiting.members_changed(&group);
                     self.waiting.ask(&*self.deliver.services);
@@ -68,15 +69,15 @@ impl Deliverer {
     }
 
     /// The group's members, unless earlier messages wait for them.
-    fn members(&self, group: &GroupId) -> Option<Members> {
+    fn members(&mut self, group: &GroupId) -> Option<Members> {
         if self.waiting.contains(group) {
             return None;
         }
-        self.deliver.groups.fresh(group)
+        self.groups.fresh(group)
     }
 
     /// Has a message wait for its group's members.
-    fn wait(&mut self, group: &GroupId, message: Sent) {
+    fn await_members(&mut self, group: &GroupId, message: Sent) {
         self.make_room_for(group);
         self.waiting.enter(group);
         while self.waiting.is_full(group, &message) {
@@ -108,7 +109,7 @@ impl Deliverer {
         }
         let waiting = mem::replace(&mut self.waiting, Waiting::new());
         self.push_own_copies(waiting.into_messages().collect());
-        self.deliver.catch_everybody_up();
+        self.catch_everybody_up();
     }
 
     /// For the senders' devices: their copies are never unread, so catch-up does not bring them. Each
@@ -124,18 +125,17 @@ impl Deliverer {
 
     /// Delivers what has waited for this answer of the User Service.
     pub(super) fn answered(&mut self, group: GroupId, answer: Answer) {
-        let groups = &self.deliver.groups;
-        let members = match groups.answered(&group, answer) {
+        let members = match self.groups.answered(&group, answer) {
             Ok(members) => members,
             Err(error) => return self.waiting.failed(group, &error),
         };
         let waited = self.waiting.known(&group);
         if waited.changed_after.is_some() {
             // The answer is outdated already.
-            groups.invalidate(&group);
+            self.groups.invalidate(&group);
         }
         if waited.let_go {
-            groups.catch_up(members.iter());
+            self.groups.catch_up(members.iter());
         }
         for messages in waited.messages.chunks(MAX_BATCH) {
             let (members, messages) = (Arc::clone(&members), messages.to_vec());
@@ -160,7 +160,7 @@ impl Deliverer {
             Some(batch) if is_last => self.deliver.write(batch),
             Some(batch) => {
                 let push = |connection: &Connection, frame: &Frame| {
-                    connection.push_batch(frame, batch.pushes_to(connection));
+                    connection.push_batch(frame, batch.pushes_to(connection))
                 };
                 self.enqueue_for(&*batch.members, || batch.frame(), push);
             }
@@ -173,18 +173,18 @@ impl DeliveryContext {
     /// Writes the batch to the members who are connected here, and each is looked up by the thread
     /// that writes.
     fn write(&self, batch: GroupBatch) {
-        let registry = Arc::clone(&self.registry);
+        let (registry, metrics) = (Arc::clone(&self.registry), Arc::clone(&self.metrics));
         let frame = OnceLock::new();
         self.fan_out.chunks(batch.members.len(), move |chunk| {
-            let mut recipients = Vec::with_capacity(chunk.len());
-            registry.recipients(&batch.members[chunk], &mut recipients);
-            for connection in recipients {
+            let mut pushed = 0;
+            for connection in registry.connections_of(&batch.members[chunk]) {
                 let frame = frame.get_or_init(|| batch.frame());
-                recipient::contain("push", &connection, |connection| {
+                pushed += recipient::contain("push", &connection, |connection| {
                     failpoint::reached("flush", connection.user());
-                    connection.push_batch_and_flush(frame, batch.pushes_to(connection));
+                    connection.push_batch_and_flush(frame, batch.pushes_to(connection))
                 });
             }
+            metrics.pushed(PushType::GroupMessage, pushed);
         });
     }
 }
@@ -210,16 +210,17 @@ impl GroupBatch {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use crossbeam::channel::never;
     use prost::Message as _;
 
     use super::super::tests::{Scene, group_message, scene};
     use super::*;
     use crate::broker::Queue;
-    use crate::broker::deliver::Disposition;
     use crate::broker::waiting::{MAX_ASKED, MAX_ASKED_AGAIN, MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
     use crate::services::fake::FakeServices;
+    use crate::threads::StopSignal;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -241,7 +242,7 @@ mod tests {
                 kind,
                 body,
             });
-            assert_eq!(taken, Disposition::Ack);
+            assert_eq!(taken, Ok(()));
         }
 
         fn gets_message(&mut self, id: &str, group: &str) {
@@ -270,10 +271,9 @@ mod tests {
             self.flush();
         }
 
-        /// Waits until it is woken, or something is due.
+        /// Waits until there is something to do.
         fn idles(&mut self) {
-            let wait = self.due_in().min(PATIENCE);
-            let _ = self.woken().recv_timeout(wait);
+            self.wait(&never::<()>(), &StopSignal::never(), PATIENCE);
             self.flush();
         }
     }
@@ -403,7 +403,11 @@ mod tests {
         }
         deliverer.flush();
         assert_eq!(s.users.unanswered(), MAX_ASKED_AGAIN);
-        assert_eq!(deliverer.due_in(), Duration::MAX, "an answer comes first");
+        assert_eq!(
+            deliverer.waiting.due_in(),
+            Duration::MAX,
+            "an answer comes first"
+        );
         s.users.answer();
         while s.users.unanswered() < MAX_ASKED_AGAIN {
             assert!(Instant::now() < give_up);

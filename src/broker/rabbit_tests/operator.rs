@@ -206,7 +206,7 @@ fn a_queue_of_another_type_is_named_with_the_way_out() {
     let side = side(&url);
     let reason = side.fatal.recv_timeout(Duration::from_secs(20)).unwrap();
     assert!(told(&reason), "{reason}");
-    assert!(told(&side.supervisor.check()().unwrap_err()));
+    assert!(told(&side.supervisor.state().get().unwrap_err()));
     side.stop();
 
     // Somebody does as told, and the gateway starts.
@@ -230,7 +230,7 @@ fn a_queue_of_another_type_that_is_found_on_the_return_is_no_reason_to_give_up()
     quorum(&mut open(&url), queue);
     wait_until("it is named", || {
         let told = |reason: String| reason.contains(queue) && reason.contains("delete it");
-        side.supervisor.check()().is_err_and(told)
+        side.supervisor.state().get().is_err_and(told)
     });
     amqp.delete_queue(queue);
     side.comes_up();

@@ -335,7 +335,9 @@ fn group(embedded: &mut Embedded, name: &str, members: &[&str]) {
 }
 
 fn token(embedded: &mut Embedded, token: &str, user: &str) {
-    embedded.tokens.insert(token.into(), Token::of(user));
+    embedded
+        .tokens
+        .insert(token.into(), Token::Unlimited(user.into()));
 }
 
 fn single(from: &str, to: &str, content: &str, client_message_id: &str) -> SendMessageRequest {

@@ -29,17 +29,14 @@ impl Rig {
 #[test]
 fn tokens_are_validated() {
     let mut embedded = sample(Path::new(":memory:"));
-    let expires_in = Some(Duration::from_secs(3600));
-    embedded.tokens.insert(
-        "hour".into(),
-        Token {
-            expires_in,
-            ..Token::of("dave")
-        },
-    );
-    let over = Token {
-        expires_in: Some(Duration::ZERO),
-        ..Token::of("erin")
+    let hour = Token::Expiring {
+        user: "dave".into(),
+        expires_in: Duration::from_secs(3600),
+    };
+    embedded.tokens.insert("hour".into(), hour);
+    let over = Token::Expiring {
+        user: "erin".into(),
+        expires_in: Duration::ZERO,
     };
     embedded.tokens.insert("over".into(), over);
     let before = super::super::directory::unix_seconds(std::time::SystemTime::now());

@@ -1,0 +1,110 @@
+//! The way out of a gateway, step by step, each logged with how long it took.
+
+use std::fmt::Display;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use super::Gateway;
+use crate::client::close::CloseReason;
+
+/// Connections closed per second, or more where half of the drain needs it.
+const CLOSES_PER_SECOND: usize = 1_000;
+/// How often is looked how far it has come.
+const TICK: Duration = Duration::from_millis(20);
+
+impl Gateway {
+    /// Ends within `shutdown.drain`. From now on the gateway is not ready, and is deregistered; for
+    /// `shutdown.settle` newcomers are still let in. Then clients are told to go (1012) while what
+    /// comes for them is still delivered; users go offline, deliveries end, and the threads are
+    /// joined.
+    pub fn stop(self) {
+        let shutdown = self.context.config.shutdown.clone();
+        let mut steps = Steps::begin();
+        let deadline = steps.start + shutdown.drain;
+        // What is left is cut when three quarters of the time are over, so that the rest finds its end.
+        let cut_at = steps.start + shutdown.drain * 3 / 4;
+        let connections = self.registry.connections().len();
+        info!("Shutting down: connections={connections}");
+        self.context.drain.shut_down(cut_at);
+        self.edges.deregister(deadline);
+        steps.done("deregistered");
+        let settled_at = steps.start + shutdown.settle;
+        thread::sleep(settled_at.saturating_duration_since(Instant::now()));
+        self.context.drain.refuse();
+        steps.done("settled");
+        let cut = self.close_connections(cut_at, shutdown.reconnect_spread);
+        steps.done(format_args!("connections closed, cut={cut}"));
+        // A Presence Service that does not answer leaves the others half of the time.
+        let now = Instant::now();
+        let half = now + deadline.saturating_duration_since(now) / 2;
+        if !self.presence.stop(half) {
+            warn!("Presence Service not waited for any longer");
+        }
+        steps.done("users offline");
+        self.source.stop(deadline);
+        steps.done("deliveries ended");
+        self.probe.stop(deadline);
+        let left = self.listener.stop(deadline);
+        if left > 0 {
+            warn!("Threads left behind: threads={left}");
+        }
+        steps.done("threads joined");
+        self.edges.stop(deadline);
+        let seconds = steps.start.elapsed().as_secs_f64();
+        info!("Shut down: seconds={seconds:.1}");
+    }
+
+    /// Closes connections at an even pace, and cuts those that are left at `cut_at`. Those closed at
+    /// the same time are told to come back spread over `spread`. Answers how many were cut.
+    fn close_connections(&self, cut_at: Instant, spread: Duration) -> usize {
+        let count = self.registry.connections().len();
+        let half = cut_at.saturating_duration_since(Instant::now()) * 2 / 3;
+        let needed = count as f64 / half.max(TICK).as_secs_f64();
+        let rate = needed.max(CLOSES_PER_SECOND as f64);
+        let batch = (rate * TICK.as_secs_f64()).ceil() as usize;
+        let mut closed = 0;
+        loop {
+            let mut connections = self.registry.connections();
+            if connections.is_empty() {
+                return 0;
+            }
+            if Instant::now() > cut_at {
+                let cut = connections.len();
+                warn!("Connections cut: connections={cut}");
+                for connection in connections {
+                    connection.abort(CloseReason::ShuttingDown(Duration::ZERO));
+                }
+                return cut;
+            }
+            connections.retain(|connection| !connection.is_closing());
+            for connection in connections.into_iter().take(batch) {
+                // Whoever came while it drained comes after the others.
+                let share = (closed as f64 / count.max(1) as f64).min(1.0);
+                connection.close(CloseReason::ShuttingDown(spread.mul_f64(share)));
+                closed += 1;
+            }
+            thread::sleep(TICK);
+        }
+    }
+}
+
+/// The steps, and how long each takes.
+struct Steps {
+    start: Instant,
+    last: Instant,
+}
+
+impl Steps {
+    fn begin() -> Self {
+        let start = Instant::now();
+        Self { start, last: start }
+    }
+
+    fn done(&mut self, step: impl Display) {
+        let took = self.last.elapsed();
+        self.last += took;
+        info!("Shutdown step: {step}, seconds={:.3}", took.as_secs_f64());
+    }
+}
