@@ -1,6 +1,7 @@
 //! etcd, a real one: the gateway registers in it and follows the services' addresses in it, and serves
 //! on whatever becomes of it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
@@ -17,6 +18,7 @@ use crate::support::broker::Broker;
 use crate::support::cluster::remote;
 use crate::support::etcd::Etcd;
 use crate::support::process::Signal;
+use crate::support::raw::Raw;
 use crate::support::wait::{DEADLINE, wait_until_within};
 use crate::support::{Client, GATEWAY_THREADS, Gateway, Settings, wait_until, watchdog};
 
@@ -61,10 +63,12 @@ fn is_kept(etcd: &Etcd, key: &str) {
 #[test]
 fn a_gateway_is_registered_with_what_it_is_and_how_many_are_connected() {
     let etcd = Etcd::start();
-    let gateway = Gateway::start(&settings(&etcd, "g1"));
+    let mut gateway = Gateway::start(&settings(&etcd, "g1"));
     let entry = etcd.wait_for(&key("g1"));
     assert_ne!(entry.lease, 0, "{entry:?}");
     let value = entry.json();
+    let admin = gateway.stdout_line("listening admin http://");
+    assert_eq!(value["admin_address"], admin);
     assert_eq!(value["address"], gateway.addr.to_string());
     assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(value["connections"], 0);
@@ -193,6 +197,27 @@ fn an_etcd_that_hangs_does_not_hold_up_the_end() {
         start.elapsed()
     );
     gateway.stderr_line("Not deregistered, the lease ends without the gateway");
+}
+
+#[test]
+fn a_gateway_that_drains_by_hand_is_not_registered() {
+    let etcd = Etcd::start();
+    let mut gateway = Gateway::start(&settings(&etcd, "g1"));
+    etcd.wait_for(&key("g1"));
+    let admin = gateway.stdout_line("listening admin http://");
+    let addr: SocketAddr = admin.parse().expect("an address");
+    let post = |path: &str| {
+        let mut raw = Raw::connect(addr);
+        raw.send(format!(
+            "POST {path} HTTP/1.1\r\nHost: {addr}\r\nX-Gateway-Admin: it\r\nContent-Length: 0\r\n\r\n"
+        ));
+        assert_eq!(raw.response().status, 200, "{path}");
+    };
+    post("/drain");
+    wait_until("it is deregistered", || etcd.get(&key("g1")).is_none());
+    post("/undrain");
+    etcd.wait_for(&key("g1"));
+    is_kept(&etcd, &key("g1"));
 }
 
 /// The gateway's side of etcd, in this process.
