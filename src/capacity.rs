@@ -58,7 +58,7 @@ struct Capacity {
 pub fn lower(config: &mut Config) {
     let services = &config.services;
     let addresses = [&services.user, &services.message, &services.presence];
-    let addresses = addresses.iter().map(|addresses| addresses.0.len()).sum();
+    let addresses = addresses.iter().map(|addresses| addresses.len()).sum();
     let Capacity { connections, bound } = measure(addresses);
     let wanted = config.limits.max_connections;
     if wanted > connections {

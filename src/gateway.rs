@@ -24,9 +24,9 @@ use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
 use crate::reference::{ReferenceError, embedded::Embedded};
 use crate::registry::Registry;
+use crate::services::Services;
 use crate::services::grpc::Grpc;
 use crate::services::probe::Probe;
-use crate::services::{Services, SetupError};
 use crate::threads::semaphore::Semaphore;
 use crate::threads::{Fatal, Worker};
 use edges::{Edges, Surroundings};
@@ -63,7 +63,7 @@ pub enum StartError {
     Configuration(String),
     /// The services cannot be called at all.
     #[error("services: {0}")]
-    Services(#[from] SetupError),
+    Services(String),
     /// The system has no room for a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -111,7 +111,7 @@ impl Gateway {
         };
         capacity::lower(&mut config);
 
-        let grpc = Grpc::start(&config.services)?;
+        let grpc = Grpc::start(&config.services).map_err(StartError::Services)?;
         let upstreams = grpc.upstreams();
         let grpc: Arc<dyn Services> = Arc::new(grpc);
         let services = edges::measured(Arc::clone(&grpc), &metrics);
@@ -136,8 +136,8 @@ impl Gateway {
         let broker = source.state();
         readiness.add("broker", true, move || broker.get());
         let probe = Probe::start(grpc, &readiness, fatal)?;
-        let told = Arc::clone(&presence);
-        readiness.add("presence_service", false, move || told.state());
+        let last_call = presence.last_call.clone();
+        readiness.add("presence_service", false, move || last_call.get());
         let drain = Arc::<Drain>::default();
         let told = Arc::clone(&drain);
         readiness.add("draining", true, move || told.check());

@@ -167,7 +167,7 @@ impl Metrics {
     }
 
     /// A client's request, of a type that is known.
-    pub fn received(&self, kind: &'static str) {
+    pub fn received(&self, kind: &str) {
         self.received.with_label_values(&[kind]).inc();
     }
 

@@ -42,7 +42,7 @@ pub struct Presence {
     gone: Box<dyn Fn(&UserId) + Send + Sync>,
     state: Mutex<State>,
     /// What the last call came to.
-    last: LastOutcome,
+    pub last_call: LastOutcome,
     /// Has the thread look at the state again.
     changed: Sender<()>,
 }
@@ -83,7 +83,7 @@ impl Presence {
             config: config.clone(),
             gone: Box::new(gone),
             state: Mutex::default(),
-            last: LastOutcome::new(Ok(())),
+            last_call: LastOutcome::new(Ok(())),
             changed,
         });
         let run = Arc::clone(&presence);
@@ -107,11 +107,6 @@ impl Presence {
     /// that its users who did not come back go offline.
     pub fn take_over(&self) {
         self.change(|state| (state.take_over, state.owned) = (true, true));
-    }
-
-    /// Whether the last call succeeded, and if not, why.
-    pub fn state(&self) -> Result<(), String> {
-        self.last.get()
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -169,13 +164,12 @@ impl Presence {
     /// Renews the lease, and ends a predecessor's first. Answers whether the Presence Service knew
     /// this gateway.
     fn keep_lease(&self, take_over: bool) -> Result<bool, ServiceError> {
-        if !take_over {
-            return self.renew(self.config.lease);
+        if take_over {
+            self.renew(Duration::ZERO)?;
+            self.state.lock().take_over = false;
+            info!("Presence taken over: gateway_id={}", self.gateway_id);
         }
-        self.renew(Duration::ZERO)?;
-        self.state.lock().take_over = false;
-        info!("Presence taken over: gateway_id={}", self.gateway_id);
-        self.renew(self.config.lease).map(|_| false)
+        Ok(self.renew(self.config.lease)? && !take_over)
     }
 
     /// Tells the Presence Service how it stands with these users, where it has not been told yet.
@@ -240,7 +234,7 @@ impl Presence {
     /// Remembers whether the Presence Service works, and logs when that changes.
     fn record_result<T>(&self, told: Result<T, ServiceError>) -> Option<T> {
         let outcome = told.as_ref().map(drop).map_err(ServiceError::to_string);
-        if self.last.record(&outcome) {
+        if self.last_call.record(&outcome) {
             match outcome {
                 Err(error) => warn!("Presence Service fails, will be retried: error={error}"),
                 Ok(()) => info!("Presence Service works again"),
@@ -418,13 +412,13 @@ mod tests {
         scene.services.fail(ErrorCode::ServiceUnavailable);
         let _alice = scene.arrives("alice");
         let give_up = Instant::now() + PATIENCE;
-        while scene.presence.state().is_ok() {
+        while scene.presence.last_call.get().is_ok() {
             assert!(Instant::now() < give_up, "no failure");
             std::thread::yield_now();
         }
         scene.services.fail(None);
         assert_eq!(scene.record_told("+alice"), ["+alice"]);
-        while scene.presence.state().is_err() {
+        while scene.presence.last_call.get().is_err() {
             assert!(Instant::now() < give_up, "it works, and nobody noticed");
             std::thread::yield_now();
         }
@@ -438,7 +432,7 @@ mod tests {
         scene.services.fail(ErrorCode::ServiceUnavailable);
         scene.presence.take_over();
         let give_up = Instant::now() + PATIENCE;
-        while scene.presence.state().is_ok() {
+        while scene.presence.last_call.get().is_ok() {
             assert!(Instant::now() < give_up, "no failure");
             std::thread::yield_now();
         }

@@ -231,8 +231,8 @@ fn describe(connection: &Connection) -> Value {
     let since = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
     let (received, sent) = connection.bytes();
     let queue = connection.queue();
-    let activity = &connection.activity;
-    let reader = match activity.call() {
+    let noted = connection.activity.noted();
+    let reader = match noted.call {
         Some((method, began)) => format!("{method} since {:.1} s", since(began)),
         None => "reading".into(),
     };
@@ -242,9 +242,9 @@ fn describe(connection: &Connection) -> Value {
         "address": connection.peer.address,
         "address_source": connection.peer.source,
         "reader": reader,
-        "connected_seconds": since(activity.since()),
-        "last_frame_seconds": since(activity.last_heard()),
-        "round_trip_seconds": activity.round_trip().map(|trip| trip.as_secs_f64()),
+        "connected_seconds": since(connection.activity.since()),
+        "last_frame_seconds": since(noted.last_frame),
+        "round_trip_seconds": noted.round_trip.map(|trip| trip.as_secs_f64()),
         "queue_frames": queue.frames,
         "queue_bytes": queue.bytes,
         "queue_high_water": queue.high_water,

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::client::address::{AddressSource, Peer};
+use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::{ConnectionObserver, OverUserLimit, Route};
 use crate::http::HttpResponse;
@@ -64,6 +65,10 @@ pub struct Refused {
 
 impl History {
     pub fn new(observer: Arc<dyn ConnectionObserver>, metrics: Arc<Metrics>) -> Self {
+        // So that each is there before it counts for the first time.
+        for reason in &CloseReason::ALL {
+            metrics.disconnects.with_label_values(&[reason.name()]);
+        }
         Self {
             observer,
             metrics,

@@ -35,14 +35,9 @@ pub struct BrokerConnection {
 impl BrokerConnection {
     /// Declares the topology; `afresh` deletes the gateway's own queues first.
     pub fn declare(mut link: AmqpConnection, gateway_id: &str, afresh: bool) -> Result<Self> {
-        let mut topology = Topology::new(gateway_id);
-        if afresh {
-            topology.delete(&link.channel()?)?;
-        }
-        topology.declare(&mut link)?;
         Ok(Self {
+            topology: Topology::declare(&mut link, gateway_id, afresh)?,
             link,
-            topology,
             threads: Arc::default(),
             stop: StopSignal::pair(),
             // Room for all that the consumers and `routes` tell: none waits where nobody listens.

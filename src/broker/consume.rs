@@ -68,21 +68,23 @@ impl<'channel> ConsumerLoop<'channel> {
             }
         }
         self.consumer.cancel()?;
-        while self.batch()? {}
+        while let Some(delivery) = self.consumer.receive_rest()? {
+            self.settle(delivery)?;
+        }
+        self.deliverer.flush();
         self.ack()
     }
 
-    /// Enqueues what has been received, and then writes once. Answers whether there may be more.
-    fn batch(&mut self) -> Result<bool> {
-        let mut count = 0;
-        while count < BATCH
-            && let Some(delivery) = self.consumer.receive()?
-        {
-            self.settle(delivery)?;
-            count += 1;
+    /// Enqueues what has been received, and then writes once.
+    fn batch(&mut self) -> Result<()> {
+        for _ in 0..BATCH {
+            match self.consumer.receive()? {
+                Some(delivery) => self.settle(delivery)?,
+                None => break,
+            }
         }
         self.deliverer.flush();
-        Ok(count == BATCH)
+        Ok(())
     }
 
     fn settle(&mut self, delivery: AmqpDelivery) -> Result<()> {

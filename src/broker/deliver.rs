@@ -14,7 +14,7 @@ use log::{error, info, warn};
 
 use super::groups::Groups;
 use super::waiting::Waiting;
-use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue, recipient};
+use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::failpoint;
@@ -59,7 +59,7 @@ impl DeliveryContext {
         Deliverer {
             deliver: Arc::clone(self),
             queue,
-            groups: Groups::new(Arc::clone(&self.registry), self.cache_ttl),
+            groups: Groups::new(self.cache_ttl),
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
@@ -128,7 +128,7 @@ impl Deliverer {
         let count = connections.len();
         self.deliver.fan_out.chunks(count, move |chunk| {
             for connection in &connections[chunk] {
-                recipient::contain("flush", connection, Connection::flush);
+                for_one("flush", connection, Connection::flush);
             }
         });
         let metrics = &self.deliver.metrics;
@@ -144,14 +144,9 @@ impl Deliverer {
         let outcome = contain(|| work(self));
         if outcome.is_none() {
             error!("Delivering panicked: queue={}", self.queue.name());
-            self.catch_everybody_up();
+            catch_up(&self.deliver.registry.connections());
         }
         outcome
-    }
-
-    /// Whatever has not reached them is unread, and comes again.
-    fn catch_everybody_up(&self) {
-        recipient::catch_up(&self.deliver.registry.connections());
     }
 
     /// Waits until something has come from `source`, the signal to quit is given, or there is
@@ -225,7 +220,7 @@ impl Deliverer {
         let encoded = encode();
         for connection in &recipients {
             let push = |connection: &Connection| push(connection, &encoded);
-            self.pushed += recipient::contain("push", connection, push);
+            self.pushed += for_one("push", connection, push);
         }
         self.pending_flush.extend(recipients);
     }
@@ -237,6 +232,33 @@ impl Drop for Deliverer {
     fn drop(&mut self) {
         self.guarded(Self::give_up_waiting);
         self.flush();
+    }
+}
+
+/// Does something for one connection. A panic in it ends that one (1011) and is seen by nobody else:
+/// the others get theirs, and what is enqueued for them is written.
+fn for_one<T: Default>(
+    place: &str,
+    connection: &Connection,
+    act: impl FnOnce(&Connection) -> T,
+) -> T {
+    let (user, id) = (connection.user(), connection.id());
+    let act = || {
+        failpoint::reached(place, user);
+        act(connection)
+    };
+    // Nothing of it is used again: the connection ends.
+    contain(act).unwrap_or_else(|| {
+        error!("Delivering panicked: place={place}, user={user}, conn_id={id}");
+        connection.close(CloseReason::Internal);
+        T::default()
+    })
+}
+
+/// Whatever has not reached these is unread, and comes again.
+fn catch_up(connections: &[Arc<Connection>]) {
+    for connection in connections {
+        for_one("catch_up", connection, Connection::request_catch_up);
     }
 }
 
@@ -408,7 +430,7 @@ mod tests {
         ];
         for (key, kind, body) in single {
             let taken = s.take(Queue::Single, key, kind, body);
-            assert!(matches!(taken, Err(_)), "{key} {kind} {body:?}: {taken:?}");
+            assert!(taken.is_err(), "{key} {kind} {body:?}: {taken:?}");
         }
         let group: [(&str, &str, &[u8]); 6] = [
             ("group.team", "", b""),
@@ -420,7 +442,7 @@ mod tests {
         ];
         for (key, kind, body) in group {
             let taken = s.take(Queue::Group, key, kind, body);
-            assert!(matches!(taken, Err(_)), "{key} {kind} {body:?}: {taken:?}");
+            assert!(taken.is_err(), "{key} {kind} {body:?}: {taken:?}");
         }
         assert_eq!(s.users.calls(), 0);
     }

@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 
 use log::{error, warn};
 
-use super::recipient;
 use crate::ids::{GroupId, UserId};
-use crate::registry::Registry;
 use crate::services::{self, ErrorCode, ServiceError};
 
 /// How many lists are held at most; the longest unused half goes first.
@@ -32,7 +30,6 @@ pub type Members = Arc<[UserId]>;
 
 /// The member lists of the groups with traffic.
 pub struct Groups {
-    registry: Arc<Registry>,
     ttl: Duration,
     lists: HashMap<GroupId, List>,
 }
@@ -47,9 +44,8 @@ struct List {
 }
 
 impl Groups {
-    pub fn new(registry: Arc<Registry>, ttl: Duration) -> Self {
+    pub fn new(ttl: Duration) -> Self {
         Self {
-            registry,
             ttl,
             lists: HashMap::new(),
         }
@@ -69,45 +65,39 @@ impl Groups {
         list.map(|list| list.fresh_until = Instant::now()).is_some()
     }
 
-    /// Takes in what the User Service answered, and starts catch-up for new members. An error
-    /// means: ask again later.
-    pub fn answered(&mut self, group: &GroupId, answer: Answer) -> Result<Members, ServiceError> {
-        match answer {
-            Ok(ids) => Ok(self.store(group, valid(group, &ids))),
+    /// Takes in what the User Service answered: the members, and those of them who are new and to be
+    /// caught up. An error means: ask again later.
+    pub fn answered(
+        &mut self,
+        group: &GroupId,
+        answer: Answer,
+    ) -> services::Result<(Members, Members)> {
+        let members = match answer {
+            Ok(ids) => valid(group, &ids),
             // As a group without members: if it appears yet, all of them are new.
             Err(error) if error.code == ErrorCode::NotFound => {
                 warn!("Group does not exist: group={group}");
-                Ok(self.store(group, Members::default()))
+                Members::default()
             }
-            Err(error) => self.serve_stale(group, error),
-        }
-    }
-
-    /// Catches up those of `members` who are connected here.
-    pub fn catch_up<'a>(&self, members: impl IntoIterator<Item = &'a UserId>) {
-        recipient::catch_up(&self.registry.connections_of(members));
-    }
-
-    /// Holds a fetched list and catches its new members up.
-    fn store(&mut self, group: &GroupId, members: Members) -> Members {
+            Err(error) => return Ok((self.serve_stale(group, error)?, Members::default())),
+        };
         let fresh_until = Instant::now() + self.ttl;
         let list = self.list(group);
         (list.fresh_until, list.failing_since) = (fresh_until, None);
-        if let Some(before) = list.members.replace(Arc::clone(&members)) {
-            let new = |member: &&UserId| before.binary_search(member).is_err();
-            self.catch_up(members.iter().filter(new));
-        }
-        members
+        let before = list.members.replace(Arc::clone(&members));
+        // Where there was none, it compares with itself.
+        let before = before.as_ref().unwrap_or(&members);
+        let new = members
+            .iter()
+            .filter(|member| before.binary_search(member).is_err());
+        let new = new.cloned().collect();
+        Ok((members, new))
     }
 
     /// There is no list to be had: the group's messages wait. Where the service answers, they wait a
     /// while, and then go to those who were members before; with the next list the others are caught
     /// up.
-    fn serve_stale(
-        &mut self,
-        group: &GroupId,
-        error: ServiceError,
-    ) -> Result<Members, ServiceError> {
+    fn serve_stale(&mut self, group: &GroupId, error: ServiceError) -> services::Result<Members> {
         let (now, ttl) = (Instant::now(), self.ttl);
         // Not forgotten: the next list is compared with it.
         let list = self.list(group);
@@ -159,58 +149,58 @@ mod tests {
     use crossbeam::channel::bounded;
 
     use super::*;
-    use crate::client::fixture::Client;
     use crate::services::Services as _;
     use crate::services::fake::FakeServices;
     use crate::services::proto::GetGroupMembersRequest;
 
     struct Scene {
         users: Arc<FakeServices>,
-        registry: Arc<Registry>,
         groups: Groups,
         team: GroupId,
     }
 
     fn scene(ttl: Duration) -> Scene {
-        let (users, registry) = (
-            Arc::new(FakeServices::default()),
-            Arc::new(Registry::default()),
-        );
+        let users = Arc::new(FakeServices::default());
         users.set("team", &["alice", "bob"]);
-        let groups = Groups::new(Arc::clone(&registry), ttl);
         Scene {
             users,
-            registry,
-            groups,
+            groups: Groups::new(ttl),
             team: GroupId::new("team").unwrap(),
         }
     }
 
     impl Scene {
-        fn fetch(&mut self, group: &str) -> Result<Members, ServiceError> {
+        /// The members, and the new ones.
+        fn fetch(&mut self, group: &str) -> services::Result<(String, String)> {
             let (told, answer) = bounded(1);
             let request = GetGroupMembersRequest {
                 group_id: group.into(),
             };
             let told = Box::new(move |answer| told.send(answer).unwrap());
             self.users.group_members(request, told);
-            self.groups
-                .answered(&GroupId::new(group).unwrap(), answer.try_recv().unwrap())
+            let (group, answer) = (GroupId::new(group).unwrap(), answer.try_recv().unwrap());
+            let (members, new) = self.groups.answered(&group, answer)?;
+            Ok((names(&members), names(&new)))
         }
     }
 
     const LONG: Duration = Duration::from_secs(3_600);
 
-    fn names(members: &Members) -> Vec<&str> {
-        members.iter().map(UserId::as_str).collect()
+    fn names(members: &Members) -> String {
+        let names: Vec<_> = members.iter().map(UserId::as_str).collect();
+        names.join(" ")
+    }
+
+    fn fetched(members: &str, new: &str) -> services::Result<(String, String)> {
+        Ok((members.into(), new.into()))
     }
 
     #[test]
     fn a_list_is_used_until_it_expires() {
         let mut s = scene(LONG);
         assert!(s.groups.fresh(&s.team).is_none());
-        assert_eq!(names(&s.fetch("team").unwrap()), ["alice", "bob"]);
-        assert_eq!(names(&s.groups.fresh(&s.team).unwrap()), ["alice", "bob"]);
+        assert_eq!(s.fetch("team"), fetched("alice bob", ""));
+        assert_eq!(names(&s.groups.fresh(&s.team).unwrap()), "alice bob");
         assert_eq!(s.users.calls(), 1);
 
         let mut s = scene(Duration::ZERO);
@@ -221,50 +211,41 @@ mod tests {
     #[test]
     fn only_who_is_new_compared_to_the_list_before_is_caught_up() {
         let mut s = scene(Duration::ZERO);
-        let [alice, carol] = ["alice", "carol"].map(|user| Client::join(&s.registry, user));
-        s.fetch("team").unwrap();
-        assert!(!alice.takes_catch_up(), "there was no list before");
-
+        assert_eq!(s.fetch("team"), fetched("alice bob", ""));
         s.users.set("team", &["alice", "bob", "carol"]);
-        s.fetch("team").unwrap();
-        assert!(carol.takes_catch_up() && !alice.takes_catch_up());
-        s.fetch("team").unwrap();
-        assert!(!carol.takes_catch_up());
+        assert_eq!(s.fetch("team"), fetched("alice bob carol", "carol"));
+        assert_eq!(s.fetch("team"), fetched("alice bob carol", ""));
     }
 
     #[test]
     fn an_outdated_list_is_not_used_and_still_compared_with() {
         let mut s = scene(LONG);
-        let carol = Client::join(&s.registry, "carol");
         assert!(!s.groups.invalidate(&s.team), "no list yet");
         s.fetch("team").unwrap();
         assert!(s.groups.invalidate(&s.team));
         assert!(s.groups.fresh(&s.team).is_none());
         s.users.set("team", &["carol"]);
-        s.fetch("team").unwrap();
-        assert!(carol.takes_catch_up());
+        assert_eq!(s.fetch("team"), fetched("carol", "carol"));
     }
 
     #[test]
     fn a_group_that_does_not_exist_is_empty_and_its_first_members_are_caught_up() {
         let mut s = scene(LONG);
-        let carol = Client::join(&s.registry, "carol");
         let new = GroupId::new("new").unwrap();
-        assert!(s.fetch("new").unwrap().is_empty());
+        assert_eq!(s.fetch("new"), fetched("", ""));
         assert!(
             s.groups.fresh(&new).is_some(),
             "it is not asked for again at once"
         );
         s.users.set("new", &["carol"]);
-        s.fetch("new").unwrap();
-        assert!(carol.takes_catch_up());
+        assert_eq!(s.fetch("new"), fetched("carol", "carol"));
     }
 
     #[test]
     fn impossible_members_are_left_out() {
         let mut s = scene(LONG);
         s.users.set("team", &["", "alice", "a\nb"]);
-        assert_eq!(names(&s.fetch("team").unwrap()), ["alice"]);
+        assert_eq!(s.fetch("team"), fetched("alice", ""));
     }
 
     #[test]
@@ -275,7 +256,7 @@ mod tests {
         assert!(s.fetch("team").is_err());
         let long_ago = Instant::now() - 2 * GROUP_FAILURE_TIMEOUT;
         s.groups.list(&s.team).failing_since = Some(long_ago);
-        assert_eq!(names(&s.fetch("team").unwrap()), ["alice", "bob"]);
+        assert_eq!(s.fetch("team"), fetched("alice bob", ""));
         s.users.fail(ErrorCode::ServiceUnavailable);
         assert!(
             s.fetch("team").is_err(),
@@ -291,12 +272,10 @@ mod tests {
     #[test]
     fn a_group_that_was_never_known_has_nobody_to_compare_with_after_a_short_failure() {
         let mut s = scene(LONG);
-        let alice = Client::join(&s.registry, "alice");
         s.users.fail(ErrorCode::Internal);
         assert!(s.fetch("team").is_err());
         s.users.fail(None);
-        s.fetch("team").unwrap();
-        assert!(!alice.takes_catch_up());
+        assert_eq!(s.fetch("team"), fetched("alice bob", ""));
     }
 
     #[test]
@@ -304,7 +283,7 @@ mod tests {
         let mut s = scene(LONG);
         for number in 0..=MAX_GROUPS {
             let group = GroupId::new(&format!("g{number}")).unwrap();
-            s.groups.store(&group, Members::default());
+            s.groups.answered(&group, Ok(Vec::new())).unwrap();
         }
         let lists = s.groups.lists;
         assert!(lists.len() <= MAX_GROUPS / 2 + 1, "{}", lists.len());

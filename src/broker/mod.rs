@@ -13,7 +13,6 @@ mod groups;
 mod connection;
 #[cfg(all(test, feature = "reference"))]
 mod rabbit_tests;
-mod recipient;
 pub mod routes;
 pub mod source;
 pub mod supervisor;

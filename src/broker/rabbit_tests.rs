@@ -383,7 +383,7 @@ fn queues_that_a_crash_left_are_made_afresh() {
     let url = Broker::shared().vhost();
     {
         let mut link = open(&url);
-        Topology::new("g").declare(&mut link).unwrap();
+        Topology::declare(&mut link, "g", false).unwrap();
         let channel = link.channel().unwrap();
         let key = "user.elsewhere";
         channel

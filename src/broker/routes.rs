@@ -33,24 +33,18 @@ pub struct Routes {
     work: Condvar,
 }
 
-/// Each user with a binding on the broker, or one on its way there or away. A user may be several
-/// times in a queue: the step decides, and an entry whose step is another one by now is skipped.
+/// A user may be in both queues, and several times: `wanted` decides, and an entry that it has
+/// overtaken is skipped.
 #[derive(Default)]
 struct Table {
     /// Whether a broker connection serves the routes.
     up: bool,
-    steps: HashMap<UserId, Step>,
+    /// Who is to be bound, and since when that is awaited; `None` once it is confirmed.
+    wanted: HashMap<UserId, Option<Instant>>,
     binds: VecDeque<UserId>,
+    /// Whose binding is on the broker, or may be, and is wanted no more. The first of them stays until
+    /// it is unbound.
     unbinds: VecDeque<UserId>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// To be bound, or being bound, since then.
-    Waiting(Instant),
-    Bound,
-    /// To be unbound, or being unbound.
-    Leaving,
 }
 
 /// What the `routes` thread is to do.
@@ -72,11 +66,11 @@ impl Routes {
     /// Asks for the user's route. The connection that asks has registered before.
     pub fn want(&self, user: &UserId) -> Route {
         let mut table = self.table.lock();
-        match table.steps.get(user) {
+        match table.wanted.get(user) {
             _ if !table.up => Route::Away,
-            Some(Step::Bound) => Route::Bound,
-            Some(Step::Waiting(_)) => Route::Pending,
-            Some(Step::Leaving) | None => {
+            Some(None) => Route::Bound,
+            Some(Some(_)) => Route::Pending,
+            None => {
                 table.queue_bind(user.clone());
                 self.work.notify_one();
                 Route::Pending
@@ -87,8 +81,8 @@ impl Routes {
     /// Gives the user's route up, unless they are connected here again.
     pub fn release(&self, user: &UserId) {
         let mut table = self.table.lock();
-        if table.up && table.steps.contains_key(user) && !self.registry.holds(user) {
-            table.queue_unbind(user.clone());
+        if table.up && !self.registry.holds(user) && table.wanted.remove(user).is_some() {
+            table.unbinds.push_back(user.clone());
             self.work.notify_one();
         }
     }
@@ -105,11 +99,8 @@ impl Routes {
         for user in self.registry.users() {
             table.queue_bind(user);
         }
-        for user in before.steps.into_keys() {
-            if !table.steps.contains_key(&user) {
-                table.queue_unbind(user);
-            }
-        }
+        // Those who are here are skipped.
+        table.unbinds = before.wanted.into_keys().chain(before.unbinds).collect();
     }
 
     /// The broker is gone, or to be left.
@@ -125,7 +116,7 @@ impl Routes {
             perform(&work)?;
             match work {
                 Work::Bind(users) => self.confirm(&users),
-                Work::Unbind(user) => self.confirm_unbound(&user),
+                Work::Unbind(_) => drop(self.table.lock().unbinds.pop_front()),
             }
         }
         Ok(())
@@ -139,26 +130,30 @@ impl Routes {
             if !burst.is_empty() {
                 return Some(Work::Bind(burst));
             }
-            match table.unbinds.pop_front() {
-                Some(user) if table.steps.get(&user) != Some(&Step::Leaving) => {}
+            let Some(user) = table.unbinds.front().cloned() else {
+                self.work.wait(&mut table);
+                continue;
+            };
+            if !table.wanted.contains_key(&user) {
+                if !self.registry.holds(&user) {
+                    return Some(Work::Unbind(user));
+                }
                 // Connected again, and about to ask.
-                Some(user) if self.registry.holds(&user) => table.queue_bind(user),
-                Some(user) => return Some(Work::Unbind(user)),
-                None => self.work.wait(&mut table),
+                table.queue_bind(user);
             }
+            table.unbinds.pop_front();
         }
         None
     }
 
-    /// The users' bindings stand. First the step, so that a connection that registers meanwhile
-    /// either finds it or is found here.
+    /// The users' bindings stand. First the table, so that a connection that registers meanwhile
+    /// either finds it there or is found here.
     fn confirm(&self, users: &[UserId]) {
         let mut table = self.table.lock();
         for user in users {
-            if let Some(step) = table.steps.get_mut(user)
-                && let Step::Waiting(since) = *step
+            if let Some(awaited) = table.wanted.get_mut(user)
+                && let Some(since) = awaited.take()
             {
-                *step = Step::Bound;
                 observe(&self.metrics.route, since.elapsed());
             }
         }
@@ -166,30 +161,17 @@ impl Routes {
         let connections = self.registry.connections_of(users);
         connections.iter().for_each(|one| one.routed());
     }
-
-    fn confirm_unbound(&self, user: &UserId) {
-        let mut table = self.table.lock();
-        if table.steps.get(user) == Some(&Step::Leaving) {
-            table.steps.remove(user);
-        }
-    }
 }
 
 impl Table {
     fn queue_bind(&mut self, user: UserId) {
-        self.steps
-            .insert(user.clone(), Step::Waiting(Instant::now()));
+        self.wanted.insert(user.clone(), Some(Instant::now()));
         self.binds.push_back(user);
-    }
-
-    fn queue_unbind(&mut self, user: UserId) {
-        self.steps.insert(user.clone(), Step::Leaving);
-        self.unbinds.push_back(user);
     }
 
     fn take_binds(&mut self) -> Vec<UserId> {
         let queued = iter::from_fn(|| self.binds.pop_front());
-        let waiting = queued.filter(|user| matches!(self.steps.get(user), Some(Step::Waiting(_))));
+        let waiting = queued.filter(|user| matches!(self.wanted.get(user), Some(Some(_))));
         waiting.take(BURST).collect()
     }
 }

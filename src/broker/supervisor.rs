@@ -171,12 +171,10 @@ impl SupervisorLoop {
         self.routes.end();
         let panicked = || Err(lost("the broker thread panicked"));
         let outcome = outcome.unwrap_or_else(panicked);
-        if let Err(error) = &outcome {
-            // Before the threads are waited for, which may be in the middle of a call to a service.
-            // Not logged: what broke the connection is known once it is closed.
-            if self.state.get().is_ok() {
-                self.down(&format!("about to reconnect: {error}"));
-            }
+        // Before the threads are waited for, which may be in the middle of a call to a service. Not
+        // logged: what broke the connection is known once it is closed.
+        if let (Err(error), Ok(())) = (&outcome, self.state.get()) {
+            self.down(&format!("about to reconnect: {error}"));
         }
         connection.leave(outcome)
     }

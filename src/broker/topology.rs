@@ -40,24 +40,25 @@ pub struct Topology {
 }
 
 impl Topology {
-    pub fn new(gateway_id: impl Into<String>) -> Self {
-        Self {
-            gateway_id: gateway_id.into(),
-            marked: false,
-        }
-    }
-
     pub fn queue(&self, queue: Queue) -> String {
         format!("queue.gateway.{}.{}", self.gateway_id, queue.name())
     }
 
-    /// Declares everything but the bindings of users. What exists with other arguments is
-    /// `Refused`, with its name.
-    pub fn declare(&mut self, link: &mut AmqpConnection) -> Result<()> {
+    /// Declares everything but the bindings of users; `afresh` deletes the gateway's own queues
+    /// first. What exists with other arguments is `Refused`, with its name.
+    pub fn declare(link: &mut AmqpConnection, gateway_id: &str, afresh: bool) -> Result<Self> {
+        let mut topology = Self {
+            gateway_id: gateway_id.into(),
+            marked: false,
+        };
+        if afresh {
+            topology.delete(&link.channel()?)?;
+        }
         let channel = declare_shared(link)?;
         // Before all bindings: who deletes an exchange after this takes its marker too.
-        self.mark(&link.channel()?)?;
-        self.declare_queues(&channel)
+        topology.marked = topology.mark(&link.channel()?)?;
+        topology.declare_queues(&channel)?;
+        Ok(topology)
     }
 
     fn declare_queues(&self, channel: &Channel) -> Result<()> {
@@ -73,16 +74,17 @@ impl Topology {
     }
 
     /// AMQP tells nobody that an exchange was deleted and that all its bindings went with it, and
-    /// the next one who declares it, another gateway perhaps, hides it: hence the markers.
-    fn mark(&mut self, channel: &Channel) -> Result<()> {
+    /// the next one who declares it, another gateway perhaps, hides it: hence the markers. Answers
+    /// whether they may be bound.
+    fn mark(&self, channel: &Channel) -> Result<bool> {
         let mark = |exchange| channel.declare_marker(&self.marker(exchange), exchange);
-        let marked = WATCHED.into_iter().try_for_each(mark);
-        self.marked = marked.is_ok();
-        if let Err(AmqpError::Refused(reason)) = marked {
-            warn!("A deleted exchange is noticed only while it is missing: {reason}");
-            return Ok(());
+        match WATCHED.into_iter().try_for_each(mark) {
+            Err(AmqpError::Refused(reason)) => {
+                warn!("A deleted exchange is noticed only while it is missing: {reason}");
+                Ok(false)
+            }
+            marked => marked.map(|()| true),
         }
-        marked
     }
 
     /// Looks whether the exchanges are those that were declared, and `Lost` says that one is not;
@@ -159,7 +161,11 @@ mod tests {
 
     #[test]
     fn queues_are_named_after_the_gateway() {
-        let names = Queue::ALL.map(|queue| Topology::new("g1").queue(queue));
+        let topology = Topology {
+            gateway_id: "g1".into(),
+            marked: false,
+        };
+        let names = Queue::ALL.map(|queue| topology.queue(queue));
         assert_eq!(
             names,
             [

@@ -125,21 +125,18 @@ impl Waiting {
         })
     }
 
-    /// Has a message wait for its group's members. Answers which messages are dropped for that, or
-    /// instead: their senders' copies are to be pushed.
-    pub fn add(&mut self, group: &GroupId, message: Sent) -> Vec<Sent> {
-        let is_full = self.is_full(group, &message);
-        let mut dropped = if is_full { self.let_go() } else { Vec::new() };
+    /// Has a message wait for its group's members, or answers it: it is dropped, and its sender's
+    /// copy is to be pushed.
+    pub fn add(&mut self, group: &GroupId, message: Sent) -> Option<Sent> {
         let bytes = message.1.frame.len();
         let group = self.enter(group);
         if group.let_go {
-            dropped.push(message);
-        } else {
-            group.messages.push(message);
-            self.messages += 1;
-            self.bytes += bytes;
+            return Some(message);
         }
-        dropped
+        group.messages.push(message);
+        self.messages += 1;
+        self.bytes += bytes;
+        None
     }
 
     /// The group's members have changed: what comes from now on is for those who are asked for from
@@ -151,7 +148,8 @@ impl Waiting {
         }
     }
 
-    fn let_go(&mut self) -> Vec<Sent> {
+    /// Makes room. Answers which messages are dropped: their senders' copies are to be pushed.
+    pub fn let_go(&mut self) -> Vec<Sent> {
         let (mut groups, mut dropped) = (0, Vec::new());
         let waiting = self.groups.values_mut();
         for group in waiting.filter(|group| !group.messages.is_empty()) {

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::address::Peer;
 pub use super::admission::Usage;
 use super::admission::{Admission, Limits, no_room};
-use super::head::wait_for;
+use super::head::wait_until;
 use super::refuser::Refuser;
 use super::stack::STACK;
 use super::transport::Socket;
@@ -114,11 +114,17 @@ impl Acceptor {
     fn run(&self, stop: &StopSignal) {
         let mut spare = open_spare();
         while !stop.is_given() {
-            let patience = self.limits.has_waiting().then_some(ROUND);
-            if wait_for(&mut [PollFd::new(&self.listener, PollFlags::IN)], patience) {
+            let round = self.limits.has_waiting().then(|| Instant::now() + ROUND);
+            if wait_until(round, &mut [PollFd::new(&self.listener, PollFlags::IN)]) {
                 self.accept(&mut spare, stop);
             }
-            while self.give_turn(Instant::now()) {}
+            while let Some(admission) = self.limits.next(Instant::now()) {
+                contain(|| self.begin(admission));
+            }
+            while let Some(overdue) = self.limits.next_overdue(Instant::now()) {
+                self.refuser
+                    .refuse(&overdue.socket, overdue.peer, no_room());
+            }
         }
     }
 
@@ -171,18 +177,6 @@ impl Acceptor {
         if let Some(Err(refusal)) = admitted {
             self.refuser.refuse(socket, peer, refusal);
         }
-    }
-
-    /// Begins the handshake whose turn it is, or refuses who has waited for too long. False if all
-    /// are to wait on.
-    fn give_turn(&self, now: Instant) -> bool {
-        if let Some(admission) = self.limits.next(now) {
-            contain(|| self.begin(admission));
-            return true;
-        }
-        let overdue = self.limits.next_overdue(now);
-        let overdue = overdue.inspect(|it| self.refuser.refuse(&it.socket, it.peer, no_room()));
-        overdue.is_some()
     }
 
     /// Gives a connection whose turn it is a thread.

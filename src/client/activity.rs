@@ -1,8 +1,5 @@
-//! What a connection has been doing, noted by its two threads for whoever looks on. Nobody waits for
-//! anybody here.
+//! What a connection has been doing, noted by its two threads for whoever looks on.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -10,27 +7,38 @@ use parking_lot::Mutex;
 /// One connection's activity.
 pub struct Activity {
     since: Instant,
-    /// When the last frame came, in milliseconds after `since`.
-    last_frame: AtomicU64,
+    noted: Mutex<Noted>,
+}
+
+/// What is known at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Noted {
+    /// When the last frame came.
+    pub last_frame: Instant,
     /// Bytes that came.
-    received: AtomicU64,
-    /// When the ping was sent that is not answered, in microseconds after `since`; 0: none is.
-    pinged_at: AtomicU64,
-    /// How long the last ping took, in microseconds; 0: none was answered yet.
-    round_trip: AtomicU64,
-    /// The call that the reader thread waits for, and since when.
-    call: Mutex<Option<(&'static str, Instant)>>,
+    pub received: u64,
+    /// How long the last ping took that was answered.
+    pub round_trip: Option<Duration>,
+    /// The method of the service whose answer the reader thread waits for, and since when; else it
+    /// reads.
+    pub call: Option<(&'static str, Instant)>,
+    /// When the ping was sent that is not answered.
+    pinged_at: Option<Instant>,
 }
 
 impl Activity {
     pub(super) fn new() -> Self {
+        let since = Instant::now();
+        let noted = Noted {
+            last_frame: since,
+            received: 0,
+            round_trip: None,
+            call: None,
+            pinged_at: None,
+        };
         Self {
-            since: Instant::now(),
-            last_frame: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            pinged_at: AtomicU64::new(0),
-            round_trip: AtomicU64::new(0),
-            call: Mutex::new(None),
+            since,
+            noted: Mutex::new(noted),
         }
     }
 
@@ -39,58 +47,33 @@ impl Activity {
         self.since
     }
 
-    /// A frame came, and so many bytes until then.
+    pub fn noted(&self) -> Noted {
+        *self.noted.lock()
+    }
+
+    /// A frame came, and so many bytes since the beginning.
     pub(super) fn heard(&self, received: u64) {
-        self.received.store(received, Relaxed);
-        // Rounded up: it came after whatever was sent within the same millisecond.
-        let elapsed = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_frame.store(elapsed.saturating_add(1), Relaxed);
-    }
-
-    /// When the last frame came.
-    pub fn last_heard(&self) -> Instant {
-        self.since + Duration::from_millis(self.last_frame.load(Relaxed))
-    }
-
-    /// How many bytes came.
-    pub fn received(&self) -> u64 {
-        self.received.load(Relaxed)
+        let mut noted = self.noted.lock();
+        (noted.last_frame, noted.received) = (Instant::now(), received);
     }
 
     pub(super) fn pinged(&self) {
-        self.pinged_at.store(self.micros().max(1), Relaxed);
+        self.noted.lock().pinged_at = Some(Instant::now());
     }
 
     /// A pong came. Answers how long it took, if a ping asked for it.
     pub(super) fn ponged(&self) -> Option<Duration> {
-        let pinged_at = self.pinged_at.swap(0, Relaxed);
-        let took = self.micros().saturating_sub(pinged_at).max(1);
-        (pinged_at > 0).then(|| {
-            self.round_trip.store(took, Relaxed);
-            Duration::from_micros(took)
-        })
-    }
-
-    /// How long the last ping took that was answered.
-    pub fn round_trip(&self) -> Option<Duration> {
-        let micros = self.round_trip.load(Relaxed);
-        (micros > 0).then(|| Duration::from_micros(micros))
-    }
-
-    fn micros(&self) -> u64 {
-        u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX)
+        let mut noted = self.noted.lock();
+        let took = noted.pinged_at.take()?.elapsed();
+        noted.round_trip = Some(took);
+        Some(took)
     }
 
     /// Does `work`, a call of a service's `method` by the reader thread.
     pub(super) fn during<T>(&self, method: &'static str, work: impl FnOnce() -> T) -> T {
-        *self.call.lock() = Some((method, Instant::now()));
+        self.noted.lock().call = Some((method, Instant::now()));
         let done = work();
-        *self.call.lock() = None;
+        self.noted.lock().call = None;
         done
-    }
-
-    /// The call that the reader thread waits for, and since when; else it reads.
-    pub fn call(&self) -> Option<(&'static str, Instant)> {
-        *self.call.lock()
     }
 }

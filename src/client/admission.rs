@@ -42,8 +42,10 @@ struct Table {
     addresses: HashMap<IpAddr, Address>,
     /// Where somebody waits: who is next comes first.
     lines: BTreeSet<Line>,
-    /// Those under way.
-    handshakes: HashMap<ConnectionId, Handshake>,
+    /// Those under way, each with the address that it counts for.
+    handshakes: HashMap<ConnectionId, IpAddr>,
+    /// Those of them whose head is awaited.
+    silent: HashMap<ConnectionId, Silent>,
     /// When the last one began.
     begun: Option<Instant>,
 }
@@ -59,11 +61,10 @@ struct Address {
 /// How many handshakes an address has under way, since when its first one waits, and the address.
 type Line = (usize, Instant, IpAddr);
 
-struct Handshake {
+struct Silent {
+    since: Instant,
     address: IpAddr,
     socket: Socket,
-    /// `None` once its head is not awaited any longer.
-    silent_since: Option<Instant>,
 }
 
 /// A connection that is admitted, and what it occupies.
@@ -157,18 +158,16 @@ impl Limits {
             let (id, socket) = {
                 let mut table = self.table.lock();
                 let (own, _, address) = *table.lines.first()?;
-                let places = self.config.limits.max_handshakes;
-                if table.handshakes.len() < places {
+                if table.handshakes.len() < self.config.limits.max_handshakes {
                     return table.begin(address, now);
                 }
-                table.most_silent(places, own, now)?
+                table.most_silent(own, now)?
             };
             // What waits in the socket only waits for its thread: that is no silence.
             let is_heard = socket.has_bytes();
             let mut table = self.table.lock();
-            let handshake = table.handshakes.get_mut(&id);
-            match handshake.and_then(|it| it.silent_since.as_mut()) {
-                Some(since) if is_heard => *since = now,
+            match table.silent.get_mut(&id) {
+                Some(silent) if is_heard => silent.since = now,
                 Some(_) => {
                     table.end_handshake(id);
                     drop(table);
@@ -181,15 +180,15 @@ impl Limits {
         }
     }
 
-    /// Whoever has waited longest, if that was for too long; not to be asked while [`Self::next`] has
-    /// somebody.
+    /// Whoever has waited longest, if that was for too long and no place is free.
     pub fn next_overdue(&self, now: Instant) -> Option<Admission> {
         let mut table = self.table.lock();
+        if table.handshakes.len() < self.config.limits.max_handshakes {
+            return None;
+        }
         let lines = table.lines.iter().map(|line| (line.1, line.2));
         let (since, address) = lines.min()?;
-        let nobody_begins = table
-            .begun
-            .is_some_and(|begun| now >= begun + PLACE_TIMEOUT);
+        let nobody_begins = now >= table.begun? + PLACE_TIMEOUT;
         let is_overdue = nobody_begins || now >= since + self.config.listen.handshake_timeout;
         is_overdue.then(|| table.take_first(address))?
     }
@@ -204,11 +203,10 @@ impl Limits {
     /// Ends the handshakes whose head is awaited.
     pub fn cut_silent(&self) {
         let table = self.table.lock();
-        let silent: Vec<_> = table.silent().map(|it| Arc::clone(&it.2.socket)).collect();
+        let silent = table.silent.values().map(|it| Arc::clone(&it.socket));
+        let silent: Vec<_> = silent.collect();
         drop(table);
-        silent
-            .iter()
-            .for_each(|socket| socket.shutdown(Shutdown::Both));
+        silent.iter().for_each(|it| it.shutdown(Shutdown::Both));
     }
 }
 
@@ -237,50 +235,40 @@ impl Table {
     fn begin(&mut self, address: IpAddr, now: Instant) -> Option<Admission> {
         let admission = self.take_first(address)?;
         self.change(address, |at| at.handshakes += 1);
-        let handshake = Handshake {
+        let silent = Silent {
+            since: now,
             address,
             socket: Arc::clone(&admission.socket),
-            silent_since: Some(now),
         };
-        self.handshakes.insert(admission.id, handshake);
+        self.silent.insert(admission.id, silent);
+        self.handshakes.insert(admission.id, address);
         self.begun = Some(now);
         Some(admission)
     }
 
     /// Nothing, if it had to give way.
     fn end_handshake(&mut self, id: ConnectionId) {
-        if let Some(ended) = self.handshakes.remove(&id) {
-            self.change(ended.address, |at| at.handshakes -= 1);
+        self.silent.remove(&id);
+        if let Some(address) = self.handshakes.remove(&id) {
+            self.change(address, |at| at.handshakes -= 1);
         }
     }
 
-    /// The handshakes whose head is awaited, each with its id and since when it is silent.
-    fn silent(&self) -> impl Iterator<Item = (ConnectionId, Instant, &Handshake)> {
-        let all = self.handshakes.iter();
-        all.filter_map(|(id, handshake)| Some((*id, handshake.silent_since?, handshake)))
-    }
-
-    /// Who gives way to one whose address has `own` of the `places`: of those that have been silent
-    /// for long enough, the one that has been so longest, of the address that has most.
-    fn most_silent(
-        &self,
-        places: usize,
-        own: usize,
-        now: Instant,
-    ) -> Option<(ConnectionId, Socket)> {
+    /// Who gives way, while no place is free, to one whose address has `own` of them: of those that have
+    /// been silent for long enough, the one that has been so longest, of the address that has most.
+    fn most_silent(&self, own: usize, now: Instant) -> Option<(ConnectionId, Socket)> {
         let mut held: HashMap<IpAddr, usize> = HashMap::new();
-        for (_, _, handshake) in self.silent() {
-            *held.entry(handshake.address).or_default() += 1;
+        for silent in self.silent.values() {
+            *held.entry(silent.address).or_default() += 1;
         }
-        let for_long = self.silent().filter(|(_, since, _)| now >= *since + GRACE);
-        let crowd = for_long.count() * 2 > places;
-        let long_enough = self.silent().filter(|(_, since, handshake)| {
-            let hurry = crowd && held[&handshake.address] > own;
-            now >= *since + if hurry { GRACE } else { PLACE_TIMEOUT }
+        let for_long = self.silent.values().filter(|it| now >= it.since + GRACE);
+        let crowd = for_long.count() * 2 > self.handshakes.len();
+        let long_enough = self.silent.iter().filter(|(_, it)| {
+            let hurry = crowd && held[&it.address] > own;
+            now >= it.since + if hurry { GRACE } else { PLACE_TIMEOUT }
         });
-        let (id, _, handshake) =
-            long_enough.max_by_key(|(_, since, it)| (held[&it.address], Reverse(*since)))?;
-        Some((id, Arc::clone(&handshake.socket)))
+        let most = long_enough.max_by_key(|(_, it)| (held[&it.address], Reverse(it.since)));
+        most.map(|(id, silent)| (*id, Arc::clone(&silent.socket)))
     }
 }
 
@@ -306,12 +294,11 @@ impl Admission {
 
     /// The head has come, or will not. An error is for a client that had to give way meanwhile.
     pub fn head_is_over(&self) -> http::Result<()> {
-        if let Some(own) = self.limits.table.lock().handshakes.get_mut(&self.id) {
-            own.silent_since = None;
-            return Ok(());
-        }
+        let silent = self.limits.table.lock().silent.remove(&self.id);
         let message = "Others wait, and the request head did not come at once";
-        Err(HttpResponse::timed_out(message))
+        silent
+            .map(drop)
+            .ok_or_else(|| HttpResponse::timed_out(message))
     }
 
     /// The head is read and the token validated: the next one may begin.
@@ -480,7 +467,7 @@ mod tests {
         scene.nobody(700);
         // That is over once it has been read, and nothing more comes.
         let mut bytes = [0; 8];
-        _first.socket.read(&mut bytes).unwrap();
+        _first.socket.read(&mut bytes, true).unwrap();
         assert_eq!(scene.begins(900).id, second);
     }
 

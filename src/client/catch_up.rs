@@ -67,9 +67,8 @@ enum Stage {
     Running(Instant),
     /// All pages are written; what was held is to be.
     Finishing,
-    /// Ids are remembered until this time.
+    /// All is sent, and ids are remembered until this time.
     Settling(Instant),
-    Idle,
 }
 
 impl CatchUp {
@@ -91,7 +90,7 @@ impl CatchUp {
 
     /// Whether all is sent and nothing is due.
     pub fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Settling(_) | Stage::Idle)
+        matches!(self.stage, Stage::Settling(_))
     }
 
     /// Does what is due, at most one page; call it when nothing waits for the socket. Answers when
@@ -107,10 +106,7 @@ impl CatchUp {
         match self.stage {
             Stage::Running(due) if now >= due => self.page(connection, now),
             Stage::Finishing => self.finish(connection, now),
-            Stage::Settling(end) if now >= end => {
-                connection.gate.settle();
-                self.stage = Stage::Idle;
-            }
+            Stage::Settling(end) if now >= end => connection.gate.settle(),
             _ => {}
         }
         if self.open_at.is_some_and(|open_at| now >= open_at) {
@@ -119,8 +115,7 @@ impl CatchUp {
         match self.stage {
             Stage::Running(due) => Some(self.open_at.map_or(due, |open_at| open_at.min(due))),
             Stage::Finishing => Some(now),
-            Stage::Settling(end) => Some(end),
-            Stage::Idle => None,
+            Stage::Settling(end) => (now < end).then_some(end),
         }
     }
 
@@ -251,8 +246,7 @@ impl CatchUp {
             }
         }
         if gate.is_open() && !was_open {
-            let (user, conn_id) = (connection.user(), connection.id());
-            warn!("Live pushes go past what is unread: user={user}, conn_id={conn_id}");
+            warn!("Live pushes go past what is unread: {connection}");
         }
         // If it cannot be yet, since there is no route, it is tried again as late.
         self.open_at = Some(now + HOLD_LONGEST);
@@ -265,13 +259,10 @@ impl CatchUp {
 
     /// The service has not got on: asks again, later each time.
     fn retry(&mut self, client: &Connection, now: Instant, why: &dyn Display, longest: Duration) {
-        let (user, conn_id) = (client.user(), client.id());
         if self.open_at.is_some() {
-            debug!("Catch-up does not get on: user={user}, conn_id={conn_id}, error={why}");
+            debug!("Catch-up does not get on: {client}, error={why}");
         } else {
-            warn!(
-                "Catch-up does not get on, will be retried: user={user}, conn_id={conn_id}, error={why}"
-            );
+            warn!("Catch-up does not get on, will be retried: {client}, error={why}");
             self.open_at = Some(now + HOLD_LONGEST);
         }
         self.stage = Stage::Running(now + self.backoff.next_up_to(longest));

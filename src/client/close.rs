@@ -42,6 +42,26 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// Each, with nothing to say beyond it.
+    pub const ALL: [Self; 16] = [
+        Self::ByClient(None),
+        Self::Vanished,
+        Self::Protocol(String::new()),
+        Self::Binary,
+        Self::NotUtf8,
+        Self::TooLarge,
+        Self::Internal,
+        Self::ShuttingDown(Duration::ZERO),
+        Self::SlowConsumer,
+        Self::Idle,
+        Self::WriteTimeout,
+        Self::TokenExpired,
+        Self::Replaced,
+        Self::SessionRevoked,
+        Self::Disconnected,
+        Self::RateExceeded,
+    ];
+
     /// The reason in one word, for logs; and the code and the words of the Close frame, where somebody
     /// is there to read one.
     fn describe(&self) -> (&'static str, Option<(u16, &'static str)>) {
@@ -145,22 +165,11 @@ mod tests {
     #[test]
     fn every_text_is_json_that_fits_a_close_frame() {
         let longest = Duration::from_secs(365 * 24 * 60 * 60);
-        for reason in [
-            CloseReason::ByClient(None),
-            CloseReason::Protocol("\"}".into()),
-            CloseReason::Binary,
-            CloseReason::NotUtf8,
-            CloseReason::TooLarge,
-            CloseReason::Internal,
+        let further = [
+            CloseReason::Protocol("\\\"}".into()),
             CloseReason::ShuttingDown(longest),
-            CloseReason::SlowConsumer,
-            CloseReason::Idle,
-            CloseReason::TokenExpired,
-            CloseReason::Replaced,
-            CloseReason::SessionRevoked,
-            CloseReason::Disconnected,
-            CloseReason::RateExceeded,
-        ] {
+        ];
+        for reason in CloseReason::ALL.into_iter().chain(further) {
             let text = reason.text(0.999);
             assert!(text.len() <= 123, "{text}");
             let json: Value = serde_json::from_str(&text).expect("JSON");

@@ -1,5 +1,6 @@
 //! One connection, as the rest of the gateway sees it: push to it, or close it.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use parking_lot::Mutex;
@@ -42,14 +43,14 @@ impl Connection {
     ) -> Self {
         Self {
             id,
-            user: accepted.user.clone(),
+            user: accepted.identity.user.clone(),
             peer,
             activity: Activity::new(),
             outbox,
             gate,
             token: Mutex::new(accepted.token.as_str().into()),
             token_doubted: AtomicBool::new(false),
-            expires_at: AtomicI64::new(accepted.expires_at),
+            expires_at: AtomicI64::new(accepted.identity.expires_at),
             reader_done: AtomicBool::new(false),
         }
     }
@@ -160,7 +161,7 @@ impl Connection {
 
     /// How many bytes came, and how many the socket has taken.
     pub fn bytes(&self) -> (u64, u64) {
-        (self.activity.received(), self.outbox.sent())
+        (self.activity.noted().received, self.outbox.sent())
     }
 
     /// In Unix seconds; 0 means never.
@@ -191,5 +192,12 @@ impl Connection {
 
     pub(super) fn is_reader_done(&self) -> bool {
         self.reader_done.load(Ordering::SeqCst)
+    }
+}
+
+/// As log lines name it.
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user={}, conn_id={}", self.user, self.id)
     }
 }

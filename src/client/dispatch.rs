@@ -5,8 +5,8 @@ use log::{Level, log};
 use super::Context;
 use super::connection::Connection;
 use super::frame::Frame;
-use super::protocol::{ChatMessage, Outgoing, frame, timestamp};
-use super::request::{Body, RefreshToken, Request};
+use super::protocol::{ChatMessage, History, Outgoing, frame, timestamp};
+use super::request::{Body, Request};
 use super::token::{self, TokenError};
 use crate::services::proto::{GetHistoryResponse, SendMessageResponse};
 use crate::services::{self, ErrorCode, ServiceError};
@@ -14,28 +14,25 @@ use crate::services::{self, ErrorCode, ServiceError};
 /// The answer to `request` of this connection's user; an error answers it, too.
 pub(super) fn answer(context: &Context, connection: &Connection, request: Request) -> Frame {
     let id = request.id.as_deref();
-    let body = match request.body {
+    let (kind, body) = match request.body {
         Ok(body) => body,
         Err(invalid) => return error(context, id, &invalid),
     };
-    let (kind, method) = body.names();
-    let (user, conn_id) = (connection.user(), connection.id());
-    log::debug!("Message received: type={kind}, user={user}, conn_id={conn_id}");
+    let method = body.method();
+    log::debug!("Message received: type={kind}, {connection}");
     let serve = || serve(context, connection, id, body);
-    connection
-        .activity
-        .during(method, serve)
-        .unwrap_or_else(|failed| {
-            let level = match failed.code {
-                ErrorCode::Internal => Level::Warn,
-                _ => Level::Debug,
-            };
-            log!(
-                level,
-                "Request failed: type={kind}, user={user}, conn_id={conn_id}, error={failed}"
-            );
-            error(context, id, &failed)
-        })
+    let served = connection.activity.during(method, serve);
+    served.unwrap_or_else(|failed| {
+        let level = match failed.code {
+            ErrorCode::Internal => Level::Warn,
+            _ => Level::Debug,
+        };
+        log!(
+            level,
+            "Request failed: type={kind}, {connection}, error={failed}"
+        );
+        error(context, id, &failed)
+    })
 }
 
 fn serve(
@@ -45,7 +42,6 @@ fn serve(
     body: Body,
 ) -> services::Result<Frame> {
     let services = &context.services;
-    let max_bytes = context.config.session.send_queue_bytes;
     let message_sent = |client_message_id: &str, sent: &SendMessageResponse| {
         frame(&Outgoing::MessageSent {
             request_id,
@@ -53,6 +49,19 @@ fn serve(
             client_message_id,
             timestamp: sent.timestamp,
         })
+    };
+    let history = |kind, user_id: &str, group_id: &str, page: &GetHistoryResponse| {
+        let messages = page.messages.iter().filter_map(ChatMessage::of);
+        let messages: Vec<_> = messages.collect();
+        let history = History {
+            kind,
+            request_id,
+            user_id,
+            group_id,
+            messages: &messages,
+            has_more: page.has_more,
+        };
+        cut_to_fit(context.config.session.send_queue_bytes, history)
     };
     Ok(match body {
         Body::SendMessage(request) => {
@@ -65,27 +74,12 @@ fn serve(
         }
         Body::GetHistory(request) => {
             let user_id = request.peer_id.clone();
-            let history = services.history(request)?;
-            cut_to_fit(max_bytes, &history, |messages, has_more| {
-                frame(&Outgoing::History {
-                    request_id,
-                    user_id: &user_id,
-                    messages,
-                    has_more,
-                })
-            })
+            history("history", &user_id, "", &services.history(request)?)
         }
         Body::GetGroupHistory(request) => {
             let group_id = request.group_id.clone();
-            let history = services.group_history(request)?;
-            cut_to_fit(max_bytes, &history, |messages, has_more| {
-                frame(&Outgoing::GroupHistory {
-                    request_id,
-                    group_id: &group_id,
-                    messages,
-                    has_more,
-                })
-            })
+            let page = services.group_history(request)?;
+            history("group_history", "", &group_id, &page)
         }
         Body::Ack(request) => {
             services.ack_messages(request)?;
@@ -94,7 +88,7 @@ fn serve(
                 timestamp: timestamp(),
             })
         }
-        Body::RefreshToken(RefreshToken { token }) => {
+        Body::RefreshToken(token) => {
             let expires_at = refresh_token(context, connection, &token)?;
             frame(&Outgoing::TokenRefreshed {
                 request_id,
@@ -111,16 +105,16 @@ fn serve(
 
 /// Answers when the new token expires.
 fn refresh_token(context: &Context, connection: &Connection, token: &str) -> services::Result<i64> {
-    let refused = |code, message: &str| Err(ServiceError::new(code, message));
-    let identity = match token::validate(&*context.services, token) {
-        Ok(identity) => identity,
-        Err(TokenError::Refused(error) | TokenError::Unavailable(error)) => return Err(error),
-        Err(TokenError::Expired) => {
-            return refused(ErrorCode::Unauthenticated, "The token has expired");
+    let validated = token::validate(&*context.services, token);
+    let identity = validated.map_err(|error| match error {
+        TokenError::Refused(error) | TokenError::Unavailable(error) => error,
+        TokenError::Expired => {
+            ServiceError::new(ErrorCode::Unauthenticated, "The token has expired")
         }
-    };
+    })?;
     if identity.user != *connection.user() {
-        return refused(ErrorCode::PermissionDenied, "The token is another user's");
+        let message = "The token is another user's";
+        return Err(ServiceError::new(ErrorCode::PermissionDenied, message));
     }
     connection.refresh(token, identity.expires_at);
     Ok(identity.expires_at)
@@ -128,23 +122,17 @@ fn refresh_token(context: &Context, connection: &Connection, token: &str) -> ser
 
 /// A history of at most `max_bytes`: what does not fit is older, and stays to be asked for. One
 /// message is always sent.
-fn cut_to_fit(
-    max_bytes: usize,
-    history: &GetHistoryResponse,
-    encode: impl Fn(&[ChatMessage<'_>], bool) -> Frame,
-) -> Frame {
-    let messages = history.messages.iter().filter_map(ChatMessage::of);
-    let messages: Vec<_> = messages.collect();
-    let mut page = &messages[..];
-    let mut answer = encode(page, history.has_more);
-    while answer.len() > max_bytes && page.len() > 1 {
+fn cut_to_fit(max_bytes: usize, mut history: History<'_>) -> Frame {
+    let mut answer = frame(&history);
+    while answer.len() > max_bytes && history.messages.len() > 1 {
         // What is over is over by the oldest messages' lengths, or nearly so.
         let mut over = answer.len() - max_bytes;
-        while over > 0 && page.len() > 1 {
-            over = over.saturating_sub(frame(&page[0]).len());
-            page = &page[1..];
+        while over > 0 && history.messages.len() > 1 {
+            over = over.saturating_sub(frame(&history.messages[0]).len());
+            history.messages = &history.messages[1..];
         }
-        answer = encode(page, true);
+        history.has_more = true;
+        answer = frame(&history);
     }
     answer
 }

@@ -13,6 +13,7 @@ use super::frame::Frame;
 use super::gate::{DeliveryGate, Finish};
 use super::handshake::Accepted;
 use super::outbox::Outbox;
+use super::token::Identity;
 use super::{ConnectionObserver, Context, OverUserLimit, Route};
 use crate::config::{Limits, load};
 use crate::ids::{ConnectionId, UserId};
@@ -78,8 +79,10 @@ impl Client {
         // Nothing is unread here, so nothing may be left to a later page.
         let gate = DeliveryGate::new(usize::MAX, usize::MAX / 2);
         let accepted = Accepted {
-            user: UserId::new(user).unwrap(),
-            expires_at: 0,
+            identity: Identity {
+                user: UserId::new(user).unwrap(),
+                expires_at: 0,
+            },
             token: "token".into(),
             switching: String::new(),
         };

@@ -31,21 +31,21 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// A text frame; `write` appends its payload, which is UTF-8. The first one of a connection comes
-    /// right behind the answer to the upgrade request, its `prefix`.
-    pub fn text_behind(prefix: &str, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+    /// A text frame; `write` appends its payload, which is UTF-8.
+    pub fn text(write: impl FnOnce(&mut Vec<u8>)) -> Self {
         let mut bytes = Vec::with_capacity(SCRATCH);
-        // The header's length follows from the payload's: so the prefix and the header are put in
-        // front of it once it is there.
-        let payload_at = prefix.len() + MAX_HEADER;
-        bytes.resize(payload_at, 0);
+        // The header's length follows from the payload's: so it is put in front of it once it is there.
+        bytes.resize(MAX_HEADER, 0);
         write(&mut bytes);
-        let (header, length) = header(TEXT, bytes.len() - payload_at);
-        let header_at = payload_at - length;
-        bytes[header_at..payload_at].copy_from_slice(&header[..length]);
-        let start = header_at - prefix.len();
-        bytes[start..header_at].copy_from_slice(prefix.as_bytes());
+        let header = header(TEXT, bytes.len() - MAX_HEADER);
+        let start = MAX_HEADER - header.len();
+        bytes[start..MAX_HEADER].copy_from_slice(&header);
         Self::raw(&bytes[start..])
+    }
+
+    /// The same right behind `prefix`, as the first frame follows the answer to the upgrade request.
+    pub fn behind(&self, prefix: &str) -> Self {
+        Self::raw(&[prefix.as_bytes(), self.bytes()].concat())
     }
 
     pub fn ping() -> Self {
@@ -65,8 +65,7 @@ impl Frame {
     }
 
     fn control(opcode: u8, payload: &[u8]) -> Self {
-        let (header, length) = header(opcode, payload.len());
-        Self::raw(&[&header[..length], payload].concat())
+        Self::raw(&[&header(opcode, payload.len()), payload].concat())
     }
 
     /// Bytes as they are to leave.
@@ -96,9 +95,9 @@ impl Frame {
         let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
         frames.for_each(|frame| bytes.extend(frame.bytes()));
         Self {
-            bytes: bytes.into(),
             count,
             push_type,
+            ..Self::raw(&bytes)
         }
     }
 
@@ -123,27 +122,14 @@ impl Frame {
     }
 }
 
-/// The header of an unmasked frame with a payload of `length` bytes, and its own length.
-fn header(opcode: u8, length: usize) -> ([u8; MAX_HEADER], usize) {
-    let mut header = [0; MAX_HEADER];
-    header[0] = FIN | opcode;
-    let end = match length {
-        0..=125 => {
-            header[1] = length as u8;
-            2
-        }
-        126..=0xFFFF => {
-            header[1] = 126;
-            header[2..4].copy_from_slice(&(length as u16).to_be_bytes());
-            4
-        }
-        _ => {
-            header[1] = 127;
-            header[2..].copy_from_slice(&(length as u64).to_be_bytes());
-            MAX_HEADER
-        }
-    };
-    (header, end)
+/// The header of an unmasked frame with a payload of `length` bytes.
+fn header(opcode: u8, length: usize) -> Vec<u8> {
+    let first = FIN | opcode;
+    match length {
+        0..=125 => vec![first, length as u8],
+        126..=0xFFFF => [&[first, 126], &(length as u16).to_be_bytes()[..]].concat(),
+        _ => [&[first, 127], &(length as u64).to_be_bytes()[..]].concat(),
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +137,7 @@ mod tests {
     use super::*;
 
     fn text(payload: &str) -> Frame {
-        Frame::text_behind("", |bytes| bytes.extend(payload.as_bytes()))
+        Frame::text(|bytes| bytes.extend(payload.as_bytes()))
     }
 
     #[test]
@@ -164,14 +150,6 @@ mod tests {
         assert_eq!(header(126), [0x81, 126, 0, 126]);
         assert_eq!(header(65_535), [0x81, 126, 0xFF, 0xFF]);
         assert_eq!(header(65_536), [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
-    }
-
-    #[test]
-    fn a_prefix_comes_right_before_the_header() {
-        let payload = "x".repeat(200);
-        let frame = Frame::text_behind("101\r\n", |bytes| bytes.extend(payload.as_bytes()));
-        let expected = [b"101\r\n".as_slice(), text(&payload).bytes()].concat();
-        assert_eq!(frame.bytes(), expected);
     }
 
     #[test]

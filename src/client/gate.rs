@@ -25,8 +25,7 @@ use super::protocol::{Push, PushKind};
 const REMEMBERED: usize = 1_024;
 
 /// What is to become of a push.
-#[derive(Debug)]
-#[cfg_attr(test, derive(PartialEq))]
+#[derive(Debug, PartialEq)]
 pub enum GateDecision {
     /// Into the queue.
     Open,
@@ -84,14 +83,14 @@ struct Hold {
 impl DeliveryGate {
     /// Starts out holding, up to the bounds of the queue, until the user's route is bound.
     pub fn new(max_frames: usize, max_bytes: usize) -> Self {
-        let gate = Self {
-            live: AtomicBool::new(true),
-            hold: Mutex::new(None),
+        let mut hold = Box::<Hold>::default();
+        hold.unrouted = true;
+        Self {
+            live: AtomicBool::new(false),
+            hold: Mutex::new(Some(hold)),
             max_frames,
             max_bytes,
-        };
-        gate.unrouted();
-        gate
+        }
     }
 
     /// Whether nothing is held back. A push that goes past a catch-up that begins this very moment
@@ -110,14 +109,12 @@ impl DeliveryGate {
         if self.is_live() {
             return GateDecision::Open;
         }
-        match &mut *self.hold.lock() {
-            Some(hold) => self.decide(hold, push),
-            None => GateDecision::Open,
-        }
+        let mut hold = self.hold.lock();
+        (hold.as_mut()).map_or(GateDecision::Open, |hold| self.decide(hold, push))
     }
 
     fn decide(&self, hold: &mut Hold, push: &Push) -> GateDecision {
-        let id = push.message_id();
+        let id = push.message_id.as_ref();
         if id.is_some_and(|id| hold.sent.contains(id)) {
             return GateDecision::Done;
         }
@@ -151,7 +148,7 @@ impl DeliveryGate {
         self.hold_for(|hold| {
             (hold.requested, hold.fell_back) = (true, true);
             // It was let through, and so may be remembered as sent.
-            hold.sent.remove(push);
+            push.message_id.iter().for_each(|id| hold.sent.remove(id));
             self.decide(hold, push)
         })
     }
@@ -199,12 +196,10 @@ impl DeliveryGate {
     /// catch-up sent nothing there is nothing to remember, and the connection is live at once.
     pub fn finish(&self) -> Finish {
         let mut guard = self.hold.lock();
-        let Some(hold) = &mut *guard else {
+        let is_due = |hold: &Hold| hold.unrouted || hold.requested;
+        let Some(hold) = guard.as_mut().filter(|hold| !is_due(hold)) else {
             return Finish::Settled;
         };
-        if hold.unrouted || hold.requested {
-            return Finish::Settled;
-        }
         if std::mem::take(&mut hold.missed) {
             return Finish::Again;
         }
@@ -241,7 +236,8 @@ impl Hold {
     fn take(&mut self) -> Vec<Frame> {
         self.bytes = 0;
         let pushes = std::mem::take(&mut self.pushes);
-        self.sent.extend(pushes.iter().filter_map(Push::message_id));
+        self.sent
+            .extend(pushes.iter().filter_map(|push| push.message_id.as_ref()));
         pushes.iter().map(|push| push.frame.clone()).collect()
     }
 
@@ -252,7 +248,7 @@ impl Hold {
         }
         self.caught_up = true;
         self.sent.extend([&id.into()]);
-        let is_other = |push: &Push| push.message_id().is_none_or(|held| **held != *id);
+        let is_other = |push: &Push| push.message_id.as_deref() != Some(id);
         self.pushes.retain(is_other);
         self.bytes = self.pushes.iter().map(|push| push.frame.len()).sum();
         true
@@ -291,11 +287,9 @@ impl Sent {
         }
     }
 
-    fn remove(&mut self, push: &Push) {
-        if let Some(id) = push.message_id() {
-            self.newer.remove(id);
-            self.older.remove(id);
-        }
+    fn remove(&mut self, id: &str) {
+        self.newer.remove(id);
+        self.older.remove(id);
     }
 }
 

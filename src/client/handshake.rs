@@ -5,18 +5,15 @@ use log::warn;
 
 use super::Context;
 use super::socket::accept_key;
-use super::token::{self, TokenError};
+use super::token::{self, Identity, TokenError};
 use super::transport::Socket;
 use crate::error::ErrorCode;
 use crate::http::{self, Head, HttpResponse, Page};
-use crate::ids::UserId;
 use crate::logging::LineLimit;
 
 /// Who a client is, and what to say to its upgrade request.
 pub(super) struct Accepted {
-    pub user: UserId,
-    /// When the token expires, in Unix seconds; 0 means never.
-    pub expires_at: i64,
+    pub identity: Identity,
     pub token: String,
     /// The answer 101, to be sent before the first frame.
     pub switching: String,
@@ -30,10 +27,8 @@ pub(super) fn validate_upgrade(
 ) -> http::Result<Accepted> {
     let key = head.websocket_key()?;
     check_origin(head, &context.config.listen.allowed_origins)?;
-    let token = token(head)?.ok_or_else(|| {
-        let how = "send `Authorization: Bearer TOKEN` or `?token=TOKEN`";
-        HttpResponse::unauthorized(&format!("Missing token: {how}"))
-    })?;
+    let missing = "Missing token: send `Authorization: Bearer TOKEN` or `?token=TOKEN`";
+    let token = token(head)?.ok_or_else(|| HttpResponse::unauthorized(missing))?;
     let identity = token::validate(&*context.services, &token).map_err(|error| match error {
         TokenError::Refused(_) => HttpResponse::unauthorized("Invalid token"),
         TokenError::Expired => HttpResponse::unauthorized("The token has expired"),
@@ -51,8 +46,7 @@ pub(super) fn validate_upgrade(
     }
     let accept = accept_key(key);
     Ok(Accepted {
-        user: identity.user,
-        expires_at: identity.expires_at,
+        identity,
         token,
         switching: format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -61,17 +55,17 @@ pub(super) fn validate_upgrade(
     })
 }
 
-/// The answer to what is no request for the WebSocket: a page, or an error.
-pub(super) fn plain_response(head: &Head<'_>, context: &Context) -> Option<HttpResponse> {
+/// Answers what is no request for the WebSocket with a page, or an error.
+pub(super) fn expect_upgrade(head: &Head<'_>, context: &Context) -> http::Result<()> {
     let path = &context.config.listen.path;
     if head.path != path {
         let missing = format!("Nothing here; the WebSocket is at {path}");
-        return Some(Page::respond(&context.pages, head, &missing));
+        return Err(Page::respond(&context.pages, head, &missing));
     }
     match head.method {
-        "GET" => None,
-        "HEAD" => Some(HttpResponse::wrong_method("GET").without_body()),
-        _ => Some(HttpResponse::wrong_method("GET")),
+        "GET" => Ok(()),
+        "HEAD" => Err(HttpResponse::wrong_method("GET").without_body()),
+        _ => Err(HttpResponse::wrong_method("GET")),
     }
 }
 

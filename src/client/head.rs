@@ -25,31 +25,26 @@ pub(super) fn read_head<'b>(
     socket: &Socket,
     deadline: Instant,
     bytes: &'b mut Vec<u8>,
-) -> Option<http::Result<Head<'b>>> {
+) -> http::Result<Option<Head<'b>>> {
     while let Ok(None) = parse_head(bytes) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let waits = socket.set_read_timeout(Some(left));
-        let read = waits.and_then(|()| read_some(socket, bytes));
-        match read.map_err(|error| error.kind()) {
-            Ok(0) => return None,
-            // A wait with a timeout ends so when the process is stopped and goes on (signal(7)).
-            Ok(_) | Err(ErrorKind::Interrupted) => {}
-            // No time is left: none is no timeout that can be set, or it has passed.
-            Err(ErrorKind::InvalidInput | ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                let response = HttpResponse::timed_out("The request head did not come in time");
-                return Some(Err(response.fit(bytes)));
-            }
-            Err(_) => return None,
+        let read = read_some(socket, bytes);
+        if !is_open(&read) {
+            return Ok(None);
+        }
+        let mut more = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)];
+        if read.is_err() && !wait_until(Some(deadline), &mut more) || Instant::now() >= deadline {
+            let response = HttpResponse::timed_out("The request head did not come in time");
+            return Err(response.fit(bytes));
         }
     }
     // Once more, now that the bytes stay as they are: it takes about a microsecond.
-    parse_head(bytes).transpose()
+    parse_head(bytes)
 }
 
-/// One read, into `bytes` behind what they hold. Answers how much came; 0 is the end.
+/// One read that does not block, into `bytes` behind what they hold. Answers how much came; 0 is the end.
 pub(super) fn read_some(socket: &Socket, bytes: &mut Vec<u8>) -> io::Result<usize> {
     let mut chunk = [0; 1024];
-    let read = socket.read(&mut chunk);
+    let read = socket.read(&mut chunk, false);
     if socket.has_output() {
         // Nobody else sends yet. What fails here, the next read finds.
         let _ = socket.send(&[], false);
@@ -62,25 +57,23 @@ pub(super) fn read_some(socket: &Socket, bytes: &mut Vec<u8>) -> io::Result<usiz
 /// Sends `response`, reads what the client still sends for a moment, and ends the connection. A
 /// client that does not take it by `deadline` is cut off.
 pub(super) fn send(socket: &Socket, response: &HttpResponse, deadline: Instant) {
-    let Ok(mut responder) = Responder::new(socket, deadline) else {
-        return;
-    };
+    let mut responder = Responder::new(socket, deadline);
     responder.unsent = response.bytes().into();
     while responder.goes_on(Instant::now()) {
-        let left = responder.deadline.saturating_duration_since(Instant::now());
-        wait_for(&mut [responder.awaited()], Some(left));
+        wait_until(Some(responder.deadline), &mut [responder.awaited()]);
     }
 }
 
 /// Waits until one of `sockets` is ready, and answers whether one is, or may be: a failed poll is news
 /// that the next call explains. `None`: for ever.
-pub(super) fn wait_for(sockets: &mut [PollFd<'_>], patience: Option<Duration>) -> bool {
-    let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-    poll(sockets, patience.as_ref()) != Ok(0)
+pub(super) fn wait_until(deadline: Option<Instant>, sockets: &mut [PollFd<'_>]) -> bool {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    poll(sockets, left.as_ref()) != Ok(0)
 }
 
-/// Sends a response on a socket that does not block, and then reads for [`LINGER_TIMEOUT`] what the client
-/// still sends, or until it closes its end.
+/// Sends a response without blocking, and then reads for [`LINGER_TIMEOUT`] what the client still sends,
+/// or until it closes its end.
 pub(super) struct Responder {
     pub socket: Socket,
     /// When it is over, however far it is.
@@ -90,14 +83,12 @@ pub(super) struct Responder {
 }
 
 impl Responder {
-    /// The socket blocks nobody from now on.
-    pub fn new(socket: &Socket, deadline: Instant) -> io::Result<Self> {
-        socket.set_nonblocking()?;
-        Ok(Self {
+    pub fn new(socket: &Socket, deadline: Instant) -> Self {
+        Self {
             socket: Arc::clone(socket),
             deadline,
             unsent: Bytes::new(),
-        })
+        }
     }
 
     /// What [`Self::goes_on`] waits for; as long as there is no response, for the request.
@@ -109,8 +100,7 @@ impl Responder {
 
     /// Goes on as far as the socket lets it. False when it is over.
     pub fn goes_on(&mut self, now: Instant) -> bool {
-        let moved = self.advance(now);
-        is_open(moved) && now < self.deadline
+        is_open(&self.advance(now)) && now < self.deadline
     }
 
     fn advance(&mut self, now: Instant) -> io::Result<usize> {
@@ -122,14 +112,14 @@ impl Responder {
                 self.deadline = now + LINGER_TIMEOUT;
             }
         }
-        self.socket.read(&mut [0; 1024])
+        self.socket.read(&mut [0; 1024], false)
     }
 }
 
-/// Whether more is to come of a socket that does not block, after this read or send.
-pub(super) fn is_open(outcome: io::Result<usize>) -> bool {
+/// Whether more is to come of a socket, after this read or send that did not block.
+pub(super) fn is_open(outcome: &io::Result<usize>) -> bool {
     match outcome {
-        Ok(bytes) => bytes > 0,
+        Ok(bytes) => *bytes > 0,
         Err(error) => [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()),
     }
 }
@@ -183,10 +173,10 @@ mod tests {
     /// Also one that takes a little now and then.
     #[test]
     fn a_client_that_dawdles_is_cut_off_in_time() {
-        let (client, socket) = pair();
+        let (mut client, socket) = pair();
         let reader = thread::spawn(move || {
             let mut bytes = [0; 64 << 10];
-            while let Ok(1..) = client.read(&mut bytes) {
+            while let Ok(1..) = Read::read(&mut client, &mut bytes) {
                 // The pace of a slow reader, not a wait for anything.
                 thread::sleep(Duration::from_millis(5));
             }
@@ -216,11 +206,12 @@ mod tests {
     }
 
     impl Transport for Greeter {
-        fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-            if self.met.swap(true, SeqCst) {
-                return Transport::read(&self.socket, into);
+        fn read(&self, into: &mut [u8], may_block: bool) -> io::Result<usize> {
+            if self.met.load(SeqCst) {
+                return self.socket.read(into, may_block);
             }
-            Transport::read(&self.socket, &mut [0])?;
+            self.socket.read(&mut [0], may_block)?;
+            self.met.store(true, SeqCst);
             self.owes.store(true, SeqCst);
             Err(ErrorKind::Interrupted.into())
         }
@@ -233,14 +224,8 @@ mod tests {
         fn has_output(&self) -> bool {
             self.owes.load(SeqCst)
         }
-        fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-            self.socket.set_read_timeout(timeout)
-        }
         fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
             self.socket.set_write_timeout(timeout)
-        }
-        fn set_nonblocking(&self) -> io::Result<()> {
-            Transport::set_nonblocking(&self.socket)
         }
         fn shutdown(&self, how: Shutdown) {
             Transport::shutdown(&self.socket, how);
@@ -265,7 +250,7 @@ mod tests {
         });
         let mut bytes = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(20);
-        let head = read_head(&socket, deadline, &mut bytes).expect("it is there");
+        let head = read_head(&socket, deadline, &mut bytes).expect("no error");
         assert_eq!(head.expect("a head").path, "/a");
         client.join().unwrap();
     }

@@ -78,14 +78,14 @@ impl Liveness {
         }
     }
 
-    /// Whether a ping is still on its way: another one would tell nothing.
-    pub fn awaits_ping(&self) -> bool {
-        self.ping.is_some_and(|ping| ping.reached_at.is_none())
-    }
-
-    /// A ping was sent, and ends at `position` of what the client is sent. `seen` is from before: with
+    /// Sends a ping by `send`, unless one is still on its way: another one would tell nothing. It ends
+    /// at the position, in what the client is sent, that `send` answers. `seen` is from before: with
     /// nothing in its way a ping needs no look at whether it has arrived.
-    pub fn pinged(&mut self, position: u64, seen: &Seen) {
+    pub fn ping(&mut self, seen: &Seen, send: impl FnOnce() -> u64) {
+        if self.ping.is_some_and(|ping| ping.reached_at.is_none()) {
+            return;
+        }
+        let position = send();
         let is_clear = !seen.is_waiting && seen.progress.in_flight == 0;
         self.ping.get_or_insert(Ping {
             sent_at: seen.at,
@@ -113,11 +113,9 @@ impl Liveness {
             let look_at = ping.reached_at.map_or(now + POLL_INTERVAL, |_| idle_at);
             return Ok(Some(look_at.min(idle_at)));
         }
-        if !has_input() {
-            if was_overdue {
-                return Err(CloseReason::Idle);
-            }
-            self.overdue = true;
+        self.overdue = !has_input();
+        if self.overdue && was_overdue {
+            return Err(CloseReason::Idle);
         }
         Ok(Some(now + RECHECK_INTERVAL))
     }
@@ -133,12 +131,10 @@ impl Liveness {
         }
         let is_slow = now >= self.step_at + self.write_timeout * STEP_TIMEOUTS;
         let is_stuck = now >= self.taken_at.max(self.step_at) + self.write_timeout;
-        if is_slow && is_stuck {
-            Err(CloseReason::WriteTimeout)
-        } else if is_slow && seen.is_behind {
-            Err(CloseReason::SlowConsumer)
-        } else {
-            Ok(())
+        match (is_slow, is_stuck) {
+            (true, true) => Err(CloseReason::WriteTimeout),
+            (true, false) if seen.is_behind => Err(CloseReason::SlowConsumer),
+            _ => Ok(()),
         }
     }
 }
@@ -203,12 +199,18 @@ mod tests {
             Ok(())
         }
 
-        fn ping(&mut self) {
+        /// Answers whether it was sent.
+        fn ping(&mut self) -> bool {
             self.now += Duration::from_millis(1);
             let progress = self.seen.progress;
             let position = progress.taken + progress.in_flight + 2;
             self.seen.at = self.now;
-            self.liveness.pinged(position, &self.seen);
+            let mut is_sent = false;
+            self.liveness.ping(&self.seen, || {
+                is_sent = true;
+                position
+            });
+            is_sent
         }
     }
 
@@ -255,8 +257,8 @@ mod tests {
     fn a_ping_behind_a_page_judges_nobody_before_it_has_arrived() {
         let mut client = Client::new();
         client.seen.progress.in_flight = 4 << 20;
-        client.ping();
-        assert!(client.liveness.awaits_ping());
+        assert!(client.ping());
+        assert!(!client.ping(), "one is on its way");
         let end = client.now + IDLE * 6;
         let slowly = |client: &mut Client| {
             let progress = &mut client.seen.progress;
@@ -270,7 +272,7 @@ mod tests {
             in_flight: 0,
         };
         assert_eq!(client.run(arrives + IDLE, |_| {}), Ok(()));
-        assert!(!client.liveness.awaits_ping());
+        assert!(client.ping(), "none is");
         assert_eq!(
             client.run(arrives + IDLE + SECOND, |_| {}),
             Err(CloseReason::Idle)

@@ -261,7 +261,7 @@ impl Outbox {
 
     /// Whether the client has sent something that nobody has read yet, or is gone.
     pub(super) fn has_input(&self) -> bool {
-        self.socket.has_input()
+        self.socket.has_bytes()
     }
 
     /// Queues `frame`, or drops it if the connection is closing; false if there is no room.

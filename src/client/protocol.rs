@@ -23,7 +23,8 @@ pub fn timestamp() -> i64 {
 pub struct Push {
     pub frame: Frame,
     pub kind: PushKind,
-    message_id: Option<Arc<str>>,
+    /// Of a chat message.
+    pub message_id: Option<Arc<str>>,
 }
 
 /// What may become of a push that finds no room.
@@ -77,11 +78,6 @@ impl Push {
             kind: PushKind::Unread,
             message_id: Some(message.id.into()),
         }
-    }
-
-    /// Of a chat message.
-    pub fn message_id(&self) -> Option<&Arc<str>> {
-        self.message_id.as_ref()
     }
 }
 
@@ -152,7 +148,22 @@ impl<'a> ChatMessage<'a> {
     }
 }
 
-/// Everything that is no chat message. `request_id` is left out where there was none.
+/// One page of a conversation's or a group's history. Of `user_id` and `group_id` one is empty.
+#[derive(Serialize)]
+pub(super) struct History<'a> {
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub user_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub group_id: &'a str,
+    pub messages: &'a [ChatMessage<'a>],
+    pub has_more: bool,
+}
+
+/// Everything else. `request_id` is left out where there was none.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Outgoing<'a> {
@@ -177,20 +188,6 @@ pub(super) enum Outgoing<'a> {
         #[serde(skip_serializing_if = "str::is_empty")]
         client_message_id: &'a str,
         timestamp: i64,
-    },
-    History {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
-        user_id: &'a str,
-        messages: &'a [ChatMessage<'a>],
-        has_more: bool,
-    },
-    GroupHistory {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
-        group_id: &'a str,
-        messages: &'a [ChatMessage<'a>],
-        has_more: bool,
     },
     Acked {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -222,14 +219,9 @@ pub(super) enum Outgoing<'a> {
     },
 }
 
-/// The text frame of a [`ChatMessage`] or an [`Outgoing`].
+/// The text frame of a [`ChatMessage`], a [`History`] or an [`Outgoing`].
 pub(super) fn frame(json: &impl Serialize) -> Frame {
-    frame_behind("", json)
-}
-
-/// The same, behind the answer to the upgrade request.
-pub(super) fn frame_behind(switching: &str, json: &impl Serialize) -> Frame {
-    Frame::text_behind(switching, |bytes| {
+    Frame::text(|bytes| {
         // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
         serde_json::to_writer(bytes, json).expect("strings and numbers are JSON");
     })

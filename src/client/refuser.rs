@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Select, Sender, bounded};
 
 use super::address::{Peer, client_address};
-use super::handshake::plain_response;
-use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_for};
+use super::handshake::expect_upgrade;
+use super::head::{RECEIVE_WITHIN, Responder, is_open, read_some, wait_until};
 use super::transport::Socket;
 use super::{Context, failpoint};
 use crate::http::{HttpResponse, parse_head};
@@ -63,14 +63,11 @@ impl Refuser {
     /// Answers `socket` with `refusal` once its head is there.
     pub fn refuse(&self, socket: &Socket, peer: Peer, refusal: HttpResponse) {
         let now = Instant::now();
-        let Ok(responder) = Responder::new(socket, now + HEAD_TIMEOUT) else {
-            return;
-        };
         if let Some(place) = self.places.acquire_within(Duration::ZERO) {
             // The thread has ended, or else there is room.
             let _ = self.newcomers.try_send(Refused {
                 peer,
-                responder,
+                responder: Responder::new(socket, now + HEAD_TIMEOUT),
                 head: Vec::new(),
                 refusal: Some(refusal),
                 _place: place,
@@ -107,7 +104,7 @@ fn run(news: &Receiver<Refused>, waiting: &mut Vec<Refused>, context: &Context, 
             responders.for_each(|responder| responder.deadline = end.min(responder.deadline));
         }
         let mut sockets: Vec<_> = waiting.iter().map(|it| it.responder.awaited()).collect();
-        wait_for(&mut sockets, Some(ROUND));
+        wait_until(Some(Instant::now() + ROUND), &mut sockets);
         let now = Instant::now();
         waiting.retain_mut(|refused| contain(|| refused.goes_on(now, context)) == Some(true));
     }
@@ -117,14 +114,15 @@ impl Refused {
     /// Goes on as far as the socket lets it. False when it is over.
     fn goes_on(&mut self, now: Instant, context: &Context) -> bool {
         if let Some(refusal) = &self.refusal {
-            let is_open = is_open(read_some(&self.responder.socket, &mut self.head));
+            let is_open = is_open(&read_some(&self.responder.socket, &mut self.head));
             let response = match parse_head(&self.head) {
                 Ok(None) => return is_open && now < self.responder.deadline,
                 Ok(Some(head)) => {
                     failpoint::reached("answer", self.peer);
                     let trusted_proxies = &context.config.listen.trusted_proxies;
                     self.peer = client_address(&head, self.peer, trusted_proxies);
-                    plain_response(&head, context).unwrap_or_else(|| refusal.clone())
+                    let upgrade = expect_upgrade(&head, context);
+                    upgrade.err().unwrap_or_else(|| refusal.clone())
                 }
                 Err(response) => response,
             };

@@ -24,8 +24,9 @@ const DEFAULT_LIMIT: i32 = 50;
 pub(super) struct Request {
     /// To be carried back by the answer.
     pub id: Option<String>,
-    /// The error is what the client is told of a request that is not understood.
-    pub body: Result<Body, ServiceError>,
+    /// Its `type`, and what it asks. The error is what the client is told of a request that is not
+    /// understood.
+    pub body: Result<(String, Body), ServiceError>,
 }
 
 #[derive(Debug)]
@@ -35,7 +36,8 @@ pub(super) enum Body {
     GetHistory(GetHistoryRequest),
     GetGroupHistory(GetGroupHistoryRequest),
     Ack(AckMessagesRequest),
-    RefreshToken(RefreshToken),
+    /// The new token.
+    RefreshToken(String),
     Ping,
 }
 
@@ -52,24 +54,17 @@ pub const KINDS: [&str; 8] = [
 ];
 const INVALID: &str = "invalid";
 
-impl Request {
-    /// Its `type`, or that it is not understood.
-    pub fn kind(&self) -> &'static str {
-        self.body.as_ref().map_or(INVALID, |body| body.names().0)
-    }
-}
-
 impl Body {
-    /// The request's `type`, and the service's method that answers it.
-    pub fn names(&self) -> (&'static str, &'static str) {
+    /// The service's method that answers it.
+    pub fn method(&self) -> &'static str {
         match self {
-            Self::SendMessage(_) => ("send_message", "SendMessage"),
-            Self::SendGroupMessage(_) => ("send_group_message", "SendGroupMessage"),
-            Self::GetHistory(_) => ("get_history", "GetHistory"),
-            Self::GetGroupHistory(_) => ("get_group_history", "GetGroupHistory"),
-            Self::Ack(_) => ("ack", "AckMessages"),
-            Self::RefreshToken(_) => ("refresh_token", "ValidateToken"),
-            Self::Ping => ("ping", "none"),
+            Self::SendMessage(_) => "SendMessage",
+            Self::SendGroupMessage(_) => "SendGroupMessage",
+            Self::GetHistory(_) => "GetHistory",
+            Self::GetGroupHistory(_) => "GetGroupHistory",
+            Self::Ack(_) => "AckMessages",
+            Self::RefreshToken(_) => "ValidateToken",
+            Self::Ping => "none",
         }
     }
 }
@@ -121,9 +116,9 @@ struct Ack {
     message_ids: Vec<String>,
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct RefreshToken {
-    pub token: String,
+#[derive(Deserialize)]
+struct RefreshToken {
+    token: String,
 }
 
 impl Request {
@@ -134,6 +129,11 @@ impl Request {
             Err(invalid) => (None, Err(invalid)),
         };
         Self { id, body }
+    }
+
+    /// Its `type`, or that it is not understood.
+    pub fn kind(&self) -> &str {
+        self.body.as_ref().map_or(INVALID, |(kind, _)| kind)
     }
 }
 
@@ -159,7 +159,7 @@ fn is_object(json: &str) -> bool {
     json.trim_ascii_start().starts_with('{')
 }
 
-fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
+fn body(envelope: Envelope<'_>, user: &UserId) -> Result<(String, Body), ServiceError> {
     let Value::String(kind) = envelope.kind else {
         return Err(invalid("type: must be a string"));
     };
@@ -168,7 +168,7 @@ fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
         return Err(invalid("data: must be an object"));
     }
     let user = user.to_string();
-    Ok(match kind.as_str() {
+    let body = match kind.as_str() {
         "send_message" => {
             let data: SendMessage = fields(data)?;
             Body::SendMessage(SendMessageRequest {
@@ -214,7 +214,7 @@ fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
                 message_ids,
             })
         }
-        "refresh_token" => Body::RefreshToken(fields(data)?),
+        "refresh_token" => Body::RefreshToken(fields::<RefreshToken>(data)?.token),
         "ping" => Body::Ping,
         unknown => {
             // Not all of what a client wrote is told back.
@@ -222,7 +222,8 @@ fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
             let message = format!("Unknown message type: {excerpt}");
             return Err(ServiceError::new(ErrorCode::UnknownMessageType, message));
         }
-    })
+    };
+    Ok((kind, body))
 }
 
 /// Reads the fields that `T` names from `data`.
@@ -273,7 +274,7 @@ mod tests {
         let request = parse(
             r#"{"type":"send_message","extra":1,"data":{"to_user_id":"bob","content":"hi","x":[]}}"#,
         );
-        let Ok(Body::SendMessage(message)) = request.body else {
+        let Ok((_, Body::SendMessage(message))) = request.body else {
             panic!("not understood")
         };
         assert_eq!(message.from_user_id, "alice");
@@ -282,7 +283,7 @@ mod tests {
             ("bob", "text")
         );
         let request = parse(r#"{"type":"get_history","data":{"user_id":"bob"}}"#);
-        let Ok(Body::GetHistory(page)) = request.body else {
+        let Ok((_, Body::GetHistory(page))) = request.body else {
             panic!("not understood")
         };
         assert_eq!((page.before_id.as_str(), page.limit), ("", 50));
@@ -331,7 +332,7 @@ mod tests {
             r#"{"type":"send_group_message","request_id":null,"data":{"group_id":"g","content":"hi",
                 "message_type":null,"client_message_id":null}}"#,
         );
-        let Ok(Body::SendGroupMessage(message)) = request.body else {
+        let Ok((_, Body::SendGroupMessage(message))) = request.body else {
             panic!("not understood")
         };
         assert_eq!(request.id, None);
@@ -345,14 +346,14 @@ mod tests {
         ] {
             let text = format!(r#"{{"type":{kind}:"x","before_id":null,"limit":null}}}}"#);
             let (before_id, limit) = match parse(&text).body {
-                Ok(Body::GetHistory(page)) => (page.before_id, page.limit),
-                Ok(Body::GetGroupHistory(page)) => (page.before_id, page.limit),
+                Ok((_, Body::GetHistory(page))) => (page.before_id, page.limit),
+                Ok((_, Body::GetGroupHistory(page))) => (page.before_id, page.limit),
                 _ => panic!("not understood: {text}"),
             };
             assert_eq!((&*before_id, limit), ("", 50));
         }
         let ping = parse("\n{\"type\":\"ping\",\"data\":null}\t");
-        assert!(matches!(ping.body, Ok(Body::Ping)));
+        assert!(matches!(ping.body, Ok((_, Body::Ping))));
     }
 
     #[test]

@@ -14,10 +14,10 @@ use super::close::CloseReason;
 use super::connection::Connection;
 use super::frame::Frame;
 use super::gate::DeliveryGate;
-use super::handshake::{Accepted, plain_response, validate_upgrade};
+use super::handshake::{Accepted, expect_upgrade, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::outbox::Outbox;
-use super::protocol::{Outgoing, frame_behind, timestamp};
+use super::protocol::{Outgoing, frame, timestamp};
 use super::rate::RateLimit;
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
@@ -33,7 +33,9 @@ const ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves one accepted socket until its end.
 pub(super) fn run(mut admission: Box<Admission>, context: &Arc<Context>) {
-    match shake_hands(&mut admission, context) {
+    let opened = shake_hands(&mut admission, context);
+    admission.handshake_is_over();
+    match opened {
         Ok(Some(session)) => session.serve(Arc::clone(&admission.socket)),
         Ok(None) => {}
         Err(answer) => refuse(&admission, context, &answer),
@@ -49,26 +51,22 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     let mut bytes = Vec::with_capacity(MAX_HEAD);
     let read = read_head(&admission.socket, deadline, &mut bytes);
     admission.head_is_over()?;
-    let Some(head) = read.transpose()? else {
+    let Some(head) = read? else {
         return Ok(None);
     };
     let trusted_proxies = &context.config.listen.trusted_proxies;
     let client = client_address(&head, admission.peer, trusted_proxies);
     let counted = admission.count_for(client);
-    let accepted = match plain_response(&head, context) {
-        Some(answer) => Err(answer),
-        None => counted.and_then(|()| validate_upgrade(&head, &admission.socket, context)),
-    };
-    let opened = accepted.and_then(|accepted| {
-        failpoint::reached("handshake", &accepted.user);
-        admission.user = Some(accepted.user.clone());
-        Session::open(admission, &accepted, context)
-    });
-    admission.handshake_is_over();
-    let elapsed = admission.since.elapsed();
-    opened
-        .inspect(|_| observe(&context.metrics.handshake, elapsed))
-        .map(Some)
+    // Pages are shown to those as well who are too many.
+    expect_upgrade(&head, context)?;
+    counted?;
+    let accepted = validate_upgrade(&head, &admission.socket, context)?;
+    let user = &accepted.identity.user;
+    failpoint::reached("handshake", user);
+    admission.user = Some(user.clone());
+    let session = Session::open(admission, &accepted, context)?;
+    observe(&context.metrics.handshake, admission.since.elapsed());
+    Ok(Some(session))
 }
 
 /// Not inlined, like [`shake_hands`].
@@ -95,14 +93,14 @@ impl Session {
         let config = &context.config;
         let connected = &Outgoing::Connected {
             connection_id: &admission.id.to_string(),
-            user_id: accepted.user.as_str(),
+            user_id: accepted.identity.user.as_str(),
             gateway_id: &config.gateway.id,
             ping_interval: config.session.ping_interval.as_secs(),
             max_message_size: config.limits.max_message_size,
             timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
-        let opening = frame_behind(&accepted.switching, connected);
+        let opening = frame(connected).behind(&accepted.switching);
         let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
         let gate = DeliveryGate::new(frames, bytes);
         let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);
@@ -152,15 +150,12 @@ impl Session {
     /// Upgrades, then reads until the connection ends.
     fn serve(self, socket: Socket) {
         let connection = &*self.connection;
-        let (user, conn_id, peer) = (connection.user(), connection.id(), connection.peer);
-        info!("Connection established: user={user}, conn_id={conn_id}, peer={peer}");
-        // None is not zero, so setting it cannot fail on a socket of ours.
-        let _ = socket.set_read_timeout(None);
+        let peer = connection.peer;
+        info!("Connection established: {connection}, peer={peer}");
         connection.outbox.write_behind([]);
         stack::trim();
 
-        let max_message_size = self.context.config.limits.max_message_size;
-        let mut reader = FrameReader::new(socket, max_message_size);
+        let mut reader = FrameReader::new(socket, self.context.config.limits.max_message_size);
         let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
         let Err(reason) = read.unwrap_or(Err(CloseReason::Internal));
         let client_is_done = matches!(reason, CloseReason::ByClient(_) | CloseReason::Vanished);
@@ -226,11 +221,10 @@ impl Drop for Session {
         }
         self.context.observer.disconnected(connection);
         if let Some(reason) = connection.outbox.closing() {
-            let (user, conn_id) = (connection.user(), connection.id());
             let code = reason.code().unwrap_or(1006);
             let lasted = connection.activity.since().elapsed().as_secs();
             info!(
-                "Connection closed: user={user}, conn_id={conn_id}, reason={reason}, code={code}, seconds={lasted}"
+                "Connection closed: {connection}, reason={reason}, code={code}, seconds={lasted}"
             );
         }
     }

@@ -111,7 +111,7 @@ fn reason(error: Error) -> CloseReason {
 /// Reads until there are bytes for us: those of the transport's own are none.
 fn read(socket: &dyn Transport, into: &mut [u8]) -> io::Result<usize> {
     loop {
-        match socket.read(into) {
+        match socket.read(into, true) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             outcome => return outcome,
         }

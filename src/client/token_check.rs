@@ -57,23 +57,20 @@ impl TokenCheck {
         let token = connection.token();
         let validated = validate(&*self.context.services, &token);
         drop(permit);
-        let (user, conn_id) = (connection.user(), connection.id());
         match validated {
-            Ok(identity) if identity.user == *user => {
+            Ok(identity) if identity.user == *connection.user() => {
                 self.backoff.reset();
                 Ok(None)
             }
             Err(TokenError::Unavailable(error)) => {
-                warn!(
-                    "Token not validated again, will be retried: user={user}, conn_id={conn_id}, error={error}"
-                );
+                warn!("Token not validated again, will be retried: {connection}, error={error}");
                 Ok(Some(now + self.backoff.next()))
             }
             // The client has sent another one meanwhile: that counts.
             _ if connection.token() != token => Ok(Some(now)),
             Err(TokenError::Expired) => Err(CloseReason::TokenExpired),
             Ok(_) | Err(TokenError::Refused(_)) => {
-                info!("Session revoked: user={user}, conn_id={conn_id}");
+                info!("Session revoked: {connection}");
                 Err(CloseReason::SessionRevoked)
             }
         }

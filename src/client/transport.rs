@@ -1,13 +1,12 @@
 //! What a client's socket is to the core: bytes, with or without TLS below them.
 
 use std::ffi::c_int;
-use std::io::{self, Read};
+use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::ioctl::{Getter, Opcode, ioctl};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
@@ -26,8 +25,9 @@ const SIOCOUTQ: Opcode = 0x5411;
 ///   the next `send`, of no bytes if need be; never from within `read`.
 /// - So that a goodbye keeps to frames, whoever drops what is unsent keeps what a `send` was begun with.
 pub trait Transport: AsFd + Send + Sync {
-    /// Reads into `into`, and blocks for as long as the read timeout lets it; `Ok(0)` is the end.
-    fn read(&self, into: &mut [u8]) -> io::Result<usize>;
+    /// Reads into `into`; `Ok(0)` is the end. It blocks if it `may_block` and nothing is there to be
+    /// read; else nothing is [`WouldBlock`](io::ErrorKind::WouldBlock).
+    fn read(&self, into: &mut [u8], may_block: bool) -> io::Result<usize>;
     /// Sends of `bytes` what the socket takes, and answers how much that was. It blocks, for as long
     /// as the write timeout lets it, if it `may_block` and the socket takes nothing; else nothing is
     /// [`WouldBlock`](io::ErrorKind::WouldBlock).
@@ -36,12 +36,8 @@ pub trait Transport: AsFd + Send + Sync {
     fn has_output(&self) -> bool {
         false
     }
-    /// `None`: reads wait for ever. Fails for zero alone.
-    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
-    /// As [`Transport::set_read_timeout`], for sending.
+    /// `None`: sends wait for ever. Fails for zero alone.
     fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
-    /// Neither reads nor sends wait any longer, whatever is said to them.
-    fn set_nonblocking(&self) -> io::Result<()>;
     /// Ends a half: of sending, and the client reads the end once it has read what was sent; of reading,
     /// and whoever blocks on that reads the end at once. Or both: whoever blocks on the socket returns.
     fn shutdown(&self, how: Shutdown);
@@ -52,13 +48,6 @@ pub trait Transport: AsFd + Send + Sync {
         // SAFETY: the call does nothing but write one `c_int`, which is what the getter makes room for.
         let unacknowledged = unsafe { ioctl(self.as_fd(), Getter::<SIOCOUTQ, c_int>::new()) };
         unacknowledged.map_or(0, |bytes| u64::try_from(bytes).unwrap_or(0))
-    }
-
-    /// Whether a read would return at once: with bytes, the end, or an error.
-    fn has_input(&self) -> bool {
-        let fd = self.as_fd();
-        let mut sockets = [PollFd::new(&fd, PollFlags::IN)];
-        matches!(poll(&mut sockets, Some(&Timespec::default())), Ok(1..))
     }
 
     /// Whether a read would return bytes at once. The end and an error are for the one who reads next.
@@ -72,29 +61,21 @@ pub trait Transport: AsFd + Send + Sync {
 pub type Socket = Arc<dyn Transport>;
 
 impl Transport for TcpStream {
-    fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        Read::read(&mut &*self, into)
+    fn read(&self, into: &mut [u8], may_block: bool) -> io::Result<usize> {
+        let mut flags = RecvFlags::empty();
+        flags.set(RecvFlags::DONTWAIT, !may_block);
+        let (read, _) = recv(self, into, flags)?;
+        Ok(read)
     }
 
     fn send(&self, bytes: &[u8], may_block: bool) -> io::Result<usize> {
-        let wait = if may_block {
-            SendFlags::empty()
-        } else {
-            SendFlags::DONTWAIT
-        };
-        Ok(send(self, bytes, wait | SendFlags::NOSIGNAL)?)
-    }
-
-    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        TcpStream::set_read_timeout(self, timeout)
+        let mut flags = SendFlags::NOSIGNAL;
+        flags.set(SendFlags::DONTWAIT, !may_block);
+        Ok(send(self, bytes, flags)?)
     }
 
     fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         TcpStream::set_write_timeout(self, timeout)
-    }
-
-    fn set_nonblocking(&self) -> io::Result<()> {
-        TcpStream::set_nonblocking(self, true)
     }
 
     fn shutdown(&self, how: Shutdown) {

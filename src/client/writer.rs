@@ -2,7 +2,6 @@
 //! wait for it, catches up on unread messages, keeps the connection's time (pings, idleness, token
 //! expiry), and says goodbye.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{mem, thread};
@@ -20,6 +19,7 @@ use super::stack;
 use super::token::seconds_left;
 use super::token_check::TokenCheck;
 use crate::metrics::{Metrics, observe};
+use crate::threads::contain;
 
 /// The longest sleep, so that a change of the wall clock is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ const MAX_SLEEP: Duration = Duration::from_secs(60);
 /// `catch_up_at`, unless it is requested earlier.
 pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: Instant) {
     connection.outbox.set_writer(thread::current());
-    let served = catch_unwind(AssertUnwindSafe(|| {
+    let served = contain(|| {
         let mut writer = Writer::new(connection, context, catch_up_at);
         let mut trimmed = false;
         while !connection.is_closing() {
@@ -47,8 +47,8 @@ pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: 
                 Err(reason) => connection.close(reason),
             }
         }
-    }));
-    served.unwrap_or_else(|_| connection.close(CloseReason::Internal));
+    });
+    served.unwrap_or_else(|| connection.close(CloseReason::Internal));
     leave(connection, context.config.session.write_timeout);
 }
 
@@ -106,11 +106,9 @@ impl<'c> Writer<'c> {
             return Ok(now);
         }
         let next_catch_up = self.catch_up.advance(connection, now);
-        if connection.outbox.is_handed_over() {
-            return Ok(now);
-        }
+        let next_write = connection.outbox.is_handed_over().then_some(now);
         let latest = self.next_ping.min(now + left.min(MAX_SLEEP));
-        let next = [next_look, next_check, next_catch_up];
+        let next = [next_look, next_check, next_catch_up, next_write];
         Ok(next.into_iter().flatten().fold(latest, Instant::min))
     }
 
@@ -119,15 +117,14 @@ impl<'c> Writer<'c> {
         let connection = self.connection;
         let seen = Seen {
             at: now,
-            heard: connection.activity.last_heard(),
+            heard: connection.activity.noted().last_frame,
             progress: connection.outbox.progress(),
             is_waiting: connection.outbox.is_handed_over(),
             is_behind: connection.gate.fell_back(),
         };
         let was_behind = mem::replace(&mut self.is_behind, seen.is_behind);
         if seen.is_behind && !was_behind {
-            let (user, conn_id) = (connection.user(), connection.id());
-            info!("Fell back to the inbox: user={user}, conn_id={conn_id}");
+            info!("Fell back to the inbox: {connection}");
             self.metrics.fallbacks.inc();
         }
         let has_input = || connection.outbox.has_input();
@@ -137,11 +134,10 @@ impl<'c> Writer<'c> {
         }
         failpoint::reached("writer", connection.user());
         self.next_ping = now + self.ping_interval;
-        if !self.liveness.awaits_ping() {
+        self.liveness.ping(&seen, || {
             connection.activity.pinged();
-            let position = connection.outbox.ping();
-            self.liveness.pinged(position, &seen);
-        }
+            connection.outbox.ping()
+        });
         Ok(Some(now))
     }
 }

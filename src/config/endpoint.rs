@@ -1,7 +1,6 @@
 //! Where the broker is and who we are there, read from `broker.url`. Its password is shown nowhere.
 
 use std::borrow::Cow;
-use std::fmt;
 
 use percent_encoding::percent_decode_str;
 use url::Url;
@@ -12,8 +11,8 @@ const DEFAULT_PORT: u16 = 5672;
 /// An AMQP short string.
 const MAX_VHOST: usize = 255;
 
-/// A parsed `amqp://user:password@host:port/vhost`.
-#[derive(Clone, PartialEq, Eq)]
+/// A parsed `amqp://user:password@host:port/vhost`. It has no `Debug`, so that nothing shows it.
+#[derive(Clone)]
 pub struct Endpoint {
     /// A name or an address, an IPv6 address in brackets.
     pub host: String,
@@ -69,12 +68,6 @@ fn decode(text: &str, default: &str) -> Result<String, String> {
     let text = if text.is_empty() { default } else { text };
     let decoded = percent_decode_str(text).decode_utf8().map(Cow::into_owned);
     decoded.map_err(|_| "a percent-encoded part is not UTF-8".into())
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Endpoint({})", self.address())
-    }
 }
 
 #[cfg(test)]
@@ -148,10 +141,8 @@ mod tests {
             "http://[::1",
             &long,
         ] {
-            let error = Endpoint::parse(text).expect_err(text);
+            let error = Endpoint::parse(text).err().expect(text);
             assert!(!error.contains("hush"), "{error}");
         }
-        let endpoint = Endpoint::parse("amqp://u:hush@h").unwrap();
-        assert!(!format!("{endpoint:?}").contains("hush"));
     }
 }

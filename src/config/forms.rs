@@ -21,26 +21,28 @@ pub(super) fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else {
         return false;
     };
+    let (host, port) = match authority.rsplit_once(':') {
+        // Else the colon is one of an IPv6 address.
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (authority, "0"),
+    };
     let of_a_scheme = |b: u8| b.is_ascii_alphanumeric() || b"+.-".contains(&b);
     scheme.starts_with(|first: char| first.is_ascii_alphabetic())
         && scheme.bytes().all(of_a_scheme)
-        && is_authority(authority)
+        && is_host(host)
+        && port.bytes().all(|b| b.is_ascii_digit())
+        && port.parse::<u16>().is_ok()
 }
 
 /// `host:port`.
 pub fn is_host_and_port(text: &str) -> bool {
     let has_port = |(_, port): (&str, &str)| port.parse().is_ok_and(|port: u16| port > 0);
-    text.rsplit_once(':').is_some_and(has_port) && is_authority(text)
+    text.rsplit_once(':').is_some_and(has_port) && is_origin(&format!("http://{text}"))
 }
 
-/// `host` or `host:port`.
-fn is_authority(text: &str) -> bool {
-    let (host, port) = match text.rsplit_once(':') {
-        // Else the colon is one of an IPv6 address.
-        Some((host, port)) if !port.ends_with(']') => (host, port),
-        _ => (text, "0"),
-    };
-    is_host(host) && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
+/// The name behind `etcd:///`, if that is where a service's addresses are found.
+pub fn in_etcd(addresses: &[String]) -> Option<&str> {
+    addresses.first()?.strip_prefix("etcd:///")
 }
 
 /// RFC 3986, section 3.3: `pchar`, and the slashes between.

@@ -1,29 +1,23 @@
 //! Where values come from: the built-in defaults, then the file, then the environment. Anything
-//! wrong is an error that names the key and where it was written.
+//! wrong is an error: a text that says which file or variable is at fault, the key or the line, and
+//! what is wrong with it. Nothing starts; the user mends what is named.
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::{env, fs};
 
-use thiserror::Error;
 use toml::{Table, Value};
 
 use super::forms::is_within;
 use super::{Config, secrets, validate};
 
-/// Why there is no configuration: the file or variable that is at fault, the key or the line, and
-/// what is wrong with it. Nothing starts; the user mends what is named.
-#[derive(Debug, Error)]
-#[error("{0}")]
-pub struct ConfigError(String);
-
 /// Reads `file` (`None`: built-in defaults only) and the process's environment, and validates.
 /// `bound`: where the reference services' users are let in already. The sample tokens are refused
 /// there as at the start, even if the file names another address by now.
-pub fn load(file: Option<&Path>, bound: Option<SocketAddr>) -> Result<Config, ConfigError> {
+pub fn load(file: Option<&Path>, bound: Option<SocketAddr>) -> Result<Config, String> {
     let name = file.map_or("(defaults)".into(), |file| file.display().to_string());
     let text = file.map_or(Ok(String::new()), fs::read_to_string);
-    let text = text.map_err(|error| ConfigError(format!("{name}: cannot be read: {error}")))?;
+    let text = text.map_err(|error| format!("{name}: cannot be read: {error}"))?;
     // A name or value that is no UTF-8 is no key of ours.
     let variables = env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
@@ -36,7 +30,7 @@ pub fn parse(
     text: &str,
     variables: impl IntoIterator<Item = (String, String)>,
     bound: Option<SocketAddr>,
-) -> Result<Config, ConfigError> {
+) -> Result<Config, String> {
     let parsed = text.parse::<Table>();
     let mut table = parsed.map_err(|error| syntax_error(file, text, &error))?;
     let overrides = override_keys(&mut table, variables)?;
@@ -56,16 +50,16 @@ pub fn parse(
 }
 
 /// `origin` is the file or the variable that holds the value.
-fn key_error(origin: &str, key: &str, reason: &str) -> ConfigError {
+fn key_error(origin: &str, key: &str, reason: &str) -> String {
     let (origin, key) = (secrets::variable(origin), secrets::key(key));
-    ConfigError(format!("{origin}: {key}: {reason}"))
+    format!("{origin}: {key}: {reason}")
 }
 
 /// The line is not shown: it may hold a secret.
-fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start));
     let line = before.unwrap_or_default().matches('\n').count() + 1;
-    ConfigError(format!("{file}: line {line}: {}", first_line(error)))
+    format!("{file}: line {line}: {}", first_line(error))
 }
 
 fn first_line(error: &toml::de::Error) -> &str {
@@ -76,7 +70,7 @@ fn first_line(error: &toml::de::Error) -> &str {
 fn override_keys(
     table: &mut Table,
     variables: impl IntoIterator<Item = (String, String)>,
-) -> Result<Vec<(String, String)>, ConfigError> {
+) -> Result<Vec<(String, String)>, String> {
     let defaults = Value::try_from(Config::default()).expect("the defaults are TOML");
     let mut overrides = Vec::new();
     for (variable, text) in variables {

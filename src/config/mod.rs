@@ -18,15 +18,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use self::values::duration;
+use self::values::{addresses, duration};
 
 pub use endpoint::Endpoint;
-pub use forms::{is_host_and_port, is_service};
-pub use load::{ConfigError, load};
+pub use forms::{in_etcd, is_host_and_port, is_service};
+pub use load::load;
 pub use network::Network;
 pub use secrets::display;
 pub use validate::may_listen;
-pub use values::{Addresses, Token};
+pub use values::Token;
 
 /// The users that the shipped configuration lets in, alice with `alice-token` and so on: everybody
 /// knows these tokens.
@@ -131,9 +131,9 @@ tables! {
     }
 
     services: Services {
-        user: Addresses = Addresses::one("http://127.0.0.1:50051") => services,
-        message: Addresses = Addresses::one("http://127.0.0.1:50051") => services,
-        presence: Addresses = Addresses::one("http://127.0.0.1:50051") => services,
+        user: Vec<String> as "addresses" = vec!["http://127.0.0.1:50051".into()] => services,
+        message: Vec<String> as "addresses" = vec!["http://127.0.0.1:50051".into()] => services,
+        presence: Vec<String> as "addresses" = vec!["http://127.0.0.1:50051".into()] => services,
         /// The deadline of each call.
         timeout: Duration as "duration" = Duration::from_secs(3) => positive,
         worker_threads: usize = 1 => within(1..=8, ""),

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
-use std::str::FromStr;
 
 use ipnet::Ipv6Net;
 use serde::de::Error;
@@ -22,19 +21,9 @@ impl Network {
     pub fn contains(self, address: IpAddr) -> bool {
         self.0.contains(&as_ipv6(address))
     }
-}
 
-fn as_ipv6(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
-    }
-}
-
-impl FromStr for Network {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
+    /// An error is the reason.
+    fn parse(text: &str) -> Result<Self, String> {
         let (address, digits) = text.split_once('/').unzip();
         let is_number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit());
         let is_prefix = digits.is_none_or(|digits| !digits.is_empty() && is_number(digits));
@@ -54,6 +43,13 @@ impl FromStr for Network {
             ));
         }
         Ok(network)
+    }
+}
+
+fn as_ipv6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
     }
 }
 
@@ -78,7 +74,7 @@ impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         UntaggedEnumVisitor::new()
             .expecting("an address such as \"10.0.0.1\" or a network such as \"10.0.0.0/8\"")
-            .string(|text| text.parse().map_err(Error::custom))
+            .string(|text| Network::parse(text).map_err(Error::custom))
             .deserialize(deserializer)
     }
 }
@@ -88,7 +84,7 @@ mod tests {
     use super::*;
 
     fn network(text: &str) -> Network {
-        text.parse().unwrap_or_else(|error| panic!("{error}"))
+        Network::parse(text).unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[test]
@@ -198,7 +194,7 @@ mod tests {
             ("::ffff:10.0.0.5/104", "write 10.0.0.0/8"),
             ("fd00::1/8", "write fd00::/8"),
         ] {
-            let error = text.parse::<Network>().expect_err(text);
+            let error = Network::parse(text).expect_err(text);
             assert!(error.contains(reason), "{error}");
             assert!(error.contains(&format!("`{text}`")), "{error}");
         }

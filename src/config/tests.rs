@@ -9,8 +9,9 @@ const SECRET: &str = "hush-hush";
 fn error(text: &str, variables: &[(&str, &str)], bound: Option<SocketAddr>) -> String {
     let owned = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
     let parsed = parse("the-file", text, variables.iter().map(owned), bound);
-    let error = parsed.err().map(|error| error.to_string());
-    error.unwrap_or_else(|| panic!("accepted: {text} {variables:?}"))
+    parsed
+        .err()
+        .unwrap_or_else(|| panic!("accepted: {text} {variables:?}"))
 }
 
 fn accepted(text: &str) -> Config {
@@ -82,20 +83,19 @@ fn addresses_of_services_are_what_can_be_connected_to() {
 fn a_service_in_etcd_needs_etcd_and_stands_alone() {
     const ETCD: &str = "[discovery]\nendpoints = [\"http://h:2379\"]\n";
     for service in ["user", "message", "presence"] {
-        let in_etcd = format!("[services]\n{service} = \"etcd:///im-{service}\"\n");
-        let told = error(&in_etcd, &[], None);
+        let text = format!("[services]\n{service} = \"etcd:///im-{service}\"\n");
+        let told = error(&text, &[], None);
         let named = format!("the-file: services.{service}: ");
         assert!(told.starts_with(&named), "{told}");
         assert!(told.contains("discovery.endpoints"), "{told}");
-        let config = accepted(&format!("{in_etcd}{ETCD}"));
+        let config = accepted(&format!("{text}{ETCD}"));
         let services = &config.services;
         let at = match service {
             "user" => &services.user,
             "message" => &services.message,
             _ => &services.presence,
         };
-        assert_eq!(at.in_etcd(), Some(format!("im-{service}").as_str()));
-        assert!(at.known().is_empty());
+        assert_eq!(in_etcd(at), Some(format!("im-{service}").as_str()));
         for value in [
             "\"etcd:///\"",
             "\"etcd:///a/b\"",

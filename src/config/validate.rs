@@ -7,8 +7,10 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{Checked, ensure, is_host_and_port, is_of_a_path, is_origin, is_service};
-use super::{Addresses, Config, Embedded, Endpoint, Mode, check_rules};
+use super::forms::{
+    Checked, ensure, in_etcd, is_host_and_port, is_of_a_path, is_origin, is_service,
+};
+use super::{Config, Embedded, Endpoint, Mode, check_rules};
 use crate::ids::is_id;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -71,7 +73,7 @@ fn discovery(config: &Config) -> Result<(), Invalid> {
     let addresses = [&services.user, &services.message, &services.presence];
     let reason = "etcd:///name needs discovery.endpoints, which is empty";
     let mut services = keys.into_iter().zip(addresses);
-    services.try_for_each(|(key, at)| check(key, ensure(at.in_etcd().is_none(), reason)))
+    services.try_for_each(|(key, at)| check(key, ensure(in_etcd(at).is_none(), reason)))
 }
 
 fn tokens_and_groups(embedded: &Embedded) -> Result<(), Invalid> {
@@ -168,14 +170,14 @@ pub fn built_in(mode: &Mode) -> Checked {
     ensure(cfg!(feature = "reference") || *mode == Mode::Remote, reason)
 }
 
-pub fn services(addresses: &Addresses) -> Checked {
-    ensure(!addresses.0.is_empty(), "needs at least one address")?;
-    let Some(name) = addresses.in_etcd() else {
-        return addresses.0.iter().try_for_each(|address| service(address));
+pub fn services(addresses: &[String]) -> Checked {
+    ensure(!addresses.is_empty(), "needs at least one address")?;
+    let Some(name) = in_etcd(addresses) else {
+        return addresses.iter().try_for_each(|address| service(address));
     };
     let is_name = !name.is_empty() && name.bytes().all(|b| b != b'/' && is_of_a_path(b));
     ensure(is_name, "must be of the form etcd:///name")?;
-    let is_alone = addresses.0.len() == 1;
+    let is_alone = addresses.len() == 1;
     ensure(is_alone, "etcd:///name stands alone, beside no address")
 }
 

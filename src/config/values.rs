@@ -26,36 +26,20 @@ pub mod duration {
 }
 
 /// The addresses of one service: a string, or a list of strings; or `etcd:///name`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Addresses(pub Vec<String>);
+pub mod addresses {
+    use super::*;
 
-impl Addresses {
-    pub fn one(address: impl Into<String>) -> Self {
-        Self(vec![address.into()])
+    pub fn serialize<S: Serializer>(list: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+        list.serialize(serializer)
     }
 
-    /// The name behind `etcd:///`, if that is where the addresses are found.
-    pub fn in_etcd(&self) -> Option<&str> {
-        self.0.first()?.strip_prefix("etcd:///")
-    }
-
-    /// Those known from the start: none of a name in etcd.
-    pub fn known(&self) -> &[String] {
-        if self.in_etcd().is_some() {
-            &[]
-        } else {
-            &self.0
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Addresses {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<String>, D::Error> {
         UntaggedEnumVisitor::new()
             .expecting("an address such as \"http://127.0.0.1:50051\", or a list of them")
-            .string(|address| Ok(Self::one(address)))
-            .seq(|list| list.deserialize().map(Self))
+            .string(|address| Ok(vec![address.into()]))
+            .seq(|list| list.deserialize())
             .deserialize(deserializer)
     }
 }

@@ -25,7 +25,7 @@ use self::client::{Client, Failure};
 use self::registration::{Standing, Value};
 use self::resolver::Resolver;
 use crate::backoff::Backoff;
-use crate::config::{self, Config};
+use crate::config::{self, Config, in_etcd};
 use crate::registry::Registry;
 use crate::services::Upstream;
 use crate::threads::{Fatal, Worker};
@@ -72,7 +72,7 @@ impl Discovery {
         let services = &config.services;
         let addresses = [&services.user, &services.message, &services.presence];
         let named = iter::zip(addresses, upstreams).filter_map(|(addresses, upstream)| {
-            let prefix = format!("{}/{}/", etcd.prefix, addresses.in_etcd()?);
+            let prefix = format!("{}/{}/", etcd.prefix, in_etcd(addresses)?);
             Some(Resolver::new(prefix, upstream))
         });
         let mut sessions = Sessions {

@@ -10,7 +10,7 @@ use super::bus::LocalBus;
 use super::{Reference, ReferenceError};
 use crate::broker::DeliveryContext;
 use crate::broker::source::DeliverySource;
-use crate::config::{Addresses, Config};
+use crate::config::Config;
 use crate::readiness::LastOutcome;
 use crate::threads::Fatal;
 
@@ -31,7 +31,7 @@ impl Embedded {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let publisher = Box::new(bus.publisher());
         let reference = Reference::start(loopback, &config.embedded, publisher, fatal)?;
-        let address = Addresses::one(format!("http://{}", reference.addr()));
+        let address = vec![format!("http://{}", reference.addr())];
         config.services.user = address.clone();
         config.services.message = address.clone();
         config.services.presence = address;

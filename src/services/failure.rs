@@ -44,7 +44,8 @@ pub(super) enum Why {
     Refused,
     /// No answer came, or none that is gRPC: nobody knows what became of the call.
     Lost,
-    /// As [`Why::Lost`], and what came instead says that there is more to it than being away.
+    /// As [`Why::Lost`]: an answer that is no gRPC, whose HTTP status does not say that the service is
+    /// away.
     Failed,
     /// No answer came in time.
     Late,
@@ -71,12 +72,10 @@ impl Failure {
     pub fn told(code: Code, message: &[u8]) -> Self {
         let text = percent_decode(message).decode_utf8_lossy();
         let lower = text.to_lowercase();
-        let too_large = matches!(code, Code::OutOfRange | Code::ResourceExhausted)
-            && OWN_LIMIT.iter().any(|words| lower.contains(words));
-        let why = if too_large {
-            Why::TooLarge
-        } else {
-            Why::Told(code)
+        let is_own_limit = OWN_LIMIT.iter().any(|words| lower.contains(words));
+        let why = match code {
+            Code::OutOfRange | Code::ResourceExhausted if is_own_limit => Why::TooLarge,
+            _ => Why::Told(code),
         };
         Self::new(why, &text)
     }
@@ -108,11 +107,10 @@ impl Failure {
     /// service is well; one that is late may have much to do.
     pub fn health(&self) -> Health {
         match self.why {
-            Why::Told(Code::Unavailable) | Why::Unreached | Why::Lost | Why::Failed => {
-                Health::Broken
-            }
+            Why::Told(Code::Unavailable) => Health::Broken,
             Why::Told(_) | Why::TooLarge | Why::Late => Health::Well,
             Why::GoingAway | Why::Refused => Health::Leaving,
+            Why::Unreached | Why::Lost | Why::Failed => Health::Broken,
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::proto::*;
 use super::unary::Request;
-use super::upstream::{SetupError, Upstream};
+use super::upstream::Upstream;
 use super::{ErrorCode, Result, ServiceError, Services, Told};
 use crate::config;
 
@@ -41,18 +41,18 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    /// Starts the runtime; connects to a service when it is first called. Fails where the system has
-    /// no room for the runtime, or an address is none.
-    pub fn start(config: &config::Services) -> std::result::Result<Self, SetupError> {
+    /// Starts the runtime; connects to a service when it is first called. An error is the reason: the
+    /// system has no room for the runtime, or an address is none.
+    pub fn start(config: &config::Services) -> std::result::Result<Self, String> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.worker_threads)
             .thread_name("grpc")
             .enable_all()
             .build()
-            .map_err(|error| SetupError(format!("the gRPC runtime does not start: {error}")))?;
+            .map_err(|error| format!("the gRPC runtime does not start: {error}"))?;
         let (calls, handed_over) = mpsc::unbounded_channel();
         runtime.spawn(carry(handed_over));
-        let upstream = |name, ping, addresses: &config::Addresses| {
+        let upstream = |name, ping, addresses: &[String]| {
             let upstream = Arc::new(Upstream {
                 name,
                 ping,
@@ -62,8 +62,10 @@ impl Grpc {
                 addresses: RwLock::default(),
                 turn: AtomicUsize::default(),
             });
-            upstream.set_addresses(addresses.known())?;
-            Ok::<_, SetupError>(upstream)
+            if config::in_etcd(addresses).is_none() {
+                upstream.set_addresses(addresses)?;
+            }
+            Ok::<_, String>(upstream)
         };
         Ok(Self {
             user: upstream("User Service", VALIDATE_TOKEN, &config.user)?,
@@ -223,7 +225,7 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0")
             .and_then(|l| l.local_addr())
             .unwrap();
-        let there = config::Addresses::one(format!("http://{free}"));
+        let there = vec![format!("http://{free}")];
         let config = config::Services {
             user: there.clone(),
             message: there.clone(),

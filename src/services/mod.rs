@@ -18,7 +18,7 @@ mod upstream;
 use failure::Why;
 
 pub use crate::error::ErrorCode;
-pub use upstream::{SetupError, Upstream};
+pub use upstream::Upstream;
 
 /// The types of `proto/*.proto`, package `im.v1`.
 #[expect(missing_docs, clippy::pedantic)]
@@ -71,7 +71,7 @@ pub struct ServiceError {
     pub message: String,
     /// For the log alone: what lies behind it, empty where the message says it all.
     pub cause: String,
-    /// `None`: it is no call's failure, or only by the word of [`ServiceError::new`].
+    /// How a call failed; `None`: no call to a service came to this.
     why: Option<Why>,
 }
 

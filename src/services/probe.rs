@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use super::proto::{AckMessagesRequest, ValidateTokenRequest};
 use super::{Result, Services};
 use crate::readiness::{LastOutcome, Readiness};
 use crate::threads::{Fatal, Worker};
@@ -26,11 +25,10 @@ impl Probe {
         fatal: &Fatal,
     ) -> io::Result<Self> {
         let user = target("user_service", readiness, |services| {
-            let asked = services.validate_token(ValidateTokenRequest::default());
-            asked.map(drop)
+            services.validate_token(Default::default()).map(drop)
         });
         let message = target("message_service", readiness, |services| {
-            services.ack_messages(AckMessagesRequest::default())
+            services.ack_messages(Default::default())
         });
         let worker = Worker::start("probe", fatal, move |stop| {
             while !stop.within(user(&*services).min(message(&*services))) {}

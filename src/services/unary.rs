@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http::header::{CONTENT_TYPE, TE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Version};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use prost::Message;
@@ -64,10 +64,8 @@ impl Request {
         // own.
         let frame = Ok::<_, Infallible>(Frame::data(self.message.clone()));
         let body = StreamBody::new(stream::once(ready(frame)));
-        let mut request = http::Request::new(Body::new(body));
-        *request.method_mut() = Method::POST;
-        *request.version_mut() = Version::HTTP_2;
-        *request.uri_mut() = Uri::from_static(self.path);
+        let request = http::Request::post(self.path).version(Version::HTTP_2);
+        let mut request = request.body(Body::new(body)).expect("each path is a URI");
         *request.headers_mut() = headers;
         let on_the_way = |error: tonic::transport::Error| Failure::on_the_way(&error);
         let ready = poll_fn(|context| channel.poll_ready(context)).await;

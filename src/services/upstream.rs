@@ -48,17 +48,12 @@ pub(super) struct Address {
     health: AtomicU8,
 }
 
-/// Why services cannot be called at all.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct SetupError(pub(super) String);
-
 impl Upstream {
     /// From now on the service is at these addresses, `http://host:port` each, and at no other; any
     /// thread may say so. One that it has already keeps its connection, and rests if it does; calls
     /// under way end at the address that they have. Without an address every call fails at once. An
-    /// error changes nothing.
-    pub fn set_addresses(&self, uris: &[String]) -> Result<(), SetupError> {
+    /// error is the reason, and changes nothing.
+    pub fn set_addresses(&self, uris: &[String]) -> Result<(), String> {
         let _within = self.runtime.enter();
         let mut addresses = self.addresses.write();
         let address = |uri: &String| {
@@ -66,7 +61,7 @@ impl Upstream {
             known.map_or_else(|| self.address(uri), |known| Ok(Arc::clone(known)))
         };
         let set: Result<_, tonic::transport::Error> = uris.iter().map(address).collect();
-        let invalid = |error| SetupError(format!("{} at {uris:?}: {error}", self.name));
+        let invalid = |error| format!("{} at {uris:?}: {error}", self.name);
         *addresses = set.map_err(invalid)?;
         Ok(())
     }

@@ -104,7 +104,7 @@ fn message(number: u64, size: usize) -> String {
 }
 
 fn frame(payload: &str) -> Vec<u8> {
-    Frame::text_behind("", |bytes| bytes.extend(payload.as_bytes()))
+    Frame::text(|bytes| bytes.extend(payload.as_bytes()))
         .bytes()
         .to_vec()
 }

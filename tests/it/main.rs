@@ -37,6 +37,11 @@ mod http_errors;
 #[cfg(feature = "discovery")]
 mod discovery;
 
+/// What an operator asks of a running gateway.
+mod admin;
+/// What it counts.
+mod metrics;
+
 /// Whose connection it is, behind proxies and with IPv6.
 mod addresses;
 /// Request heads as balancers and proxies send them, and as attackers do.

@@ -10,7 +10,7 @@ use parking_lot::RwLockReadGuard;
 use prost::Message as _;
 use serde_json::Value;
 use tonic::{Code, Status};
-use ws_gateway::config::{self, Addresses};
+use ws_gateway::config;
 use ws_gateway::readiness::Readiness;
 use ws_gateway::services::grpc::Grpc;
 use ws_gateway::services::probe::Probe;
@@ -39,7 +39,7 @@ impl Deref for Here {
 /// All three services at these addresses. The first call goes to the first.
 fn at(urls: &[String]) -> Here {
     let _here = GATEWAY_THREADS.read_recursive();
-    let addresses = Addresses(urls.to_vec());
+    let addresses = urls.to_vec();
     let config = config::Services {
         user: addresses.clone(),
         message: addresses.clone(),

@@ -123,27 +123,27 @@ impl Channel {
 /// channel that brought it, and never on the next connection's, where its tag names another one.
 pub struct Consumer<'channel>(amiquip::Consumer<'channel>);
 
+/// A delivery, if there is one. An error says that the queue, the channel or the connection is gone.
+type Received = Result<Option<AmqpDelivery>>;
+
 impl Consumer<'_> {
     /// Where [`Self::receive`] finds something, to wait for it.
     pub fn receiver(&self) -> &Receiver<ConsumerMessage> {
         self.0.receiver()
     }
 
-    /// Receives a delivery, if there is one, without waiting. An error says that the queue, the
-    /// channel or the connection is gone.
-    pub fn receive(&self) -> Result<Option<AmqpDelivery>> {
+    /// Receives a delivery, if there is one, without waiting.
+    pub fn receive(&self) -> Received {
         match self.0.receiver().try_recv() {
-            Ok(ConsumerMessage::Delivery(delivery)) => Ok(Some(AmqpDelivery(delivery))),
-            Ok(ConsumerMessage::ClientCancelled) | Err(TryRecvError::Empty) => Ok(None),
-            Ok(ConsumerMessage::ServerCancelled) => Err(lost("the queue was deleted")),
-            Ok(
-                ConsumerMessage::ServerClosedChannel(error)
-                | ConsumerMessage::ServerClosedConnection(error),
-            ) => Err(during("consuming")(error)),
-            // A connection that breaks ends the receiver without a word.
-            Ok(ConsumerMessage::ClientClosedChannel | ConsumerMessage::ClientClosedConnection)
-            | Err(TryRecvError::Disconnected) => Err(lost("the connection ended")),
+            Err(TryRecvError::Empty) => Ok(None),
+            message => received(message.ok()),
         }
+    }
+
+    /// Receives what came before the broker answered to [`Self::cancel`], and then `None`: only then
+    /// may the consumer be dropped, or amiquip ends the connection.
+    pub fn receive_rest(&self) -> Received {
+        received(self.0.receiver().recv().ok())
     }
 
     /// Acknowledges this delivery and all before it that are not settled, without waiting.
@@ -157,9 +157,24 @@ impl Consumer<'_> {
         rejected.map_err(during("rejecting"))
     }
 
-    /// Asks the broker for no more deliveries. What came before its answer can be received then.
+    /// Asks the broker for no more deliveries.
     pub fn cancel(&self) -> Result<()> {
         self.0.cancel().map_err(during("cancelling the consumer"))
+    }
+}
+
+/// `None`: a connection that breaks ends the receiver without a word.
+fn received(message: Option<ConsumerMessage>) -> Received {
+    match message.unwrap_or(ConsumerMessage::ClientClosedConnection) {
+        ConsumerMessage::Delivery(delivery) => Ok(Some(AmqpDelivery(delivery))),
+        // This was all.
+        ConsumerMessage::ClientCancelled => Ok(None),
+        ConsumerMessage::ServerCancelled => Err(lost("the queue was deleted")),
+        ConsumerMessage::ServerClosedChannel(error)
+        | ConsumerMessage::ServerClosedConnection(error) => Err(during("consuming")(error)),
+        ConsumerMessage::ClientClosedChannel | ConsumerMessage::ClientClosedConnection => {
+            Err(lost("the connection ended"))
+        }
     }
 }
 

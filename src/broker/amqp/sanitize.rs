@@ -129,10 +129,8 @@ fn method(payload: &mut [u8]) -> Option<Parts<'_>> {
         [0, 10, 0, 10] => return connection_start(payload),
         [0, 10, 0, 50] | [0, 20, 0, 40] => &[Bytes(2), Text], // close
         [0, 10, 0, 60] => &[Text],                            // blocked
-        [0, 60, 0, 50] => &[Bytes(2), Text, Name, Name],      // return
         [0, 60, 0, 60] => &[Name, Bytes(9), Name, Name],      // deliver
-        [0, 60, 0, 71] => &[Bytes(9), Name, Name],            // get-ok
-        // Numbers, and names that the gateway or the broker has given.
+        // Numbers, and names that the gateway or the broker has given; or it is never asked for.
         _ => &[],
     };
     for field in fields {

@@ -8,10 +8,10 @@
 use std::mem;
 use std::sync::{Arc, OnceLock};
 
-use super::{Deliverer, DeliveryContext, DeliveryError, decode, ensure, id_behind};
+use super::{Deliverer, DeliveryError, catch_up, decode, ensure, for_one, id_behind};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
-use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, recipient};
+use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
 use crate::client::connection::Connection;
 use crate::client::failpoint;
 use crate::client::frame::Frame;
@@ -87,11 +87,12 @@ impl Deliverer {
                 return self.add_to_batch(members, message);
             }
             if !self.waiting.await_answer(group, LAST_WAIT) {
-                break;
+                let dropped = self.waiting.let_go();
+                self.push_own_copies(dropped);
             }
         }
         let dropped = self.waiting.add(group, message);
-        self.push_own_copies(dropped);
+        self.push_own_copies(Vec::from_iter(dropped));
         self.waiting.ask(&*self.deliver.services);
     }
 
@@ -109,7 +110,7 @@ impl Deliverer {
         }
         let waiting = mem::replace(&mut self.waiting, Waiting::new());
         self.push_own_copies(waiting.into_messages().collect());
-        self.catch_everybody_up();
+        catch_up(&self.deliver.registry.connections());
     }
 
     /// For the senders' devices: their copies are never unread, so catch-up does not bring them. Each
@@ -119,14 +120,14 @@ impl Deliverer {
         for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
             let sender = own.iter().take(1).map(|(sender, _)| sender.clone());
             let (members, messages) = (sender.collect(), own.to_vec());
-            self.deliver.write(GroupBatch { members, messages });
+            self.write(GroupBatch { members, messages });
         }
     }
 
     /// Delivers what has waited for this answer of the User Service.
     pub(super) fn answered(&mut self, group: GroupId, answer: Answer) {
-        let members = match self.groups.answered(&group, answer) {
-            Ok(members) => members,
+        let (members, new) = match self.groups.answered(&group, answer) {
+            Ok(answer) => answer,
             Err(error) => return self.waiting.failed(group, &error),
         };
         let waited = self.waiting.known(&group);
@@ -134,12 +135,11 @@ impl Deliverer {
             // The answer is outdated already.
             self.groups.invalidate(&group);
         }
-        if waited.let_go {
-            self.groups.catch_up(members.iter());
-        }
+        let missing = if waited.let_go { &members } else { &new };
+        catch_up(&self.deliver.registry.connections_of(&**missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
             let (members, messages) = (Arc::clone(&members), messages.to_vec());
-            self.deliver.write(GroupBatch { members, messages });
+            self.write(GroupBatch { members, messages });
         }
     }
 
@@ -157,7 +157,7 @@ impl Deliverer {
     /// written at once.
     pub(super) fn end_batch(&mut self, is_last: bool) {
         match self.batch.take() {
-            Some(batch) if is_last => self.deliver.write(batch),
+            Some(batch) if is_last => self.write(batch),
             Some(batch) => {
                 let push = |connection: &Connection, frame: &Frame| {
                     connection.push_batch(frame, batch.pushes_to(connection))
@@ -167,19 +167,18 @@ impl Deliverer {
             None => {}
         }
     }
-}
 
-impl DeliveryContext {
     /// Writes the batch to the members who are connected here, and each is looked up by the thread
     /// that writes.
     fn write(&self, batch: GroupBatch) {
-        let (registry, metrics) = (Arc::clone(&self.registry), Arc::clone(&self.metrics));
-        let frame = OnceLock::new();
-        self.fan_out.chunks(batch.members.len(), move |chunk| {
+        let registry = Arc::clone(&self.deliver.registry);
+        let metrics = Arc::clone(&self.deliver.metrics);
+        let (frame, count) = (OnceLock::new(), batch.members.len());
+        self.deliver.fan_out.chunks(count, move |chunk| {
             let mut pushed = 0;
             for connection in registry.connections_of(&batch.members[chunk]) {
                 let frame = frame.get_or_init(|| batch.frame());
-                pushed += recipient::contain("push", &connection, |connection| {
+                pushed += for_one("push", &connection, |connection| {
                     failpoint::reached("flush", connection.user());
                     connection.push_batch_and_flush(frame, batch.pushes_to(connection))
                 });

@@ -193,7 +193,7 @@ fn where_quorum_is_the_default_the_queues_are_classic() {
         side.stop();
     }
     // A crash leaves them, and they are made afresh.
-    Topology::new("g").declare(&mut open(&url)).unwrap();
+    Topology::declare(&mut open(&url), "g", false).unwrap();
     watching(&url).stop();
 }
 
@@ -273,7 +273,7 @@ fn the_queues_of_an_older_version_are_made_afresh() {
     let channel = link.channel().unwrap();
     let day = Argument::Number(86_400_000);
     for queue in Queue::ALL {
-        let name = Topology::new("g").queue(queue);
+        let name = format!("queue.gateway.g.{}", queue.name());
         channel.declare_queue(&name, &[("x-expires", day)]).unwrap();
     }
     let side = watching(&url);

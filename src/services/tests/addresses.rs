@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use crate::config::{self, Addresses};
+use crate::config;
 use crate::services::grpc::Grpc;
 use crate::services::proto::user_service_server::{UserService, UserServiceServer};
 use crate::services::*;
@@ -133,7 +133,7 @@ fn urls(servers: &[&Server]) -> Vec<String> {
 /// The User Service is at these servers; the others are nowhere.
 fn at(servers: &[&Server]) -> (Grpc, Arc<Upstream>) {
     let config = config::Services {
-        user: Addresses(urls(servers)),
+        user: urls(servers),
         timeout: DEADLINE,
         ..config::Services::default()
     };
@@ -243,10 +243,7 @@ fn without_an_address_a_call_fails_at_once_and_says_so() {
     user.set_addresses(&urls(&[&server])).unwrap();
     ask(&services, "x").unwrap();
     let error = user.set_addresses(&["no address".into()]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "User Service at [\"no address\"]: invalid URI"
-    );
+    assert_eq!(error, "User Service at [\"no address\"]: invalid URI");
     assert_eq!(ask(&services, "x").unwrap(), server.url, "as before");
     // Nobody calls any more.
     drop(services);

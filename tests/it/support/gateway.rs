@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
+use super::admin::Admin;
 use super::broker::free_port;
 use super::process::{Held, Process, Signal};
 use super::raw::{Raw, Response};
@@ -51,6 +52,7 @@ pub struct Gateway {
     pub addr: SocketAddr,
     pub path: String,
     pub directory: PathBuf,
+    pub admin: Admin,
 }
 
 impl Gateway {
@@ -100,11 +102,14 @@ impl Gateway {
             .find('/')
             .expect("a path in the line that says where it listens");
         let addr = url[..slash].parse().expect("an address in that line");
+        let admin = process.stdout_line("listening admin http://").parse();
+        let admin = Admin::at(admin.expect("an address in that line"));
         Self {
             process,
             addr,
             path: url[slash..].into(),
             directory,
+            admin,
         }
     }
 

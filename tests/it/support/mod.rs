@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "the tests of faults and limits use all of it")]
 
+pub mod admin;
 pub mod amqp;
 pub mod backend;
 pub mod broker;
@@ -18,6 +19,7 @@ pub mod http2;
 pub mod ledger;
 pub mod paths;
 pub mod process;
+pub mod prometheus;
 pub mod puppet;
 pub mod raw;
 pub mod raw_amqp;

@@ -120,11 +120,37 @@ impl Raw {
     /// Reads an HTTP answer; its body is as long as Content-Length says.
     pub fn response(&mut self) -> Response {
         let mut response = self.response_head();
+        if response.header("transfer-encoding") == Some("chunked") {
+            response.body = self.chunks();
+            return response;
+        }
         let length = response
             .header("content-length")
             .map_or(0, |text| text.parse().expect("a number"));
         response.body = String::from_utf8(self.exactly(length)).expect("a UTF-8 body");
         response
+    }
+
+    /// Reads a chunked body (RFC 9112, section 7.1) without trailers.
+    fn chunks(&mut self) -> String {
+        let mut body = Vec::new();
+        loop {
+            let size = self.line();
+            let size = usize::from_str_radix(&size, 16).expect("a chunk's size");
+            body.extend(self.exactly(size));
+            assert_eq!(self.line(), "");
+            if size == 0 {
+                return String::from_utf8(body).expect("a UTF-8 body");
+            }
+        }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            line.extend(self.exactly(1));
+        }
+        String::from_utf8_lossy(&line).trim_end().to_owned()
     }
 
     /// Reads an HTTP answer and the rest of the stream, whatever Content-Length says.
