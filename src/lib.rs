@@ -94,7 +94,8 @@
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
 //!   `broker` and `presence`, `discovery` and `reference`, `gateway`. No circle among files. A client's
-//!   socket is a `client/transport.rs`, and what connects and disconnects is told to one `ConnectionObserver`.
+//!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
+//!   `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
 //!   and tokio in `services`, `discovery` and `reference`. `tests/it/architecture.rs` holds the code

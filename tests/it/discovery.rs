@@ -409,9 +409,12 @@ fn moves_unseen(lose: impl FnOnce(&mut Etcd)) {
     gateway.stderr_line("etcd fails, will be retried");
     reaches(&mut alice, &first);
     lose(&mut etcd);
+    // It is not there to see it.
+    gateway.signal(Signal::STOP);
     etcd.restart();
     put(&etcd, "a", &second);
     etcd.compact();
+    gateway.signal(Signal::CONT);
     reaches(&mut alice, &second);
     let before = first.calls("SendMessage");
     (0..10).for_each(|_| sends(&mut alice));
