@@ -433,8 +433,8 @@ const CORE: [&str; 7] = [
     "broker/",
     "presence.rs",
 ];
-/// 6,800 are wanted: it only ever gets lower.
-const CORE_LINES: usize = 7_014;
+/// It only ever gets lower.
+const CORE_LINES: usize = 6_800;
 /// Compiled for the reference services alone; it is where it is since amiquip is named in one folder.
 const OF_REFERENCE: &str = "broker/amqp/publish.rs";
 const FIRST_SITTING: [&str; 13] = [

@@ -39,6 +39,8 @@ mod discovery;
 
 /// What an operator asks of a running gateway.
 mod admin;
+/// Its page, in a browser.
+mod live_page;
 /// What it counts.
 mod metrics;
 
@@ -53,6 +55,8 @@ mod request_shapes;
 mod configuration;
 /// What the services do when the broker refuses what they publish.
 mod publishing;
+/// The way out of a gateway, and who is told of it.
+mod shutdown;
 /// Starting, stopping, and being told nonsense.
 mod start;
 /// What is left of a gateway that has stopped.

@@ -10,6 +10,7 @@ pub mod admin;
 pub mod amqp;
 pub mod backend;
 pub mod broker;
+pub mod browser;
 pub mod client;
 pub mod cluster;
 pub mod etcd;

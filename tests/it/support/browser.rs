@@ -1,0 +1,115 @@
+//! A headless Chromium, driven over WebDriver (Debian packages `chromium` and `chromium-driver`).
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::process::Process;
+use super::raw::Raw;
+use super::{wait_until, watchdog};
+
+pub struct Browser {
+    _driver: Process,
+    addr: SocketAddr,
+    /// The path of the session.
+    session: String,
+}
+
+impl Browser {
+    pub fn start() -> Self {
+        let directory = watchdog::directory("browser");
+        let mut command = Command::new("chromedriver");
+        // What it leaves behind goes with the test's directory.
+        command.arg("--port=0").env("TMPDIR", &directory);
+        let mut driver = Process::start("chromedriver", &mut command);
+        let port = driver.stdout_line("ChromeDriver was started successfully on port ");
+        let port: u16 = port.trim_end_matches('.').parse().expect("a port");
+        let mut browser = Self {
+            _driver: driver,
+            addr: SocketAddr::from(([127, 0, 0, 1], port)),
+            session: "/session".into(),
+        };
+        let options = json!({ "args": [
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--disable-background-networking", "--disable-dev-shm-usage",
+            format!("--user-data-dir={}", directory.join("profile").display()),
+        ] });
+        let capabilities = json!({ "alwaysMatch": { "goog:chromeOptions": options } });
+        let created = browser.command("POST", "", &json!({ "capabilities": capabilities }));
+        let id = created["sessionId"].as_str().expect("a session");
+        browser.session = format!("/session/{id}");
+        browser
+    }
+
+    pub fn open(&self, url: &str) {
+        self.command("POST", "/url", &json!({ "url": url }));
+    }
+
+    pub fn resize(&self, width: u32, height: u32) {
+        self.command(
+            "POST",
+            "/window/rect",
+            &json!({ "width": width, "height": height }),
+        );
+    }
+
+    /// What a script returns.
+    pub fn run(&self, script: &str) -> Value {
+        let body = json!({ "script": script, "args": [] });
+        self.command("POST", "/execute/sync", &body)
+    }
+
+    /// Waits until the expression is true.
+    pub fn wait_for(&self, expression: &str) {
+        let script = format!("return Boolean({expression});");
+        wait_until(&format!("on the page: {expression}"), || {
+            self.run(&script) == true
+        });
+    }
+
+    /// Types into what has the focus.
+    pub fn type_keys(&self, keys: &str) {
+        let actions = keys.chars().flat_map(|key| {
+            let action = |kind: &str| json!({ "type": kind, "value": key.to_string() });
+            [action("keyDown"), action("keyUp")]
+        });
+        let actions: Vec<Value> = actions.collect();
+        let keyboard = json!({ "type": "key", "id": "keyboard", "actions": actions });
+        self.command("POST", "/actions", &json!({ "actions": [keyboard] }));
+    }
+
+    /// A command of the DevTools protocol.
+    pub fn devtools(&self, command: &str, parameters: &Value) {
+        let body = json!({ "cmd": command, "params": parameters });
+        self.command("POST", "/goog/cdp/execute", &body);
+    }
+
+    fn command(&self, method: &str, path: &str, body: &Value) -> Value {
+        let (session, body) = (&self.session, body.to_string());
+        let length = body.len();
+        let mut raw = Raw::connect(self.addr);
+        raw.send(format!(
+            "{method} {session}{path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}",
+            self.addr
+        ));
+        let response = raw.response();
+        assert_eq!(response.status, 200, "{method} {path}: {response:?}");
+        response.json()["value"].clone()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // Chromium goes with its session; without it, it would outlive the driver.
+        if self.session != "/session" && !std::thread::panicking() {
+            self.command("DELETE", "", &json!({}));
+        }
+    }
+}
+
+/// The Tab key, for [`Browser::type_keys`].
+pub const TAB: &str = "\u{E004}";
+/// The Enter key.
+pub const ENTER: &str = "\u{E007}";
