@@ -6,9 +6,10 @@
 //! the limit is computed beforehand.
 
 use std::fs;
+use std::path::Path;
 
 use log::warn;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{self, getrlimit, setrlimit};
 
 use crate::client::refuser;
 use crate::config::Config;
@@ -46,70 +47,129 @@ const SPARE_THREADS: usize = 500;
 const THREADS_PER_CONNECTION: usize = 2;
 const MAPPINGS_PER_CONNECTION: usize = 2 * THREADS_PER_CONNECTION;
 
-/// How many connections fit, and what bounds them.
+/// What connections use up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    Descriptors,
+    Threads,
+    Mappings,
+}
+
+/// What one of the system's settings grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Capacity {
-    connections: usize,
-    /// The setting that allows no more, as the system calls it.
-    bound: &'static str,
+pub struct Bound {
+    /// As the system calls it.
+    pub setting: &'static str,
+    pub resource: Resource,
+    /// `usize::MAX`: there is no such setting, or it says that there is no limit.
+    pub granted: usize,
+    /// So many connections fit.
+    pub connections: usize,
+}
+
+impl Resource {
+    /// How many of these a gateway with so many connections needs, for services at so many addresses.
+    pub fn needed(self, connections: usize, service_addresses: usize) -> usize {
+        self.spare(service_addresses) + self.per_connection() * connections
+    }
+
+    fn per_connection(self) -> usize {
+        match self {
+            Self::Descriptors => 1,
+            Self::Threads => THREADS_PER_CONNECTION,
+            Self::Mappings => MAPPINGS_PER_CONNECTION,
+        }
+    }
+
+    fn spare(self, service_addresses: usize) -> usize {
+        match self {
+            Self::Descriptors => SPARE_DESCRIPTORS + service_addresses * PER_SERVICE_ADDRESS,
+            Self::Threads => SPARE_THREADS,
+            Self::Mappings => SPARE_MAPPINGS,
+        }
+    }
 }
 
 /// Lowers `limits.max_connections` to what the system grants, and says so.
 pub fn lower(config: &mut Config) {
-    let services = &config.services;
-    let addresses = [&services.user, &services.message, &services.presence];
-    let addresses = addresses.iter().map(|addresses| addresses.len()).sum();
-    let Capacity { connections, bound } = measure(addresses);
-    let wanted = config.limits.max_connections;
+    let least = bounds(config).into_iter().min_by_key(|b| b.connections);
+    let least = least.expect("there are six");
+    let (wanted, connections) = (config.limits.max_connections, least.connections.max(1));
     if wanted > connections {
         config.limits.max_connections = connections;
+        let bound = least.setting;
         warn!("limits.max_connections lowered: from={wanted}, to={connections}, because={bound}");
     }
 }
 
-/// Raises the soft limit on descriptors to the hard one, and computes, for services at so many
-/// addresses.
-fn measure(service_addresses: usize) -> Capacity {
-    let spare_descriptors = SPARE_DESCRIPTORS + service_addresses * PER_SERVICE_ADDRESS;
-    let descriptors = descriptors().saturating_sub(spare_descriptors);
-    let mappings = |most: usize| most.saturating_sub(SPARE_MAPPINGS) / MAPPINGS_PER_CONNECTION;
-    let threads = |most: usize| most.saturating_sub(SPARE_THREADS) / THREADS_PER_CONNECTION;
-    let cgroup = setting("/sys/fs/cgroup/pids.max");
-    let bounds = [
-        ("RLIMIT_NOFILE", descriptors),
-        ("vm.max_map_count", mappings(sysctl("vm/max_map_count"))),
-        ("kernel.pid_max", threads(sysctl("kernel/pid_max"))),
-        ("kernel.threads-max", threads(sysctl("kernel/threads-max"))),
-        ("the cgroup's pids.max", threads(cgroup)),
-        ("RLIMIT_NPROC", threads(limit(Resource::Nproc))),
+/// Raises the soft limit on descriptors to the hard one, and looks at every setting that counts.
+pub fn bounds(config: &Config) -> [Bound; 6] {
+    let addresses = service_addresses(config);
+    let threads = Resource::Threads;
+    let settings = [
+        ("RLIMIT_NOFILE", Resource::Descriptors, descriptors()),
+        (
+            "vm.max_map_count",
+            Resource::Mappings,
+            sysctl("vm/max_map_count"),
+        ),
+        ("kernel.pid_max", threads, sysctl("kernel/pid_max")),
+        ("kernel.threads-max", threads, sysctl("kernel/threads-max")),
+        ("the cgroup's pids.max", threads, cgroup_threads()),
+        ("RLIMIT_NPROC", threads, limit(process::Resource::Nproc)),
     ];
-    let least = bounds.into_iter().min_by_key(|bound| bound.1);
-    let (bound, connections) = least.expect("there are six");
-    let connections = connections.max(1);
-    Capacity { connections, bound }
+    settings.map(|(setting, resource, granted)| Bound {
+        setting,
+        resource,
+        granted,
+        connections: granted.saturating_sub(resource.spare(addresses)) / resource.per_connection(),
+    })
+}
+
+pub fn service_addresses(config: &Config) -> usize {
+    let services = &config.services;
+    let addresses = [&services.user, &services.message, &services.presence];
+    addresses.iter().map(|addresses| addresses.len()).sum()
 }
 
 fn descriptors() -> usize {
-    let mut granted = getrlimit(Resource::Nofile);
+    let mut granted = getrlimit(process::Resource::Nofile);
     granted.current = granted.maximum;
     // Refused only where the hard limit changed this very moment; the soft one holds then.
-    let _ = setrlimit(Resource::Nofile, granted);
-    limit(Resource::Nofile)
+    let _ = setrlimit(process::Resource::Nofile, granted);
+    limit(process::Resource::Nofile)
 }
 
-fn limit(resource: Resource) -> usize {
+fn limit(resource: process::Resource) -> usize {
     let limit = getrlimit(resource).current;
     limit.map_or(usize::MAX, |limit| limit.try_into().unwrap_or(usize::MAX))
 }
 
 /// A kernel setting; one that is not there, or says "max", is as good as any number.
-fn setting(file: &str) -> usize {
+fn setting(file: impl AsRef<Path>) -> usize {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.trim().parse().unwrap_or(usize::MAX)
 }
 
 fn sysctl(name: &str) -> usize {
-    setting(&format!("/proc/sys/{name}"))
+    setting(format!("/proc/sys/{name}"))
+}
+
+fn cgroup_threads() -> usize {
+    let memberships = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    least_pids_max(&memberships, Path::new("/sys/fs/cgroup"))
+}
+
+/// The least `pids.max` of a process's own cgroup and those above it (cgroups(7), version 2), below
+/// `root`. systemd's `TasksMax` is there.
+fn least_pids_max(memberships: &str, root: &Path) -> usize {
+    let own = memberships
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"));
+    let own = root.join(own.unwrap_or_default());
+    let cgroups = own.ancestors().filter(|cgroup| cgroup.starts_with(root));
+    let granted = cgroups.map(|cgroup| setting(cgroup.join("pids.max")));
+    granted.min().unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -118,9 +178,47 @@ mod tests {
 
     #[test]
     fn the_least_bound_counts() {
-        let capacity = measure(3);
-        assert!(capacity.connections >= 1);
-        assert!(capacity.connections <= limit(Resource::Nofile));
-        assert!(!capacity.bound.is_empty());
+        let bounds = bounds(&Config::default());
+        let least = bounds.iter().map(|bound| bound.connections).min().unwrap();
+        for wanted in [1, least.max(1), usize::MAX] {
+            let mut config = Config::default();
+            config.limits.max_connections = wanted;
+            lower(&mut config);
+            assert_eq!(config.limits.max_connections, wanted.min(least.max(1)));
+        }
+    }
+
+    #[test]
+    fn what_is_needed_for_connections_is_enough_for_them_and_no_more() {
+        let addresses = service_addresses(&Config::default());
+        for resource in [Resource::Descriptors, Resource::Threads, Resource::Mappings] {
+            let needed = resource.needed(10_000, addresses);
+            let fit =
+                |granted: usize| (granted - resource.spare(addresses)) / resource.per_connection();
+            assert_eq!(
+                (fit(needed), fit(needed - 1)),
+                (10_000, 9_999),
+                "{resource:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_narrowest_cgroup_on_the_way_up_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let service = root.path().join("system.slice/ws-gateway.service");
+        fs::create_dir_all(&service).unwrap();
+        fs::write(service.join("pids.max"), "max\n").unwrap();
+        let found = |memberships| least_pids_max(memberships, root.path());
+        let own = "0::/system.slice/ws-gateway.service\n";
+        assert_eq!(found(own), usize::MAX);
+        fs::write(service.join("pids.max"), "4915\n").unwrap();
+        assert_eq!(found(own), 4_915);
+        fs::write(root.path().join("system.slice/pids.max"), "100\n").unwrap();
+        assert_eq!(found(own), 100);
+        fs::write(root.path().join("pids.max"), "70\n").unwrap();
+        for memberships in [own, "0::/\n", "", "0::/../..\n"] {
+            assert_eq!(found(memberships), 70, "{memberships:?}");
+        }
     }
 }

@@ -54,6 +54,8 @@
 //! | what starts and stops, in which order | [`gateway`] |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
 //! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
+//! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
+//! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //!
 //! # The threads
 //!
@@ -105,7 +107,9 @@
 mod admin;
 mod backoff;
 pub mod broker;
-mod capacity;
+pub mod capacity;
+#[cfg(feature = "check")]
+pub mod check;
 pub mod client;
 pub mod config;
 #[cfg(feature = "discovery")]
@@ -119,6 +123,8 @@ pub mod logging;
 pub mod metrics;
 pub mod presence;
 pub mod readiness;
+#[cfg(feature = "recipes")]
+pub mod recipes;
 #[cfg(feature = "reference")]
 pub mod reference;
 pub mod registry;

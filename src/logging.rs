@@ -1,23 +1,27 @@
-//! The log: simplelog, to standard error or a file, at the configured level. A line says what happened
+//! The log: simplelog, to standard error or a file, at the configured [`Levels`]. A line says what happened
 //! and then `key=value`, the user and the connection among them; no token, no password and no message
 //! is in any, at any level.
 
-use std::fmt;
+mod levels;
+mod line_limit;
+
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, LineWriter, Write};
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use log::{LevelFilter, error, info};
-use parking_lot::{Mutex, RwLock};
-use simplelog::{CombinedLogger, ConfigBuilder, LevelPadding, ThreadLogMode, WriteLogger};
+use parking_lot::RwLock;
+use simplelog::{
+    CombinedLogger, ConfigBuilder, LevelPadding, SharedLogger, ThreadLogMode, WriteLogger,
+};
 use time::format_description::FormatItem;
 use time::macros::format_description;
 
-use crate::config::Log;
+pub use levels::Levels;
+pub use line_limit::LineLimit;
 
 /// The gateway's own targets. tungstenite would log message text, amiquip secrets.
 const OWN: &str = "ws_gateway";
@@ -30,16 +34,16 @@ const TIME: &[FormatItem<'static>] =
 /// The file that is written to, if it is one.
 static FILE: OnceLock<LogFile> = OnceLock::new();
 
-/// Starts logging. An error means that the file cannot be opened, and names the key.
-pub fn start(config: &Log) -> Result<(), String> {
-    let file = match config.file.as_path() {
-        path if path.as_os_str().is_empty() => None,
-        path => Some(LogFile::open(path)?),
-    };
+/// Starts logging to `file`, or to standard error where that is empty. An error says why the file
+/// cannot be opened.
+pub fn start(levels: &Levels, file: &Path) -> Result<(), String> {
+    let to_file = !file.as_os_str().is_empty();
+    let file = to_file.then(|| LogFile::open(file)).transpose()?;
+    // Each line leaves whole, with one call.
     let output = || -> Box<dyn Write + Send> {
         match &file {
-            Some(file) => Box::new(file.clone()),
-            None => Box::new(io::stderr()),
+            Some(file) => Box::new(LineWriter::new(file.clone())),
+            None => Box::new(LineWriter::new(io::stderr())),
         }
     };
     let mut format = ConfigBuilder::new();
@@ -50,15 +54,22 @@ pub fn start(config: &Log) -> Result<(), String> {
         .set_target_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
         .set_level_padding(LevelPadding::Right);
-    let own = format.clone().add_filter_allow_str(OWN).build();
+    let mut own = format.clone();
+    own.add_filter_allow_str(OWN);
+    let mut loggers: Vec<Box<dyn SharedLogger>> = Vec::new();
+    for (group, level) in &levels.groups {
+        let target = format!("{OWN}::{group}");
+        own.add_filter_ignore(target.clone());
+        let group = format.clone().add_filter_allow(target).build();
+        loggers.push(WriteLogger::new(*level, group, output()));
+    }
     let others = format.add_filter_ignore_str(OWN);
     let others = others.add_filter_ignore_str(SECRETIVE).build();
-    let warnings = config.level.min(LevelFilter::Warn);
+    let warnings = levels.default.min(LevelFilter::Warn);
+    loggers.push(WriteLogger::new(levels.default, own.build(), output()));
+    loggers.push(WriteLogger::new(warnings, others, output()));
     // A second start, in tests, keeps the first one's loggers.
-    let _ = CombinedLogger::init(vec![
-        WriteLogger::new(config.level, own, output()),
-        WriteLogger::new(warnings, others, output()),
-    ]);
+    let _ = CombinedLogger::init(loggers);
     if let Some(file) = file {
         let _ = FILE.set(file);
     }
@@ -106,7 +117,7 @@ impl LogFile {
 
 fn append(path: &Path) -> Result<File, String> {
     let file = OpenOptions::new().create(true).append(true).open(path);
-    file.map_err(|error| format!("log.file: {}: {error}", path.display()))
+    file.map_err(|error| format!("{}: {error}", path.display()))
 }
 
 impl Write for LogFile {
@@ -119,91 +130,9 @@ impl Write for LogFile {
     }
 }
 
-/// Lets a few lines of a kind through each second: for what anybody can cause, who needs no token to do
-/// it ten thousand times.
-pub struct LineLimit(Mutex<Second>);
-
-struct Second {
-    began: Option<Instant>,
-    written: usize,
-    left_out: usize,
-}
-
-/// How many lines of one kind are written in a second.
-const LINES_PER_SECOND: usize = 5;
-
-impl LineLimit {
-    pub const fn new() -> Self {
-        Self(Mutex::new(Second {
-            began: None,
-            written: 0,
-            left_out: 0,
-        }))
-    }
-
-    /// What to write behind the line; `None`: leave the line out.
-    pub fn pass(&self) -> Option<LeftOut> {
-        self.pass_at(Instant::now())
-    }
-
-    fn pass_at(&self, now: Instant) -> Option<LeftOut> {
-        let mut second = self.0.lock();
-        let is_over = |began: Instant| now.duration_since(began) >= Duration::from_secs(1);
-        if second.began.is_none_or(is_over) {
-            (second.began, second.written) = (Some(now), 0);
-        }
-        if second.written == LINES_PER_SECOND {
-            second.left_out += 1;
-            return None;
-        }
-        second.written += 1;
-        Some(LeftOut(std::mem::take(&mut second.left_out)))
-    }
-}
-
-impl Default for LineLimit {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// How many lines were left out before this one: `, left_out=7`, or nothing.
-#[derive(Debug, PartialEq, Eq)]
-pub struct LeftOut(usize);
-
-impl fmt::Display for LeftOut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0 => Ok(()),
-            count => write!(f, ", left_out={count}"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_few_lines_a_second_pass_and_the_rest_is_counted() {
-        let limit = LineLimit::new();
-        let start = Instant::now();
-        for _ in 0..LINES_PER_SECOND {
-            assert_eq!(limit.pass_at(start), Some(LeftOut(0)));
-        }
-        for _ in 0..7 {
-            assert_eq!(limit.pass_at(start + Duration::from_millis(999)), None);
-        }
-        let next = limit.pass_at(start + Duration::from_secs(1));
-        assert_eq!(
-            next.map(|it| it.to_string()).as_deref(),
-            Some(", left_out=7")
-        );
-        assert_eq!(
-            limit.pass_at(start + Duration::from_secs(1)),
-            Some(LeftOut(0))
-        );
-    }
 
     #[test]
     fn a_file_that_was_moved_away_is_started_anew() {

@@ -15,9 +15,13 @@ use clap::{Parser, Subcommand};
 use log::{error, info};
 use signal_hook::consts::SIGPIPE;
 use signal_hook::flag;
+#[cfg(feature = "check")]
+use ws_gateway::check::{self, Report};
 use ws_gateway::config::{self, Config};
 use ws_gateway::gateway::{Gateway, StartError};
 use ws_gateway::logging;
+#[cfg(feature = "recipes")]
+use ws_gateway::recipes::{RECIPES, Recipe};
 
 use self::signals::MainLoop;
 
@@ -45,11 +49,30 @@ one at once; SIGHUP makes the reference services read their tokens and groups ag
 
 #[derive(Subcommand)]
 enum Command {
-    /// Validates the configuration and prints it resolved, secrets hidden.
-    Check,
+    /// Validates the configuration, prints it resolved, secrets hidden, and warns of what is risky.
+    Check {
+        /// Looks whether broker, services and the system's limits are as the gateway needs them.
+        #[cfg(feature = "check")]
+        #[arg(long)]
+        connect: bool,
+    },
+    /// Prints a deployment file.
+    #[cfg(feature = "recipes")]
+    Recipe(RecipeArguments),
     /// Runs the reference User, Message and Presence services, publishing to RabbitMQ.
     #[cfg(feature = "reference")]
     Services(ServicesArguments),
+}
+
+#[cfg(feature = "recipes")]
+#[derive(clap::Args)]
+struct RecipeArguments {
+    /// Which one.
+    #[arg(required_unless_present = "list", value_parser = RECIPES.map(|recipe| recipe.name))]
+    name: Option<String>,
+    /// Names them all.
+    #[arg(long, conflicts_with = "name")]
+    list: bool,
 }
 
 #[cfg(feature = "reference")]
@@ -64,6 +87,18 @@ struct ServicesArguments {
     /// The SQLite file [default: embedded.database of the configuration].
     #[arg(long, value_name = "FILE")]
     database: Option<PathBuf>,
+}
+
+#[cfg(feature = "recipes")]
+impl RecipeArguments {
+    fn text(self) -> String {
+        let named = |name| RECIPES.iter().find(|recipe| Some(recipe.name) == name);
+        let line = |recipe: &Recipe| format!("{:18}{}\n", recipe.name, recipe.about);
+        match named(self.name.as_deref()) {
+            Some(recipe) => recipe.text.into(),
+            None => RECIPES.iter().map(line).collect(),
+        }
+    }
 }
 
 /// The C entry point, instead of std's: std's would set up a stack overflow handler that costs
@@ -100,21 +135,31 @@ fn run(arguments: Arguments) -> Outcome {
     // The file that was asked for, or the default one if it is there.
     let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|file| file.exists());
     let file = arguments.config.or_else(default);
-    let config = config::load(file.as_deref(), None).map_err(usage)?;
+    let load = || config::load(file.as_deref(), None).map_err(usage);
     match arguments.command {
-        None => run_gateway(config, file.as_deref()),
-        Some(Command::Check) => {
-            // Whoever closed standard output does not want to know.
-            let _ = write!(io::stdout(), "{}", config::display(&config));
+        None => run_gateway(load()?, file.as_deref()),
+        Some(Command::Check {
+            #[cfg(feature = "check")]
+            connect,
+        }) => {
+            let config = load()?;
+            print(&config::display(&config));
+            #[cfg(feature = "check")]
+            run_check(&config, connect)?;
+            Ok(())
+        }
+        #[cfg(feature = "recipes")]
+        Some(Command::Recipe(arguments)) => {
+            print(&arguments.text());
             Ok(())
         }
         #[cfg(feature = "reference")]
-        Some(Command::Services(arguments)) => run_services(config, arguments, file.as_deref()),
+        Some(Command::Services(arguments)) => run_services(load()?, arguments, file.as_deref()),
     }
 }
 
 fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
-    logging::start(&config.log).map_err(usage)?;
+    start_logging(&config)?;
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let (id, mode) = (&config.gateway.id, config.backend.mode);
     info!("Starting: gateway_id={id}, mode={mode:?}");
@@ -125,12 +170,31 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     announce(&format!("listening {}", gateway.url()));
     let admin = gateway.admin_url();
     admin.inspect(|url| announce(&format!("listening admin {url}")));
-    let outcome = main_loop.run(|| match gateway.lets_in_at() {
-        Some(addr) => reload(file, addr, |config| gateway.reload(config)),
-        None => info!("Nothing to read again: only the embedded services have tokens and groups"),
+    let outcome = main_loop.run(|| {
+        logging::reopen();
+        match gateway.lets_in_at() {
+            Some(addr) => reload(file, addr, |config| gateway.reload(config)),
+            None => info!("No tokens to read again: only the embedded services have their own"),
+        }
     });
     gateway.stop();
     outcome.map_err(failure)
+}
+
+/// Warns of what is risky and, with `connect`, looks whether what is needed is there.
+#[cfg(feature = "check")]
+fn run_check(config: &Config, connect: bool) -> Outcome {
+    for warning in check::warnings(config) {
+        eprintln!("warning: {warning}");
+    }
+    if !connect {
+        return Ok(());
+    }
+    print("\n");
+    let mut report = Report::new(io::stdout());
+    check::connect(config, &mut report);
+    let not_ready = || failure("the gateway would not be ready: mend what failed");
+    report.is_ready().then_some(()).ok_or_else(not_ready)
 }
 
 #[cfg(feature = "reference")]
@@ -142,7 +206,7 @@ fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&
     /// How long a publication waits for its confirm.
     const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
-    logging::start(&config.log).map_err(usage)?;
+    start_logging(&config)?;
     config::may_listen(&config, arguments.listen)
         .map_err(|reason| usage(format!("--listen: {reason}")))?;
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
@@ -158,16 +222,26 @@ fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&
     let addr = reference.addr();
     announce(&format!("listening grpc http://{addr}"));
     let outcome = main_loop.run(|| {
+        logging::reopen();
         reload(file, addr, |config| reference.reload(&config.embedded));
     });
     reference.stop(Instant::now() + config.shutdown.drain);
     outcome.map_err(failure)
 }
 
+fn start_logging(config: &Config) -> Outcome {
+    let started = logging::start(&config.log.level, &config.log.file);
+    started.map_err(|error| usage(format!("log.file: {error}")))
+}
+
+fn print(text: &str) {
+    // Whoever closed standard output does not want to know.
+    let _ = write!(io::stdout(), "{text}");
+}
+
 /// One line on standard output for whoever waits for the port.
 fn announce(line: &str) {
-    // Whoever closed standard output does not want to know.
-    let _ = writeln!(io::stdout(), "{line}");
+    print(&format!("{line}\n"));
     info!("Ready: {line}");
 }
 

@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use self::values::{addresses, duration};
 
+use crate::logging::Levels;
+
 pub use endpoint::Endpoint;
 pub use forms::{in_etcd, is_host_and_port, is_service};
 pub use load::load;
@@ -185,7 +187,7 @@ tables! {
     }
 
     log: Log {
-        level: log::LevelFilter = log::LevelFilter::Info,
+        level: Levels = Levels::default(),
         /// Empty: standard error.
         file: PathBuf = PathBuf::new(),
     }

@@ -53,6 +53,8 @@ mod request_shapes;
 
 /// The configuration is read the same way by `check`, by the start and on SIGHUP.
 mod configuration;
+/// What is logged, how much of it, and what never is.
+mod logs;
 /// What the services do when the broker refuses what they publish.
 mod publishing;
 /// The way out of a gateway, and who is told of it.
@@ -61,6 +63,11 @@ mod shutdown;
 mod start;
 /// What is left of a gateway that has stopped.
 mod stopping;
+
+/// What `check` warns of, and what it finds with `--connect`.
+mod check;
+/// Deployment files, tried with the tools that they are for.
+mod recipes;
 
 /// Who may know whom in src/.
 mod architecture;

@@ -10,6 +10,8 @@
 mod channel;
 mod connection;
 mod error;
+#[cfg(feature = "check")]
+mod inspect;
 #[cfg(feature = "reference")]
 mod publish;
 mod sanitize;

@@ -100,7 +100,7 @@ impl Frames {
 }
 
 /// What is to be a frame's payload, in parts.
-type Parts<'a> = [&'a [u8]; 3];
+type Parts<'a> = [&'a [u8]; 4];
 
 /// Adds a method or a content header to `judged`, with another payload that is no longer.
 fn sanitize(frame: &mut [u8], judged: &mut VecDeque<u8>) -> Option<()> {
@@ -136,16 +136,31 @@ fn method(payload: &mut [u8]) -> Option<Parts<'_>> {
     for field in fields {
         split_off(*field, &mut rest)?;
     }
-    Some([payload, &[], &[]])
+    Some([payload, &[], &[], &[]])
 }
 
-/// Leaves out the server's properties, a table that nobody reads.
+/// Leaves `version` of the server's properties, a table of which nobody reads more.
 fn connection_start(payload: &mut [u8]) -> Option<Parts<'_>> {
     /// Class, method and version.
     const BEFORE_TABLE: usize = 6;
-    let (before, mut rest) = payload.split_at_mut_checked(BEFORE_TABLE)?;
-    split_off(Table, &mut rest)?;
-    Some([before, &[0; 4], rest])
+    let (before, rest) = payload.split_at_mut_checked(BEFORE_TABLE)?;
+    let (size, rest) = rest.split_first_chunk_mut()?;
+    let (table, rest) = rest.split_at_mut_checked(u32::from_be_bytes(*size) as usize)?;
+    let version = find_version(table).unwrap_or_default();
+    *size = (version.len() as u32).to_be_bytes();
+    Some([before, size, version, rest])
+}
+
+/// The entry of that name, if it holds text.
+fn find_version(table: &[u8]) -> Option<&[u8]> {
+    /// A short string and the type of its value, a long string.
+    const NAME: &[u8] = b"\x07versionS";
+    let place = table.windows(NAME.len()).position(|bytes| bytes == NAME)?;
+    let (entry, value) = (&table[place..], &table[place + NAME.len()..]);
+    let (size, value) = value.split_first_chunk()?;
+    let value = value.get(..u32::from_be_bytes(*size) as usize)?;
+    str::from_utf8(value).ok()?;
+    entry.get(..NAME.len() + size.len() + value.len())
 }
 
 /// Leaves `type` of the properties, or none. Where they cannot be read, `type` is one that nobody
@@ -156,7 +171,7 @@ fn content_header(payload: &mut [u8]) -> Option<Parts<'_>> {
     let (before, properties) = payload.split_at_mut_checked(BEFORE_FLAGS)?;
     let kind = find_type(properties).unwrap_or(&[1, b'?']);
     let flags = if kind.is_empty() { &NONE } else { &TYPE };
-    Some([before, flags, kind])
+    Some([before, flags, kind, &[]])
 }
 
 /// The `type` of a property list that begins with its flags, with its length byte; empty when there
@@ -425,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_properties_are_left_out() {
+    fn of_the_servers_properties_its_version_is_left() {
         let start = |table: &[u8]| {
             let size = (table.len() as u32).to_be_bytes();
             let rest = b"\0\0\0\x05PLAIN\0\0\0\x05en_US";
@@ -434,6 +449,20 @@ mod tests {
         };
         becomes(&start(&[b'F'; 50_000]), &start(b""));
         becomes(&start(b""), &start(b""));
+        let version = b"\x07versionS\0\0\0\x063.10.8";
+        let among = [
+            b"\x07productS\0\0\0\x08RabbitMQ",
+            &version[..],
+            b"\x01xt\x01",
+        ];
+        becomes(&start(&among.concat()), &start(version));
+        for strange in [
+            &b"\x07versionS\0\0\0\x01\xff"[..],
+            &version[..12],
+            b"\x07versionS\xff\xff\xff\xff1",
+        ] {
+            becomes(&start(strange), &start(b""));
+        }
     }
 
     #[test]

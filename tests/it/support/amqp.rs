@@ -1,6 +1,9 @@
 //! The broker from the outside: publishes any body, and looks into queues.
 
-use amiquip::{AmqpProperties, Channel, Confirm, Connection, Publish, QueueDeclareOptions};
+use amiquip::{
+    AmqpProperties, Channel, Confirm, Connection, ExchangeDeclareOptions, ExchangeType, Publish,
+    QueueDeclareOptions,
+};
 use crossbeam::channel::Receiver;
 
 use super::DEADLINE;
@@ -104,5 +107,12 @@ impl Amqp {
         self.channel
             .queue_declare(queue, options)
             .expect("a queue that can be declared");
+    }
+
+    /// Declares an exchange that is not what the gateway expects under that name.
+    pub fn declare_exchange(&self, exchange: &str, kind: ExchangeType) {
+        let options = ExchangeDeclareOptions::default();
+        let declared = self.channel.exchange_declare(kind, exchange, options);
+        declared.expect("an exchange that can be declared");
     }
 }

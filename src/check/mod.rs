@@ -1,0 +1,13 @@
+//! What `ws-gateway check` has to say of a configuration that is valid: [what is risky](warnings()),
+//! and with `--connect` whether [what it names is there](connect()).
+
+mod broker;
+mod connect;
+mod report;
+mod services;
+mod system;
+mod warnings;
+
+pub use self::connect::connect;
+pub use self::report::Report;
+pub use self::warnings::{Warning, warnings};
