@@ -112,6 +112,7 @@ impl Gateway {
         capacity::lower(&mut config);
 
         let grpc = Grpc::start(&config.services).map_err(StartError::Services)?;
+        let upstreams = grpc.upstreams();
         let grpc: Arc<dyn Services> = Arc::new(grpc);
         let services = edges::measured(Arc::clone(&grpc), &metrics);
         let deliver = DeliveryContext::new(
@@ -174,6 +175,7 @@ impl Gateway {
             readiness,
             listener: &listener,
             broker: source.state(),
+            upstreams,
         };
         let edges = Edges::start(admin, around, fatal)?;
         Ok(Self {

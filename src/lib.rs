@@ -53,6 +53,7 @@
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
 //! | what starts and stops, in which order | [`gateway`] |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
+//! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
 //! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //!
@@ -70,6 +71,7 @@
 //! | `presence` | tells the Presence Service who is here, renews the lease |
 //! | `probe` | asks the services whether they are in reach, for `/readyz` |
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
+//! | `etcd` | keeps this gateway registered in etcd, and follows the services' addresses there |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
 //! | `signals` | signals as messages to the main thread |
 //!
@@ -93,11 +95,13 @@
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
-//!   `broker` and `presence`, `reference`, `gateway`. No circle among files. A client's socket is a
-//!   `client/transport.rs`, and what connects and disconnects is told to one `ConnectionObserver`.
+//!   `broker` and `presence`, `discovery` and `reference`, `gateway`. No circle among files. A client's
+//!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
+//!   `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
-//!   and tokio in `services` and `reference`. `tests/it/architecture.rs` holds the code to this.
+//!   and tokio in `services`, `discovery` and `reference`. `tests/it/architecture.rs` holds the code
+//!   to this.
 
 #[cfg(feature = "admin")]
 mod admin;
@@ -108,6 +112,8 @@ pub mod capacity;
 pub mod check;
 pub mod client;
 pub mod config;
+#[cfg(feature = "discovery")]
+pub mod discovery;
 pub mod drain;
 pub mod error;
 pub mod gateway;

@@ -9,6 +9,13 @@ pub(super) fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
     if holds { Ok(()) } else { Err(reason.into()) }
 }
 
+/// `http://host:port`.
+pub fn is_service(address: &str) -> bool {
+    let scheme = address.split_once("://").map(|(scheme, _)| scheme);
+    let is_http = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("http"));
+    is_http && is_origin(address.strip_suffix('/').unwrap_or(address))
+}
+
 /// `scheme://host` or `scheme://host:port`, as a browser writes it.
 pub(super) fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else {
@@ -25,6 +32,17 @@ pub(super) fn is_origin(text: &str) -> bool {
         && is_host(host)
         && port.bytes().all(|b| b.is_ascii_digit())
         && port.parse::<u16>().is_ok()
+}
+
+/// `host:port`.
+pub fn is_host_and_port(text: &str) -> bool {
+    let has_port = |(_, port): (&str, &str)| port.parse().is_ok_and(|port: u16| port > 0);
+    text.rsplit_once(':').is_some_and(has_port) && is_origin(&format!("http://{text}"))
+}
+
+/// The name behind `etcd:///`, if that is where a service's addresses are found.
+pub fn in_etcd(addresses: &[String]) -> Option<&str> {
+    addresses.first()?.strip_prefix("etcd:///")
 }
 
 /// RFC 3986, section 3.3: `pchar`, and the slashes between.

@@ -23,6 +23,7 @@ use self::values::{addresses, duration};
 use crate::logging::Levels;
 
 pub use endpoint::Endpoint;
+pub use forms::{in_etcd, is_host_and_port, is_service};
 pub use load::load;
 pub use network::Network;
 pub use secrets::display;
@@ -166,10 +167,14 @@ tables! {
     }
 
     discovery: Discovery {
-        endpoints: Vec<String> = Vec::new() => unset,
-        prefix: String = "/services".into(),
-        ttl: Duration as "duration" = Duration::from_secs(10),
-        advertise: String = String::new(),
+        /// Of etcd, `http://host:port` each; empty: no discovery.
+        endpoints: Vec<String> = Vec::new() => etcd,
+        /// What every key begins with.
+        prefix: String = "/services".into() => prefix,
+        /// Of the lease.
+        ttl: Duration as "duration" = Duration::from_secs(10) => whole_seconds(2..=86_400, r#""2s" to "1day""#),
+        /// `host:port` that clients reach; empty: `listen.addr`.
+        advertise: String = String::new() => advertise,
     }
 
     shutdown: Shutdown {

@@ -80,6 +80,113 @@ fn addresses_of_services_are_what_can_be_connected_to() {
 }
 
 #[test]
+fn a_service_in_etcd_needs_etcd_and_stands_alone() {
+    const ETCD: &str = "[discovery]\nendpoints = [\"http://h:2379\"]\n";
+    for service in ["user", "message", "presence"] {
+        let text = format!("[services]\n{service} = \"etcd:///im-{service}\"\n");
+        let told = error(&text, &[], None);
+        let named = format!("the-file: services.{service}: ");
+        assert!(told.starts_with(&named), "{told}");
+        assert!(told.contains("discovery.endpoints"), "{told}");
+        let config = accepted(&format!("{text}{ETCD}"));
+        let services = &config.services;
+        let at = match service {
+            "user" => &services.user,
+            "message" => &services.message,
+            _ => &services.presence,
+        };
+        assert_eq!(in_etcd(at), Some(format!("im-{service}").as_str()));
+        for value in [
+            "\"etcd:///\"",
+            "\"etcd:///a/b\"",
+            "\"etcd:///a b\"",
+            "\"etcd://h/a\"",
+            "\"etcd:a\"",
+            "[\"etcd:///a\", \"etcd:///b\"]",
+            "[\"etcd:///a\", \"http://h:1\"]",
+            "[\"http://h:1\", \"etcd:///a\"]",
+        ] {
+            let told = error(
+                &format!("[services]\n{service} = {value}\n{ETCD}"),
+                &[],
+                None,
+            );
+            assert!(told.starts_with(&named), "{value}: {told}");
+            assert!(
+                told.contains("etcd:///name") || told.contains("http://"),
+                "{told}"
+            );
+        }
+    }
+}
+
+#[test]
+fn discovery_is_with_an_etcd_and_an_address_that_can_be_reached() {
+    const ETCD: &str = "endpoints = [\"http://h:2379\", \"http://[::1]:2379\"]\n";
+    for (key, values) in [
+        (
+            "endpoints",
+            &[
+                "[\"h:2379\"]",
+                "[\"https://h:2379\"]",
+                "[\"http://h:1\", \"\"]",
+            ][..],
+        ),
+        (
+            "prefix",
+            &[
+                "\"\"",
+                "\"/\"",
+                "\"services\"",
+                "\"/services/\"",
+                "\"/a b\"",
+            ],
+        ),
+        ("ttl", &["\"1s\"", "\"2500ms\"", "\"2days\""]),
+        (
+            "advertise",
+            &[
+                "\"h\"",
+                "\"h:\"",
+                "\"h:0\"",
+                "\"h:+1\"",
+                "\"h:70000\"",
+                "\":1\"",
+                "\"ws://h:1\"",
+                "\"[::1]\"",
+                "\"::1:1\"",
+            ],
+        ),
+    ] {
+        for value in values {
+            let told = error(&format!("[discovery]\n{key} = {value}\n"), &[], None);
+            let named = format!("the-file: discovery.{key}: ");
+            assert!(told.starts_with(&named), "{value}: {told}");
+        }
+    }
+    for line in [
+        "prefix = \"/im/eu\"",
+        "ttl = \"2s\"",
+        "advertise = \"chat.example.com:443\"",
+        "advertise = \"[fd00::1]:8080\"",
+    ] {
+        accepted(&format!("[discovery]\n{ETCD}{line}\n"));
+    }
+    const REMOTE: &str = "[backend]\nmode = \"remote\"\n";
+    for everywhere in ["0.0.0.0:8080", "[::]:8080"] {
+        let listen = format!("{REMOTE}[listen]\naddr = \"{everywhere}\"\n[discovery]\n");
+        accepted(&listen);
+        let told = error(&format!("{listen}{ETCD}"), &[], None);
+        assert!(
+            told.starts_with("the-file: discovery.advertise: "),
+            "{told}"
+        );
+        assert!(told.contains("listen.addr"), "{told}");
+        accepted(&format!("{listen}{ETCD}advertise = \"h:8080\"\n"));
+    }
+}
+
+#[test]
 fn the_broker_url_is_read_as_the_start_reads_it() {
     for url in [
         "",

@@ -7,7 +7,9 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{Checked, ensure, is_of_a_path, is_origin};
+use super::forms::{
+    Checked, ensure, in_etcd, is_host_and_port, is_of_a_path, is_origin, is_service,
+};
 use super::{Config, Embedded, Endpoint, Mode, check_rules};
 use crate::ids::is_id;
 
@@ -45,6 +47,7 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
     let reason = "must be half of shutdown.drain at most: closing comes after it";
     let (settle, drain) = (config.shutdown.settle, config.shutdown.drain);
     check("shutdown.settle", ensure(settle * 2 <= drain, reason))?;
+    discovery(&config)?;
     if config.backend.mode == Mode::Embedded {
         check("listen.addr", may_listen(&config, config.listen.addr))?;
     }
@@ -57,6 +60,20 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
         check("embedded.tokens", checked)?;
     }
     Ok(config)
+}
+
+fn discovery(config: &Config) -> Result<(), Invalid> {
+    let (etcd, services, addr) = (&config.discovery, &config.services, config.listen.addr);
+    if !etcd.endpoints.is_empty() {
+        let is_known = !etcd.advertise.is_empty() || !addr.ip().is_unspecified();
+        let reason = format!("is needed: listen.addr is {addr}, which is no address to connect to");
+        return check("discovery.advertise", ensure(is_known, reason));
+    }
+    let keys = ["services.user", "services.message", "services.presence"];
+    let addresses = [&services.user, &services.message, &services.presence];
+    let reason = "etcd:///name needs discovery.endpoints, which is empty";
+    let mut services = keys.into_iter().zip(addresses);
+    services.try_for_each(|(key, at)| check(key, ensure(in_etcd(at).is_none(), reason)))
 }
 
 fn tokens_and_groups(embedded: &Embedded) -> Result<(), Invalid> {
@@ -155,19 +172,45 @@ pub fn built_in(mode: &Mode) -> Checked {
 
 pub fn services(addresses: &[String]) -> Checked {
     ensure(!addresses.is_empty(), "needs at least one address")?;
-    addresses.iter().try_for_each(|address| {
-        let origin = address.strip_suffix('/').unwrap_or(address);
-        let reason = match address.split_once("://") {
-            Some(("etcd" | "https", _)) => ": only http:// addresses are supported by this version",
-            Some((scheme, _)) if scheme.eq_ignore_ascii_case("http") && is_origin(origin) => {
-                return Ok(());
-            }
-            _ => " is not of the form http://host:port",
-        };
-        // What may be a password is not repeated.
-        let shown = address.rsplit('@').next().unwrap_or_default();
-        Err(format!("`{shown}`{reason}"))
-    })
+    let Some(name) = in_etcd(addresses) else {
+        return addresses.iter().try_for_each(|address| service(address));
+    };
+    let is_name = !name.is_empty() && name.bytes().all(|b| b != b'/' && is_of_a_path(b));
+    ensure(is_name, "must be of the form etcd:///name")?;
+    let is_alone = addresses.len() == 1;
+    ensure(is_alone, "etcd:///name stands alone, beside no address")
+}
+
+fn service(address: &str) -> Checked {
+    let reason = match address.split_once("://") {
+        Some(("etcd", _)) => ": etcd:///name stands alone, beside no address",
+        Some(("https", _)) => ": only http:// addresses are supported by this version",
+        _ if is_service(address) => return Ok(()),
+        _ => " is not of the form http://host:port",
+    };
+    // What may be a password is not repeated.
+    let shown = address.rsplit('@').next().unwrap_or_default();
+    Err(format!("`{shown}`{reason}"))
+}
+
+pub fn etcd(endpoints: &[String]) -> Checked {
+    let is_built = cfg!(feature = "discovery") || endpoints.is_empty();
+    ensure(is_built, "this binary was built without discovery")?;
+    endpoints.iter().try_for_each(|endpoint| service(endpoint))
+}
+
+pub fn prefix(prefix: &str) -> Checked {
+    let is_path = prefix.starts_with('/') && prefix.bytes().all(is_of_a_path);
+    let reason = "must start with /, not end with it, and hold nothing but what a URL's path may";
+    ensure(is_path && !prefix.ends_with('/'), reason)
+}
+
+pub fn advertise(address: &str) -> Checked {
+    let is_address = address.is_empty() || is_host_and_port(address);
+    ensure(
+        is_address,
+        "must be of the form host:port (empty: listen.addr)",
+    )
 }
 
 pub fn url(url: &str) -> Checked {

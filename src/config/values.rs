@@ -25,7 +25,7 @@ pub mod duration {
     }
 }
 
-/// The addresses of one service: a string, or a list of strings.
+/// The addresses of one service: a string, or a list of strings; or `etcd:///name`.
 pub mod addresses {
     use super::*;
 

@@ -17,10 +17,12 @@ use crate::admin::measured::Measured;
 use crate::client::Context;
 use crate::client::accept::Listener;
 use crate::config::Config;
+#[cfg(feature = "discovery")]
+use crate::discovery::Discovery;
 use crate::metrics::Metrics;
 use crate::readiness::{LastOutcome, Readiness};
 use crate::registry::Registry;
-use crate::services::Services;
+use crate::services::{Services, Upstream};
 use crate::threads::Fatal;
 
 /// Who is told of connections.
@@ -29,7 +31,8 @@ pub(super) type Observer = History;
 #[cfg(not(feature = "admin"))]
 pub(super) type Observer = Users;
 
-/// What the edges look at.
+/// What the edges look at, each at its own part.
+#[cfg_attr(not(all(feature = "admin", feature = "discovery")), allow(dead_code))]
 pub(super) struct Surroundings<'a> {
     pub context: &'a Arc<Context>,
     pub observer: Arc<Observer>,
@@ -37,12 +40,15 @@ pub(super) struct Surroundings<'a> {
     pub readiness: Arc<Readiness>,
     pub listener: &'a Listener,
     pub broker: LastOutcome,
+    pub upstreams: [Arc<Upstream>; 3],
 }
 
 /// The edges of a running gateway.
 pub(super) struct Edges {
     #[cfg(feature = "admin")]
     admin: Option<AdminListener>,
+    #[cfg(feature = "discovery")]
+    discovery: Discovery,
 }
 
 /// The admin listener's socket, if there is to be one.
@@ -72,35 +78,51 @@ pub(super) fn observer(users: Users, _: &Arc<Metrics>) -> Arc<Observer> {
     Arc::new(users)
 }
 
+#[cfg_attr(
+    not(all(feature = "admin", feature = "discovery")),
+    allow(unused_variables, reason = "they are for the edge that is left out")
+)]
 impl Edges {
-    #[cfg(feature = "admin")]
     pub fn start(
         admin: Option<TcpListener>,
         around: Surroundings<'_>,
         fatal: &Fatal,
     ) -> io::Result<Self> {
-        let context = around.context;
-        let sources = Sources {
-            config: context.config.clone(),
-            registry: Arc::clone(around.registry),
-            readiness: around.readiness,
-            metrics: Arc::clone(&context.metrics),
-            history: around.observer,
-            drain: Arc::clone(&context.drain),
-            usage: Box::new(around.listener.usage()),
-            broker: around.broker,
-            on_drain: Box::new(|_| {}),
+        #[cfg(feature = "discovery")]
+        let discovery = {
+            let admin = admin.as_ref().map(TcpListener::local_addr).transpose()?;
+            let (config, addr) = (&around.context.config, around.listener.addr());
+            let registry = around.registry;
+            Discovery::start(config, addr, admin, registry, around.upstreams, fatal)?
         };
-        let console = Arc::new(Console::new(sources));
-        let admin = admin.map(|socket| AdminListener::start(socket, console, fatal));
+        #[cfg(feature = "discovery")]
+        let on_drain = discovery.on_drain();
+        #[cfg(not(feature = "discovery"))]
+        let on_drain = |_: bool| {};
+        #[cfg(feature = "admin")]
+        let admin = {
+            let context = around.context;
+            let sources = Sources {
+                config: context.config.clone(),
+                registry: Arc::clone(around.registry),
+                readiness: around.readiness,
+                metrics: Arc::clone(&context.metrics),
+                history: around.observer,
+                drain: Arc::clone(&context.drain),
+                usage: Box::new(around.listener.usage()),
+                broker: around.broker,
+                on_drain: Box::new(on_drain),
+            };
+            let console = Arc::new(Console::new(sources));
+            let admin = admin.map(|socket| AdminListener::start(socket, console, fatal));
+            admin.transpose()?
+        };
         Ok(Self {
-            admin: admin.transpose()?,
+            #[cfg(feature = "admin")]
+            admin,
+            #[cfg(feature = "discovery")]
+            discovery,
         })
-    }
-
-    #[cfg(not(feature = "admin"))]
-    pub fn start(_: Option<TcpListener>, _: Surroundings<'_>, _: &Fatal) -> io::Result<Self> {
-        Ok(Self {})
     }
 
     #[cfg(feature = "admin")]
@@ -114,10 +136,15 @@ impl Edges {
     }
 
     /// Has nobody new find this gateway any more.
-    pub fn deregister(&self, _deadline: Instant) {}
+    pub fn deregister(&self, deadline: Instant) {
+        #[cfg(feature = "discovery")]
+        self.discovery.deregister(deadline);
+    }
 
     /// Ends them, last of all: until then an operator sees how far the shutdown is.
     pub fn stop(self, deadline: Instant) {
+        #[cfg(feature = "discovery")]
+        self.discovery.stop(deadline);
         #[cfg(feature = "admin")]
         if let Some(admin) = self.admin {
             admin.stop(deadline);

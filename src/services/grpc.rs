@@ -62,7 +62,9 @@ impl Grpc {
                 addresses: RwLock::default(),
                 turn: AtomicUsize::default(),
             });
-            upstream.set_addresses(addresses)?;
+            if config::in_etcd(addresses).is_none() {
+                upstream.set_addresses(addresses)?;
+            }
             Ok::<_, String>(upstream)
         };
         Ok(Self {

@@ -32,9 +32,9 @@ const EDGES: [&str; 11] = [
 
 const RULES: [Rule; 11] = [
     Rule {
-        sentence: "async is named in services/, discovery.rs and reference/ alone",
+        sentence: "async is named in services/, discovery/ and reference/ alone",
         about: &[],
-        except: &["services/", "reference/", "discovery.rs"],
+        except: &["services/", "reference/", "discovery/"],
         never_names: &[
             "tonic",
             "tokio",
@@ -62,7 +62,7 @@ const RULES: [Rule; 11] = [
             "admin/",
             "check/",
             "recipes/",
-            "discovery.rs",
+            "discovery/",
             "tls.rs",
             "chat.rs",
         ],
@@ -331,7 +331,7 @@ const LAYERS: [&[&str]; 9] = [
     &["client"],
     &["capacity", "registry"],
     &["broker", "presence"],
-    &["reference"],
+    &["discovery", "reference"],
     &["check", "gateway", "recipes"],
     &["main", "lib", "signals"],
 ];

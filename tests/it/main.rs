@@ -33,6 +33,10 @@ mod handshakes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
 
+/// Registered in etcd, and services found there, whatever becomes of it.
+#[cfg(feature = "discovery")]
+mod discovery;
+
 /// What an operator asks of a running gateway.
 mod admin;
 /// Its page, in a browser.

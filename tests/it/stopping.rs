@@ -14,9 +14,9 @@ use crate::support::settings::token_of;
 use crate::support::{Client, Cluster, GATEWAY_THREADS, Settings, wait_until, watchdog};
 
 /// How the names of a gateway's threads begin.
-const THREADS: [&str; 13] = [
+const THREADS: [&str; 14] = [
     "accept", "refuser", "r-", "w-", "consume-", "fan-out-", "broker", "routes", "presence",
-    "probe", "grpc", "ref", "amqp",
+    "probe", "grpc", "ref", "amqp", "etcd",
 ];
 
 /// The threads of this process that are a gateway's.
@@ -31,6 +31,8 @@ fn threads() -> Vec<String> {
 
 /// Starts a gateway here, has clients come and go, stops it while some are there.
 fn come_and_go(settings: &Settings) {
+    let nobody = vec!["http://127.0.0.1:1"];
+    let settings = settings.clone().set("discovery.endpoints", nobody);
     let file = settings.write(&watchdog::directory("here"));
     let config = config::load(Some(&file), None).expect("a configuration");
     let path = config.listen.path.clone();
@@ -51,7 +53,7 @@ fn come_and_go(settings: &Settings) {
     let _silent = Raw::connect(addr);
     assert_eq!(Raw::connect(addr).get("/nowhere").status, 404);
     for name in [
-        "accept", "refuser", "presence", "probe", "grpc", "r-", "w-", "consume-",
+        "accept", "refuser", "presence", "probe", "grpc", "r-", "w-", "consume-", "etcd",
     ] {
         let runs = threads().iter().any(|thread| thread.starts_with(name));
         assert!(runs, "{name} runs: {:?}", threads());

@@ -13,6 +13,7 @@ pub mod broker;
 pub mod browser;
 pub mod client;
 pub mod cluster;
+pub mod etcd;
 pub mod gateway;
 pub mod hog;
 pub mod http2;
