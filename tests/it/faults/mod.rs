@@ -21,6 +21,8 @@ mod panics;
 mod recipients;
 /// Descriptors, threads and memory run out.
 mod resources;
+/// A new version is deployed behind a balancer.
+mod rolling;
 
 /// Clients that vanish, that read too slowly, that all come at once.
 mod clients;

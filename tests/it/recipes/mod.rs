@@ -6,11 +6,11 @@ mod balancers;
 mod queries;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
 use crate::support::gateway::{binary, run};
-use crate::support::watchdog;
+use crate::support::recipe::{approves, recipe, replaced, written};
 
 const NAMES: [&str; 8] = [
     "systemd",
@@ -22,44 +22,6 @@ const NAMES: [&str; 8] = [
     "prometheus-rules",
     "grafana",
 ];
-
-/// What the binary prints.
-fn recipe(name: &str) -> String {
-    let outcome = run(&["recipe", name], &[]);
-    assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "{name}");
-    outcome.stdout + "\n"
-}
-
-/// The recipe with what has to be replaced replaced, each of it found there.
-fn replaced(name: &str, replacements: &[(&str, &str)]) -> String {
-    let mut text = recipe(name);
-    for (from, to) in replacements {
-        assert!(text.contains(from), "{name} holds no {from}");
-        text = text.replace(from, to);
-    }
-    text
-}
-
-/// Writes it into a directory of its own.
-fn written(name: &str, text: &str) -> PathBuf {
-    let file = watchdog::directory("recipe").join(name);
-    fs::write(&file, text).expect("a file");
-    file
-}
-
-/// Runs a tool, which must find nothing wrong; returns all that it printed.
-fn approves(command: &mut Command) -> String {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap_or_else(|error| {
-        panic!("{command:?}: {error}: `tests/run` installs what is missing")
-    });
-    let said = String::from_utf8_lossy(&stdout) + String::from_utf8_lossy(&stderr);
-    assert!(status.success(), "{command:?}: {status}: {said}");
-    said.into_owned()
-}
 
 #[test]
 fn recipes_are_listed_and_an_unknown_one_is_an_error_that_lists_them() {

@@ -13,11 +13,11 @@ use promql_parser::parser::{self, Expr};
 use promql_parser::util::{ExprVisitor, walk_expr};
 use serde_json::Value;
 
-use super::{approves, recipe, replaced, written};
 use crate::chat;
 use crate::support::Gateway;
 use crate::support::broker::free_port;
 use crate::support::process::Process;
+use crate::support::recipe::{approves, recipe, replaced, written};
 use crate::support::wait::wait_for;
 use crate::support::{DEADLINE, watchdog};
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Figures;
-use crate::support::client::{is_push, sent};
+use crate::support::client::{Ended, is_push, sent};
 use crate::support::ledger::Ledger;
 use crate::support::settings::token_of;
 use crate::support::wait::wait_until_within;
@@ -80,7 +80,11 @@ struct Shared {
     disconnects: AtomicUsize,
     /// Connections that took the place of those.
     returns: AtomicUsize,
+    /// Messages that were sent, each time that they were.
+    asked: AtomicUsize,
     slowest_answer: Mutex<Duration>,
+    /// Of those who do as the Close frame says.
+    returned: Mutex<Vec<Return>>,
     /// At so many committed messages the senders pause.
     limit: AtomicUsize,
     /// No new message is begun.
@@ -89,7 +93,74 @@ struct Shared {
     end: AtomicBool,
 }
 
+/// A client that was closed, told when to come back, and did so.
+#[derive(Debug, Clone, Copy)]
+pub struct Return {
+    pub closed: Instant,
+    /// What it was told.
+    pub after: Duration,
+    /// When it was let in.
+    pub back: Instant,
+}
+
 impl Flow {
+    /// Connects one device of each user at a balancer, which do as Close frames tell them, and then
+    /// begins.
+    pub fn start_behind(balancer: SocketAddr, path: &str, load: Load) -> Self {
+        let shared = Arc::new(Shared {
+            limit: AtomicUsize::new(usize::MAX),
+            ..Shared::default()
+        });
+        let names = load.names();
+        let mut devices = Vec::new();
+        for (number, user) in names.iter().enumerate() {
+            shared.ledger.device(user, user);
+            let client = Client::try_connect(balancer, path, &token_of(user));
+            let mut client = client.unwrap_or_else(|refused| panic!("{user}: {refused:?}"));
+            client.expect("offline_complete");
+            devices.push(Device {
+                name: user.clone(),
+                user: user.clone(),
+                number,
+                names: names.clone(),
+                way: vec![(balancer, path.to_owned())],
+                sends: true,
+                obeys: true,
+                client,
+                shared: Arc::clone(&shared),
+                seen: HashSet::new(),
+                to_ack: Vec::new(),
+            });
+        }
+        Self::begin(load, shared, devices)
+    }
+
+    fn begin(load: Load, shared: Arc<Shared>, devices: Vec<Device>) -> Self {
+        shared.sending.store(load.users, Ordering::SeqCst);
+        let pause = Duration::from_secs(1) * load.users as u32 / load.rate;
+        // There may be a thousand of them.
+        let spawn = |device: Device| {
+            let builder = thread::Builder::new().stack_size(256 << 10);
+            let spawned = builder.spawn(move || device.live(pause));
+            spawned.expect("a thread")
+        };
+        Self {
+            load,
+            shared,
+            devices: devices.into_iter().map(spawn).collect(),
+        }
+    }
+
+    /// How many messages were sent so far, each time that they were.
+    pub fn asked(&self) -> usize {
+        self.shared.asked.load(Ordering::SeqCst)
+    }
+
+    /// Those who were told when to come back, and did, so far.
+    pub fn returns(&self) -> Vec<Return> {
+        self.shared.returned.lock().unwrap().clone()
+    }
+
     /// Connects all devices, and then begins.
     pub fn start(cluster: &Cluster, load: Load) -> Self {
         let shared = Arc::new(Shared {
@@ -119,6 +190,7 @@ impl Flow {
                     names,
                     way,
                     sends,
+                    obeys: false,
                     client,
                     shared,
                     seen: HashSet::new(),
@@ -126,17 +198,7 @@ impl Flow {
                 });
             }
         }
-        shared.sending.store(names.len(), Ordering::SeqCst);
-        let pause = Duration::from_secs(1) * names.len() as u32 / load.rate;
-        let devices = devices
-            .into_iter()
-            .map(|device| thread::spawn(move || device.live(pause)))
-            .collect();
-        Self {
-            load,
-            shared,
-            devices,
-        }
+        Self::begin(load, shared, devices)
     }
 
     /// How many messages have been committed.
@@ -283,6 +345,8 @@ struct Device {
     names: Vec<String>,
     way: Way,
     sends: bool,
+    /// It comes back when the Close frame says so; else at once.
+    obeys: bool,
     client: Client,
     shared: Arc<Shared>,
     /// Ids that have been received.
@@ -350,6 +414,7 @@ impl Device {
         };
         while !self.shared.end.load(Ordering::SeqCst) {
             let began = Instant::now();
+            self.shared.asked.fetch_add(1, Ordering::SeqCst);
             let Some(answer) = self.request(kind, &data) else {
                 continue;
             };
@@ -381,10 +446,13 @@ impl Device {
                 Event::Frame(frame) if frame["request_id"] == **id => return Some(frame),
                 Event::Frame(frame) => self.took(frame),
                 Event::Nothing => assert!(Instant::now() < end, "{} has no answer", self.name),
-                Event::End(_) => break,
+                Event::End(ended) => {
+                    self.come_back(Some(ended));
+                    return None;
+                }
             }
         }
-        self.come_back();
+        self.come_back(None);
         None
     }
 
@@ -392,7 +460,7 @@ impl Device {
         match self.client.next_event(wait) {
             Event::Frame(frame) => self.took(frame),
             Event::Nothing => {}
-            Event::End(_) => self.come_back(),
+            Event::End(ended) => self.come_back(Some(ended)),
         }
     }
 
@@ -416,8 +484,11 @@ impl Device {
     }
 
     /// The connection ended: another one, here or at the next gateway.
-    fn come_back(&mut self) {
+    fn come_back(&mut self, ended: Option<Ended>) {
         self.shared.disconnects.fetch_add(1, Ordering::SeqCst);
+        if self.obeys {
+            return self.do_as_told(ended);
+        }
         let token = token_of(&self.user);
         while !self.shared.end.load(Ordering::SeqCst) {
             for (addr, path) in &self.way {
@@ -426,6 +497,38 @@ impl Device {
                     self.shared.returns.fetch_add(1, Ordering::SeqCst);
                     return;
                 }
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Comes back after as long as the Close frame says. Whoever is refused then is counted.
+    fn do_as_told(&mut self, ended: Option<Ended>) {
+        let closed = Instant::now();
+        // A request that could not even be sent: the frame is still to be read.
+        let ended = ended.unwrap_or_else(|| self.client.end());
+        let Ended::Closed { code: 1012, reason } = ended else {
+            panic!("{} is closed otherwise: {ended:?}", self.name);
+        };
+        let told: Value = serde_json::from_str(&reason).expect("JSON");
+        let after = Duration::from_millis(told["after_ms"].as_u64().expect("a number"));
+        thread::sleep(after);
+        let (addr, path) = &self.way[0];
+        while !self.shared.end.load(Ordering::SeqCst) {
+            match Client::try_connect(*addr, path, &token_of(&self.user)) {
+                Ok(client) => {
+                    self.client = client;
+                    self.shared.returns.fetch_add(1, Ordering::SeqCst);
+                    let back = Instant::now();
+                    let returned = Return {
+                        closed,
+                        after,
+                        back,
+                    };
+                    self.shared.returned.lock().unwrap().push(returned);
+                    return;
+                }
+                Err(_) => _ = self.shared.refused.fetch_add(1, Ordering::SeqCst),
             }
             thread::sleep(LOOK);
         }

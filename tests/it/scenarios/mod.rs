@@ -11,6 +11,7 @@ pub mod figures;
 pub mod flow;
 pub mod gateway;
 pub mod reconnects;
+pub mod rolling;
 pub mod services;
 pub mod slow;
 
@@ -29,6 +30,7 @@ pub fn drills() -> impl Iterator<Item = &'static Drill> {
     [
         broker::DRILLS,
         reconnects::DRILLS,
+        rolling::DRILLS,
         services::DRILLS,
         gateway::DRILLS,
         clients::DRILLS,

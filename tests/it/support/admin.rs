@@ -1,9 +1,11 @@
 //! What an operator asks of a gateway.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
 
+use super::DEADLINE;
 use super::raw::{Raw, Response};
 
 /// A gateway's admin listener, as somebody asks it.
@@ -53,6 +55,17 @@ impl Admin {
 
     pub fn get(&self, path: &str) -> Response {
         self.ask("GET", path, &[])
+    }
+
+    /// The body of a page, of a gateway that may be gone any moment.
+    pub fn try_get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect_timeout(&self.addr, DEADLINE).ok()?;
+        let head = self.head("GET", path, &[("Connection", "close")]);
+        stream.write_all(head.as_bytes()).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200 ").then(|| body.to_owned())
     }
 
     /// The JSON of a page that is there.

@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod amqp;
 pub mod backend;
+pub mod balancer;
 pub mod broker;
 pub mod browser;
 pub mod client;
@@ -24,6 +25,7 @@ pub mod prometheus;
 pub mod puppet;
 pub mod raw;
 pub mod raw_amqp;
+pub mod recipe;
 pub mod settings;
 pub mod wait;
 pub mod watchdog;
