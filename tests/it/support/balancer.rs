@@ -104,3 +104,11 @@ impl Balancer {
         )
     }
 }
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.log.is_some() {
+            println!("--- the balancer logged:\n{}", self.logged());
+        }
+    }
+}
