@@ -37,7 +37,10 @@
 //! | --- | --- |
 //! | a request or a push of the client protocol | `client/request.rs`, `client/protocol.rs`, `client/dispatch.rs` |
 //! | who is let in | `client/accept.rs`, `client/admission.rs`, `client/head.rs`, `client/address.rs`, `client/handshake.rs` |
-//! | an HTTP answer | `http.rs`; the pages: [`gateway`] |
+//! | an HTTP answer | `http.rs`; the pages: [`gateway`]; what operators are answered: `admin/` |
+//! | what is counted | `metrics.rs`; what is looked up for a scrape: `admin/scrape.rs` |
+//! | the way out, and what clients are told at the end | `gateway/shutdown.rs`, `drain.rs`, `client/close.rs` |
+//! | the log | `logging.rs` |
 //! | what a token is worth, and when it is asked about again | `client/token.rs`, `client/token_check.rs` |
 //! | a close code | `client/close.rs` |
 //! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/gate.rs` |
@@ -72,6 +75,7 @@
 //! | `probe` | asks the services whether they are in reach, for `/readyz` |
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
 //! | `etcd` | keeps this gateway registered in etcd, and follows the services' addresses there |
+//! | `admin`, `admin-request` | takes operators' connections; one for each of these |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
 //! | `signals` | signals as messages to the main thread |
 //!

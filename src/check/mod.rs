@@ -3,6 +3,8 @@
 
 mod broker;
 mod connect;
+#[cfg(feature = "discovery")]
+mod etcd;
 mod report;
 mod services;
 mod system;

@@ -23,7 +23,7 @@ use tokio::time::sleep;
 
 use self::client::{Client, Failure};
 use self::registration::{Standing, Value};
-use self::resolver::Resolver;
+use self::resolver::{Resolver, address};
 use crate::backoff::Backoff;
 use crate::config::{self, Config, in_etcd};
 use crate::registry::Registry;
@@ -42,6 +42,27 @@ const SHUTDOWN: Duration = Duration::from_secs(1);
 /// How long somebody waits for an etcd that does not answer: it comes to know in its time, and a
 /// lease ends by itself.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The addresses that `endpoint` holds below `prefix` now, what is no address left out. Waits for 3 s at
+/// most; an error is why it cannot be asked.
+pub fn look_up(endpoint: &str, prefix: &str) -> Result<Vec<String>, String> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let look = async {
+        let client = Client::connect(endpoint, LOOK_WITHIN).await?;
+        client.read(prefix).await
+    };
+    let (entries, _) = runtime
+        .block_on(look)
+        .map_err(|failure| failure.to_string())?;
+    Ok(entries
+        .iter()
+        .filter_map(|entry| address(&entry.value).ok())
+        .collect())
+}
+
+/// How long each step of a look may take.
+const LOOK_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// The gateway's side of etcd.
 pub struct Discovery {

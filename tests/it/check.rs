@@ -6,6 +6,7 @@ use toml::Table;
 use crate::support::amqp::Amqp;
 use crate::support::broker::{Broker, free_port};
 use crate::support::cluster::remote;
+use crate::support::etcd::Etcd;
 use crate::support::gateway::{Outcome, Services, run};
 use crate::support::{Gateway, Settings, watchdog};
 
@@ -109,6 +110,39 @@ fn what_is_risky_is_warned_of_and_is_no_error() {
 
     let safe = Settings::new().set("listen.allowed_origins", vec!["https://chat.example.com"]);
     assert_eq!(check(&safe, &[]).stderr, "");
+}
+
+#[test]
+fn services_are_looked_for_where_etcd_says() {
+    let broker = Broker::shared();
+    let (services, _url, settings) = backend(&broker);
+    let mut etcd = Etcd::start();
+    let mut settings = settings.set("discovery.endpoints", vec![etcd.url()]);
+    let found = connect(&settings);
+    assert_eq!((found.code, found.failed()), (0, vec![]), "{found:?}");
+    assert!(
+        found.is_ok(&format!("etcd at {} answers", etcd.url())),
+        "{found:?}"
+    );
+    for (key, name) in [
+        ("user", "users"),
+        ("message", "messages"),
+        ("presence", "presence"),
+    ] {
+        settings.put(&format!("services.{key}"), format!("etcd:///{name}"));
+        etcd.put(&format!("/services/{name}/1"), services.url());
+    }
+    let found = connect(&settings);
+    assert_eq!((found.code, found.failed()), (0, vec![]), "{found:?}");
+    assert!(
+        found.is_ok(&format!("Message Service at {} answers", services.url())),
+        "{found:?}"
+    );
+    etcd.delete("/services/messages/1");
+    connect(&settings)
+        .fails_with(&["services.message: etcd knows no address under /services/messages/"]);
+    etcd.kill9();
+    connect(&settings).fails_with(&["etcd at", "mend discovery.endpoints"]);
 }
 
 #[test]
