@@ -20,7 +20,7 @@ const MAX_CONNECTIONS: usize = 16;
 /// How long the next request on a connection is waited for, head and all.
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 /// How long a client may take to receive a response.
-const RECEIVE_WITHIN: Duration = Duration::from_secs(10);
+const RECEIVE_WITHIN: Duration = Duration::from_secs(5);
 /// How long it may go on sending after the last one: cutting it off would reset the connection.
 const LINGER: Duration = Duration::from_millis(500);
 /// How often a thread that waits looks whether it is to stop.

@@ -328,6 +328,23 @@ fn a_gateway_that_drains_is_not_ready_and_closes_nobody() {
 }
 
 #[test]
+fn whoever_takes_nothing_is_cut_off() {
+    let gateway = start();
+    let admin = &gateway.admin;
+    // More answers than the system's buffers hold.
+    let mut greedy = Raw::connect(admin.addr);
+    let many = admin.head("GET", "/", &[]).repeat(2_000);
+    let asked = Instant::now();
+    wait_until("it is cut off", || greedy.try_send(&many).is_err());
+    assert!(
+        asked.elapsed() >= Duration::from_secs(4),
+        "{:?}",
+        asked.elapsed()
+    );
+    assert_eq!(admin.get("/healthz").status, 200);
+}
+
+#[test]
 fn silence_keeps_nobody_out_for_long() {
     let gateway = start();
     let admin = &gateway.admin;

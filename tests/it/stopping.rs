@@ -14,9 +14,9 @@ use crate::support::settings::token_of;
 use crate::support::{Client, Cluster, GATEWAY_THREADS, Settings, wait_until, watchdog};
 
 /// How the names of a gateway's threads begin.
-const THREADS: [&str; 14] = [
-    "accept", "refuser", "r-", "w-", "consume-", "fan-out-", "broker", "routes", "presence",
-    "probe", "grpc", "ref", "amqp", "etcd",
+const THREADS: [&str; 15] = [
+    "admin", "accept", "refuser", "r-", "w-", "consume-", "fan-out-", "broker", "routes",
+    "presence", "probe", "grpc", "ref", "amqp", "etcd",
 ];
 
 /// The threads of this process that are a gateway's.
