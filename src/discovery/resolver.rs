@@ -110,7 +110,7 @@ impl Resolver {
 /// What a service wrote: the address alone, `http://host:port` or `host:port`, or a JSON object that
 /// has it as `address`; or as `Addr`, which is how etcd's own library for Go writes endpoints. The
 /// error does not repeat it: it may hold a password.
-fn address(value: &[u8]) -> Result<String, &'static str> {
+pub(super) fn address(value: &[u8]) -> Result<String, &'static str> {
     #[derive(Deserialize)]
     struct Entry {
         #[serde(alias = "Addr")]
