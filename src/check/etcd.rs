@@ -38,9 +38,6 @@ pub fn check(config: &Config, report: &mut Report<impl Write>) -> config::Servic
             report.lacking(found, cure);
         }
     }
-    let Some(endpoint) = answering else {
-        return services;
-    };
     for (key, is_decisive, addresses) in [
         ("services.user", true, &mut services.user),
         ("services.message", true, &mut services.message),
@@ -50,9 +47,10 @@ pub fn check(config: &Config, report: &mut Report<impl Write>) -> config::Servic
             continue;
         };
         let prefix = format!("{}/{name}/", config.discovery.prefix);
-        // It answered a moment ago.
-        *addresses = look_up(endpoint, &prefix).unwrap_or_default();
-        if addresses.is_empty() {
+        // One that answers did so a moment ago.
+        let found = answering.map(|endpoint| look_up(endpoint, &prefix).unwrap_or_default());
+        *addresses = found.unwrap_or_default();
+        if answering.is_some() && addresses.is_empty() {
             let (found, cure) = (
                 format!("{key}: etcd knows no address under {prefix}"),
                 format!("register the service there, or mend {key}"),
