@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use strum::IntoEnumIterator;
 
 use crate::client::address::{AddressSource, Peer};
 use crate::client::close::CloseReason;
@@ -66,7 +67,7 @@ pub struct Refused {
 impl History {
     pub fn new(observer: Arc<dyn ConnectionObserver>, metrics: Arc<Metrics>) -> Self {
         // So that each is there before it counts for the first time.
-        for reason in &CloseReason::ALL {
+        for reason in CloseReason::iter() {
             metrics.disconnects.with_label_values(&[reason.name()]);
         }
         Self {
@@ -121,7 +122,7 @@ impl ConnectionObserver for History {
                 address: connection.peer.address,
                 address_source: connection.peer.source,
                 connection_id: connection.id().to_string(),
-                code: reason.code().unwrap_or(1006),
+                code: reason.code(),
                 reason: reason.to_string(),
                 at: now(),
                 lasted_seconds: connection.activity.since().elapsed().as_secs_f64(),

@@ -183,8 +183,7 @@ impl Client {
 
     /// Ends the connection. Answers all that came.
     pub fn has_read(&self, reader: JoinHandle<Vec<u8>>) -> String {
-        self.connection
-            .abort(CloseReason::ShuttingDown(Duration::ZERO));
+        self.connection.abort(CloseReason::Shutdown(Duration::ZERO));
         String::from_utf8_lossy(&reader.join().unwrap()).into_owned()
     }
 

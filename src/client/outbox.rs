@@ -726,7 +726,7 @@ mod tests {
             let mut bytes = Vec::new();
             client.read_to_end(&mut bytes).map(|_| bytes).unwrap()
         });
-        outbox.close(CloseReason::ShuttingDown(Duration::ZERO));
+        outbox.close(CloseReason::Shutdown(Duration::ZERO));
         outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_secs(10));
         let bytes = reader.join().unwrap();
         assert!(bytes.ends_with(Frame::close(1012, "").bytes()));
@@ -768,7 +768,7 @@ mod tests {
             assert!(deliver(&outbox, &frame));
         }
         trickle(client);
-        outbox.close(CloseReason::ShuttingDown(Duration::ZERO));
+        outbox.close(CloseReason::Shutdown(Duration::ZERO));
         let start = Instant::now();
         outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_millis(500));
         assert!(start.elapsed() < Duration::from_secs(10));
@@ -803,7 +803,7 @@ mod tests {
             outbox.send(&number(n));
             assert_eq!(read(&mut client, 4), n.to_be_bytes());
         }
-        outbox.close(CloseReason::Internal);
+        outbox.close(CloseReason::InternalError);
         looker.join().unwrap();
     }
 
@@ -854,7 +854,7 @@ mod tests {
         for deliverer in deliverers {
             deliverer.join().unwrap();
         }
-        outbox.close(CloseReason::Internal);
+        outbox.close(CloseReason::InternalError);
         writer.join().unwrap();
     }
 }

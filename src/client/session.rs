@@ -119,7 +119,7 @@ impl Session {
         context.reject_if_draining().inspect_err(|_| {
             session
                 .connection
-                .close(CloseReason::ShuttingDown(Duration::ZERO));
+                .close(CloseReason::Shutdown(Duration::ZERO));
         })?;
         session.start_writer(route)?;
         Ok(session)
@@ -157,8 +157,8 @@ impl Session {
 
         let mut reader = FrameReader::new(socket, self.context.config.limits.max_message_size);
         let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
-        let Err(reason) = read.unwrap_or(Err(CloseReason::Internal));
-        let client_is_done = matches!(reason, CloseReason::ByClient(_) | CloseReason::Vanished);
+        let Err(reason) = read.unwrap_or(Err(CloseReason::InternalError));
+        let client_is_done = matches!(reason, CloseReason::ClientClosed(_) | CloseReason::Vanished);
         connection.close(reason);
         let closing = connection.outbox.closing();
         if !client_is_done && closing.is_some_and(CloseReason::lingers) {
@@ -213,7 +213,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let connection = &*self.connection;
-        connection.close(CloseReason::Internal);
+        connection.close(CloseReason::InternalError);
         connection.set_reader_done();
         if let Some(writer) = self.writer.take() {
             // The writer catches its panics itself.
@@ -221,7 +221,7 @@ impl Drop for Session {
         }
         self.context.observer.disconnected(connection);
         if let Some(reason) = connection.outbox.closing() {
-            let code = reason.code().unwrap_or(1006);
+            let code = reason.code();
             let lasted = connection.activity.since().elapsed().as_secs();
             info!(
                 "Connection closed: {connection}, reason={reason}, code={code}, seconds={lasted}"

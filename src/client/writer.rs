@@ -13,7 +13,6 @@ use super::catch_up::CatchUp;
 use super::close::CloseReason;
 use super::connection::Connection;
 use super::failpoint;
-use super::frame::Frame;
 use super::liveness::{Liveness, Next, Seen};
 use super::stack;
 use super::token::seconds_left;
@@ -48,7 +47,7 @@ pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: 
             }
         }
     });
-    served.unwrap_or_else(|| connection.close(CloseReason::Internal));
+    served.unwrap_or_else(|| connection.close(CloseReason::InternalError));
     leave(connection, context.config.session.write_timeout);
 }
 
@@ -153,8 +152,7 @@ fn leave(connection: &Connection, patience: Duration) {
         _ => patience,
     };
     let deadline = Instant::now() + patience;
-    let text = reason.text(connection.id().fraction());
-    let close = reason.code().map(|code| Frame::close(code, &text));
+    let close = reason.frame(connection.id().fraction());
     connection.outbox.finish_close(close, patience);
     while reason.lingers() && !connection.is_reader_done() && Instant::now() < deadline {
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
