@@ -86,7 +86,7 @@ impl Gateway {
             Listener::bind(addr).map_err(|error| StartError::Listen { key, addr, error })?;
         let admin = edges::bind_admin(&config)?;
         let registry = Arc::new(Registry::default());
-        let metrics = Arc::new(Metrics::new(&REQUEST_TYPES));
+        let metrics = Arc::new(Metrics::new(REQUEST_TYPES));
         let (start_source, routes, chat) = match config.backend.mode {
             Mode::Remote => {
                 let routes = Arc::new(Routes::new(Arc::clone(&registry), Arc::clone(&metrics)));

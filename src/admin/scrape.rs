@@ -84,10 +84,10 @@ impl Scrape {
         for connection in &connections {
             let (received, sent) = connection.bytes();
             bytes = (bytes.0 + received, bytes.1 + sent);
-            let queue = connection.queue();
-            depth = depth.max(queue.frames);
-            queued = queued.max(queue.bytes);
-            deepest = deepest.max(queue.high_water);
+            let (queued_frames, queued_bytes) = connection.queued();
+            depth = depth.max(queued_frames);
+            queued = queued.max(queued_bytes);
+            deepest = deepest.max(connection.high_water());
             *users.entry(connection.user()).or_default() += 1;
         }
         let metrics = &sources.metrics;

@@ -163,7 +163,7 @@ impl Acceptor {
         let (socket, peer) = self.listener.accept()?;
         // Frames leave when they are written; a failure says that the client is gone already.
         let _ = socket.set_nodelay(true);
-        Ok((Arc::new(socket), peer.ip().to_canonical().into()))
+        Ok((Arc::new(socket), Peer::Socket(peer.ip().to_canonical())))
     }
 
     /// Has a socket wait for its turn, or refuses it.

@@ -94,8 +94,7 @@ pub struct Usage {
 
 /// The answer when the gateway is full.
 pub(super) fn no_room() -> HttpResponse {
-    let message = "The gateway has no room for another connection";
-    HttpResponse::unavailable(message).because("no_room")
+    HttpResponse::unavailable("no_room", "The gateway has no room for another connection")
 }
 
 impl Limits {
@@ -137,11 +136,11 @@ impl Limits {
             counted: None,
         };
         let mut proxies = self.config.listen.trusted_proxies.iter();
-        if !proxies.any(|network| network.contains(peer.address)) {
+        if !proxies.any(|network| network.contains(peer.address())) {
             admission.count_for(peer)?;
         }
         // Behind a trusted proxy, all wait in the proxy's line.
-        let line = counted_address(peer.address);
+        let line = counted_address(peer.address());
         let mut table = self.table.lock();
         table.change(line, |at| at.waiting.push_back(admission));
         Ok(())
@@ -279,11 +278,14 @@ impl Admission {
         if self.counted.is_some() {
             return Ok(());
         }
-        let (address, limits) = (counted_address(client.address), &self.limits.config.limits);
+        let (address, limits) = (
+            counted_address(client.address()),
+            &self.limits.config.limits,
+        );
         self.limits.table.lock().change(address, |at| {
             if at.connections >= limits.max_connections_per_ip {
                 let message = "Too many connections from this address";
-                return Err(HttpResponse::too_many(message).because("max_connections_per_ip"));
+                return Err(HttpResponse::too_many("max_connections_per_ip", message));
             }
             at.connections += 1;
             Ok(())
@@ -354,7 +356,7 @@ mod tests {
             self.clients.push(client);
             let socket: Socket = Arc::new(listener.accept().unwrap().0);
             let address: IpAddr = [10, 0, 0, from].into();
-            self.limits.admit(&socket, address.into()).unwrap();
+            self.limits.admit(&socket, Peer::Socket(address)).unwrap();
             let table = self.limits.table.lock();
             table.addresses[&address].waiting.back().unwrap().id
         }

@@ -75,7 +75,7 @@ impl Refuser {
             return;
         }
         let message = "Cut off without an answer: too many connections to refuse";
-        let unanswered = HttpResponse::unavailable(message).because("cut_off");
+        let unanswered = HttpResponse::unavailable("cut_off", message);
         self.context.refused(peer, None, &unanswered);
     }
 }
@@ -186,8 +186,8 @@ mod tests {
         let socket: Socket = Arc::new(socket);
         refuser.refuse(
             &socket,
-            peer.ip().into(),
-            HttpResponse::unavailable("no room"),
+            Peer::Socket(peer.ip()),
+            HttpResponse::unavailable("no_room", "no room"),
         );
         client
     }

@@ -107,7 +107,7 @@ impl Session {
         let connection = Arc::new(connection);
         let too_many = |_| {
             let message = "The user has too many connections";
-            HttpResponse::too_many(message).because("max_connections_per_user")
+            HttpResponse::too_many("max_connections_per_user", message)
         };
         let route = context.observer.connected(&connection).map_err(too_many)?;
         let mut session = Self {
@@ -173,7 +173,7 @@ impl Session {
         let mut rate = RateLimit::new(limits.rate, limits.burst, Instant::now());
         loop {
             let incoming = reader.read()?;
-            self.connection.activity.heard(reader.received());
+            self.connection.heard(reader.received());
             if let Some(reason) = self.connection.outbox.closing() {
                 return Err(reason.clone());
             }
@@ -181,8 +181,11 @@ impl Session {
                 Incoming::Text(text) => self.answer(&text, &mut rate)?,
                 Incoming::Ping(payload) => Frame::pong(&payload),
                 Incoming::Pong => {
-                    let took = self.connection.activity.ponged();
-                    took.inspect(|&took| observe(&self.context.metrics.ping, took));
+                    let mut activity = self.connection.activity.lock();
+                    if let Some(pinged_at) = activity.pinged_at.take() {
+                        let took = *activity.round_trip.insert(pinged_at.elapsed());
+                        observe(&self.context.metrics.ping, took);
+                    }
                     continue;
                 }
             };
@@ -196,17 +199,13 @@ impl Session {
     #[inline(never)]
     fn answer(&self, text: &str, rate: &mut RateLimit) -> Result<Frame, CloseReason> {
         failpoint::reached("reader", self.connection.user());
-        let request = Request::parse(text, self.connection.user());
+        let mut request = Request::parse(text, self.connection.user());
         self.context.metrics.received(request.kind());
-        if rate.allows(Instant::now())? {
-            return Ok(dispatch::answer(&self.context, &self.connection, request));
+        if !rate.allows(Instant::now())? {
+            let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
+            request.body = Err(error);
         }
-        let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
-        Ok(dispatch::error(
-            &self.context,
-            request.id.as_deref(),
-            &error,
-        ))
+        Ok(dispatch::answer(&self.context, &self.connection, request))
     }
 }
 
@@ -222,7 +221,7 @@ impl Drop for Session {
         self.context.observer.disconnected(connection);
         if let Some(reason) = connection.outbox.closing() {
             let code = reason.code();
-            let lasted = connection.activity.since().elapsed().as_secs();
+            let lasted = connection.since.elapsed().as_secs();
             info!(
                 "Connection closed: {connection}, reason={reason}, code={code}, seconds={lasted}"
             );

@@ -36,8 +36,7 @@ pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: 
             if !trimmed && writer.catch_up.is_over() {
                 stack::trim();
                 trimmed = true;
-                let since = connection.activity.since();
-                observe(&context.metrics.catch_up, since.elapsed());
+                observe(&context.metrics.catch_up, connection.since.elapsed());
             }
             match next {
                 Ok(wake_at) => {
@@ -67,7 +66,7 @@ struct Writer<'c> {
 impl<'c> Writer<'c> {
     fn new(connection: &'c Connection, context: &Arc<Context>, catch_up_at: Instant) -> Self {
         let session = &context.config.session;
-        let (since, ping_interval) = (connection.activity.since(), session.ping_interval);
+        let (since, ping_interval) = (connection.since, session.ping_interval);
         Self {
             connection,
             metrics: Arc::clone(&context.metrics),
@@ -116,7 +115,7 @@ impl<'c> Writer<'c> {
         let connection = self.connection;
         let seen = Seen {
             at: now,
-            heard: connection.activity.noted().last_frame,
+            heard: connection.activity().last_frame,
             progress: connection.outbox.progress(),
             is_waiting: connection.outbox.is_handed_over(),
             is_behind: connection.gate.fell_back(),
@@ -134,7 +133,7 @@ impl<'c> Writer<'c> {
         failpoint::reached("writer", connection.user());
         self.next_ping = now + self.ping_interval;
         self.liveness.ping(&seen, || {
-            connection.activity.pinged();
+            connection.activity.lock().pinged_at = Some(now);
             connection.outbox.ping()
         });
         Ok(Some(now))
