@@ -160,12 +160,10 @@ impl Gateway {
         });
         // Last of all: whoever asks is told of every check.
         let listener = Listener::start(socket, Arc::clone(&context), fatal)?;
-        let (usage, most) = (listener.usage(), context.config.limits.max_connections);
+        let limits = listener.limits();
         readiness.add("capacity", true, move || {
-            let has_room = usage().connections < most;
-            has_room
-                .then_some(())
-                .ok_or_else(|| "limits.max_connections is reached".into())
+            let has_room = limits.have_room().then_some(());
+            has_room.ok_or_else(|| "limits.max_connections is reached".into())
         });
         let around = Surroundings {
             context: &context,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::guard;
 use super::history::History;
 use super::scrape::Scrape;
-use crate::client::accept::Usage;
+use crate::client::admission::Limits;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::config::Config;
@@ -32,7 +32,7 @@ pub struct Sources {
     pub history: Arc<History>,
     pub drain: Arc<Drain>,
     /// How much of the limits is used.
-    pub usage: Box<dyn Fn() -> Usage + Send + Sync>,
+    pub limits: Arc<Limits>,
     /// Why the broker is not in reach, if it is not.
     pub broker: LastOutcome,
     /// Told whether the gateway drains by hand from now on.
@@ -199,7 +199,7 @@ impl Console {
         let since = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
         let (received, sent) = connection.bytes();
         let (queued_frames, queued_bytes) = connection.queued();
-        let activity = connection.activity();
+        let activity = *connection.activity.lock();
         let peer = json!(connection.peer);
         // By the name of its thread (`client/accept.rs`).
         let reader = format!("r-{}", connection.id().short());

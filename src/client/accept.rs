@@ -14,7 +14,6 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::address::Peer;
-pub use super::admission::Usage;
 use super::admission::{Admission, Limits, no_room};
 use super::head::wait_until;
 use super::refuser::Refuser;
@@ -84,10 +83,9 @@ impl Listener {
         self.addr
     }
 
-    /// Answers, whenever it is asked, how much of the limits is used.
-    pub fn usage(&self) -> impl Fn() -> Usage + Send + Sync + use<> {
-        let limits = Arc::clone(&self.acceptor.limits);
-        move || limits.usage()
+    /// How much of the limits is used.
+    pub fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.acceptor.limits)
     }
 
     /// Stops accepting and waits for the connection threads. Answers how many are left at

@@ -29,6 +29,14 @@ impl Peer {
         let (Self::Socket(address) | Self::XForwardedFor(address)) = self;
         address
     }
+
+    /// What its connections are counted by: an IPv4 address, or the /64 of an IPv6 one.
+    pub(super) fn counted(self) -> IpAddr {
+        match self.address().to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !IPV6_HOST).into(),
+            address => address,
+        }
+    }
 }
 
 impl fmt::Display for Peer {
@@ -61,14 +69,6 @@ pub(super) fn client_address(head: &Head<'_>, peer: Peer, trusted: &[Network]) -
         client = Peer::XForwardedFor(address);
     }
     client
-}
-
-/// What connections are counted by: an IPv4 address, or the /64 of an IPv6 one.
-pub(super) fn counted_address(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !IPV6_HOST).into(),
-        address => address,
-    }
 }
 
 /// An address as proxies write it: `1.2.3.4`, `1.2.3.4:5678`, `2001:db8::1`, `[2001:db8::1]`,
@@ -223,7 +223,7 @@ mod tests {
             ("::ffff:1.2.3.4", "::ffff:1.2.3.5", false),
             ("::1", "::ffff:127.0.0.1", false),
         ] {
-            let counted = |text| counted_address(address(text));
+            let counted = |text| Peer::Socket(address(text)).counted();
             assert_eq!(counted(one) == counted(other), same, "{one} {other}");
         }
     }

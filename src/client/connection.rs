@@ -22,7 +22,7 @@ pub struct Connection {
     pub peer: Peer,
     /// When it was upgraded.
     pub since: Instant,
-    pub(super) activity: Mutex<Activity>,
+    pub activity: Mutex<Activity>,
     pub(super) outbox: Outbox,
     pub(super) gate: DeliveryGate,
     /// It is shown nowhere.
@@ -182,10 +182,6 @@ impl Connection {
         (activity.last_frame, activity.received) = (Instant::now(), received);
     }
 
-    pub fn activity(&self) -> Activity {
-        *self.activity.lock()
-    }
-
     /// How many frames and bytes wait in its send queue.
     pub fn queued(&self) -> (usize, usize) {
         self.outbox.queued()
@@ -198,7 +194,7 @@ impl Connection {
 
     /// How many bytes came, and how many the socket has taken.
     pub fn bytes(&self) -> (u64, u64) {
-        (self.activity().received, self.outbox.sent())
+        (self.activity.lock().received, self.outbox.sent())
     }
 
     /// In Unix seconds; 0 means never.

@@ -15,7 +15,7 @@ use crate::services::{self, ErrorCode, ServiceError};
 pub(super) fn answer(context: &Context, connection: &Connection, request: Request) -> Frame {
     let request_id = request.id.as_deref();
     let served = request.body.and_then(|body| {
-        let kind = body.kind();
+        let kind = <&str>::from(&body);
         log::debug!("Message received: type={kind}, {connection}");
         serve(context, connection, request_id, body).inspect_err(|failed| {
             let level = match failed.code {

@@ -15,7 +15,7 @@ pub mod protocol;
 pub mod accept;
 
 pub mod address;
-mod admission;
+pub mod admission;
 mod catch_up;
 mod dispatch;
 pub(crate) mod failpoint;

@@ -95,12 +95,6 @@ struct RefreshToken {
     token: String,
 }
 
-impl Body {
-    pub fn kind(&self) -> &'static str {
-        self.into()
-    }
-}
-
 impl Request {
     /// What `user` asks.
     pub fn parse(text: &str, user: &UserId) -> Self {
@@ -113,7 +107,7 @@ impl Request {
 
     /// Its `type`, unless it is not understood.
     pub fn kind(&self) -> Option<&'static str> {
-        self.body.as_ref().ok().map(Body::kind)
+        self.body.as_ref().ok().map(Into::into)
     }
 }
 

@@ -17,7 +17,7 @@ use super::liveness::{Liveness, Next, Seen};
 use super::stack;
 use super::token::seconds_left;
 use super::token_check::TokenCheck;
-use crate::metrics::{Metrics, observe};
+use crate::metrics::observe;
 use crate::threads::contain;
 
 /// The longest sleep, so that a change of the wall clock is noticed.
@@ -53,8 +53,7 @@ pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: 
 /// What a writer thread has to do, each thing at its time.
 struct Writer<'c> {
     connection: &'c Connection,
-    metrics: Arc<Metrics>,
-    ping_interval: Duration,
+    context: &'c Context,
     next_ping: Instant,
     liveness: Liveness,
     /// The client fell back to its inbox.
@@ -64,15 +63,14 @@ struct Writer<'c> {
 }
 
 impl<'c> Writer<'c> {
-    fn new(connection: &'c Connection, context: &Arc<Context>, catch_up_at: Instant) -> Self {
+    fn new(connection: &'c Connection, context: &'c Arc<Context>, catch_up_at: Instant) -> Self {
         let session = &context.config.session;
-        let (since, ping_interval) = (connection.since, session.ping_interval);
+        let since = connection.since;
         Self {
             connection,
-            metrics: Arc::clone(&context.metrics),
-            ping_interval,
+            context,
             // Spreads the pings of clients that came together over one interval.
-            next_ping: since + ping_interval.mul_f64(connection.id().fraction()),
+            next_ping: since + session.ping_interval.mul_f64(connection.id().fraction()),
             liveness: Liveness::new(session.idle_timeout, session.write_timeout, since),
             is_behind: false,
             token_check: TokenCheck::new(Arc::clone(context)),
@@ -115,7 +113,7 @@ impl<'c> Writer<'c> {
         let connection = self.connection;
         let seen = Seen {
             at: now,
-            heard: connection.activity().last_frame,
+            heard: connection.activity.lock().last_frame,
             progress: connection.outbox.progress(),
             is_waiting: connection.outbox.is_handed_over(),
             is_behind: connection.gate.fell_back(),
@@ -123,7 +121,7 @@ impl<'c> Writer<'c> {
         let was_behind = mem::replace(&mut self.is_behind, seen.is_behind);
         if seen.is_behind && !was_behind {
             info!("Fell back to the inbox: {connection}");
-            self.metrics.fallbacks.inc();
+            self.context.metrics.fallbacks.inc();
         }
         let has_input = || connection.outbox.has_input();
         let next_look = self.liveness.judge(&seen, has_input)?;
@@ -131,7 +129,7 @@ impl<'c> Writer<'c> {
             return Ok(next_look);
         }
         failpoint::reached("writer", connection.user());
-        self.next_ping = now + self.ping_interval;
+        self.next_ping = now + self.context.config.session.ping_interval;
         self.liveness.ping(&seen, || {
             connection.activity.lock().pinged_at = Some(now);
             connection.outbox.ping()
