@@ -215,7 +215,7 @@ impl Console {
             "address_source": peer["address_source"],
             "reader": reader,
             "connected_seconds": since(connection.since),
-            "last_frame_seconds": since(activity.last_frame),
+            "last_frame_seconds": since(activity.last_frame.unwrap_or(connection.since)),
             "round_trip_seconds": activity.round_trip.map(|trip| trip.as_secs_f64()),
             "queue_frames": queued_frames,
             "queue_bytes": queued_bytes,

@@ -166,9 +166,9 @@ impl Acceptor {
 
     /// Has a socket wait for its turn, or refuses it.
     fn take(&self, socket: &Socket, peer: Peer) {
-        failpoint::reached("accept", peer);
+        failpoint::reached("accept", peer.address());
         let admitted = contain(|| {
-            failpoint::reached("take", peer);
+            failpoint::reached("take", peer.address());
             self.context.reject_if_draining()?;
             self.limits.admit(socket, peer)
         });
@@ -185,7 +185,8 @@ impl Acceptor {
         let admission = Box::new(admission);
         let run = move || session::run(admission, &context);
         if let Err(error) = self.threads.spawn(name, STACK, run) {
-            error!("No thread for a connection: peer={peer}, error={error}");
+            let address = peer.address();
+            error!("No thread for a connection: peer={address}, error={error}");
             self.refuser.refuse(&socket, peer, no_room());
         }
     }

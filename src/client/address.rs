@@ -1,7 +1,6 @@
 //! Whose connection it is, by address: the client behind proxies that are trusted, and what counts
 //! as one client. An IPv4 address that comes as IPv6 (`::ffff:10.0.0.1`) is IPv4 everywhere.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
@@ -39,12 +38,6 @@ impl Peer {
     }
 }
 
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.address().fmt(f)
-    }
-}
-
 /// The client's address: `peer`'s own, or, as long as who speaks is a trusted proxy, the one that it
 /// names in `X-Forwarded-For`, from the last address to the first.
 pub(super) fn client_address(head: &Head<'_>, peer: Peer, trusted: &[Network]) -> Peer {
@@ -63,7 +56,11 @@ pub(super) fn client_address(head: &Head<'_>, peer: Peer, trusted: &[Network]) -
         && let Some(hop) = hops.next_back()
     {
         let Some(address) = std::str::from_utf8(hop).ok().and_then(parse_hop) else {
-            log_limited!(info, "X-Forwarded-For not understood: peer={peer}");
+            log_limited!(
+                info,
+                "X-Forwarded-For not understood: peer={}",
+                peer.address()
+            );
             break;
         };
         client = Peer::XForwardedFor(address);

@@ -36,10 +36,10 @@ pub struct Connection {
 }
 
 /// What a connection's two threads note of its client.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Activity {
-    /// When the last frame came.
-    pub last_frame: Instant,
+    /// When the last frame came, if one has.
+    pub last_frame: Option<Instant>,
     /// Bytes that came.
     pub received: u64,
     /// When the ping was sent that is not answered.
@@ -56,18 +56,12 @@ impl Connection {
         outbox: Outbox,
         gate: DeliveryGate,
     ) -> Self {
-        let since = Instant::now();
         Self {
             id,
             user: accepted.identity.user.clone(),
             peer,
-            since,
-            activity: Mutex::new(Activity {
-                last_frame: since,
-                received: 0,
-                pinged_at: None,
-                round_trip: None,
-            }),
+            since: Instant::now(),
+            activity: Mutex::default(),
             outbox,
             gate,
             token: Mutex::new(accepted.token.as_str().into()),
@@ -174,12 +168,6 @@ impl Connection {
 
     pub fn is_closing(&self) -> bool {
         self.closing().is_some()
-    }
-
-    /// Notes that a frame came, and so many bytes since the beginning.
-    pub(super) fn heard(&self, received: u64) {
-        let mut activity = self.activity.lock();
-        (activity.last_frame, activity.received) = (Instant::now(), received);
     }
 
     /// How many frames and bytes wait in its send queue.

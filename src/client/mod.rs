@@ -71,18 +71,15 @@ pub struct Context {
 impl Context {
     /// Refuses newcomers while the gateway shuts down.
     fn reject_if_draining(&self) -> http::Result<()> {
-        if self.drain.refuses() {
-            let message = "The gateway is shutting down";
-            return Err(HttpResponse::unavailable("draining", message));
-        }
-        Ok(())
+        let draining = || HttpResponse::unavailable("draining", "The gateway is shutting down");
+        (!self.drain.refuses()).then_some(()).ok_or_else(draining)
     }
 
     /// Notes that a client was turned away, if this is what `response` does.
     fn refused(&self, peer: Peer, user: Option<&UserId>, response: &HttpResponse) {
         if let Some(refusal) = response.refusal() {
             self.observer.refused(peer, user, refusal);
-            let (status, reason) = (refusal.status, refusal.reason);
+            let (peer, status, reason) = (peer.address(), refusal.status, refusal.reason);
             log_limited!(
                 info,
                 "Connection refused: peer={peer}, status={status}, reason={reason}"

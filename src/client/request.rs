@@ -104,11 +104,6 @@ impl Request {
         };
         Self { id, body }
     }
-
-    /// Its `type`, unless it is not understood.
-    pub fn kind(&self) -> Option<&'static str> {
-        self.body.as_ref().ok().map(Into::into)
-    }
 }
 
 /// A request's envelope, and the id that was in it.

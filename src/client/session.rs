@@ -117,9 +117,8 @@ impl Session {
         };
         // It is in the registry, so that a shutdown that begins after this look finds it there.
         context.reject_if_draining().inspect_err(|_| {
-            session
-                .connection
-                .close(CloseReason::Shutdown(Duration::ZERO));
+            let reason = CloseReason::Shutdown(Duration::ZERO);
+            session.connection.close(reason);
         })?;
         session.start_writer(route)?;
         Ok(session)
@@ -150,7 +149,7 @@ impl Session {
     /// Upgrades, then reads until the connection ends.
     fn serve(self, socket: Socket) {
         let connection = &*self.connection;
-        let peer = connection.peer;
+        let peer = connection.peer.address();
         info!("Connection established: {connection}, peer={peer}");
         connection.outbox.write_behind([]);
         stack::trim();
@@ -173,21 +172,22 @@ impl Session {
         let mut rate = RateLimit::new(limits.rate, limits.burst, Instant::now());
         loop {
             let incoming = reader.read()?;
-            self.connection.heard(reader.received());
+            let mut activity = self.connection.activity.lock();
+            (activity.last_frame, activity.received) = (Some(Instant::now()), reader.received());
+            if matches!(incoming, Incoming::Pong)
+                && let Some(pinged_at) = activity.pinged_at.take()
+            {
+                let took = *activity.round_trip.insert(pinged_at.elapsed());
+                observe(&self.context.metrics.ping, took);
+            }
+            drop(activity);
             if let Some(reason) = self.connection.outbox.closing() {
                 return Err(reason.clone());
             }
             let answer = match incoming {
                 Incoming::Text(text) => self.answer(&text, &mut rate)?,
                 Incoming::Ping(payload) => Frame::pong(&payload),
-                Incoming::Pong => {
-                    let mut activity = self.connection.activity.lock();
-                    if let Some(pinged_at) = activity.pinged_at.take() {
-                        let took = *activity.round_trip.insert(pinged_at.elapsed());
-                        observe(&self.context.metrics.ping, took);
-                    }
-                    continue;
-                }
+                Incoming::Pong => continue,
             };
             self.connection.outbox.send(&answer);
         }
@@ -200,7 +200,8 @@ impl Session {
     fn answer(&self, text: &str, rate: &mut RateLimit) -> Result<Frame, CloseReason> {
         failpoint::reached("reader", self.connection.user());
         let mut request = Request::parse(text, self.connection.user());
-        self.context.metrics.received(request.kind());
+        let kind = request.body.as_ref().ok().map(Into::into);
+        self.context.metrics.received(kind);
         if !rate.allows(Instant::now())? {
             let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
             request.body = Err(error);

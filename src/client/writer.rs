@@ -113,7 +113,7 @@ impl<'c> Writer<'c> {
         let connection = self.connection;
         let seen = Seen {
             at: now,
-            heard: connection.activity.lock().last_frame,
+            heard: (connection.activity.lock().last_frame).unwrap_or(connection.since),
             progress: connection.outbox.progress(),
             is_waiting: connection.outbox.is_handed_over(),
             is_behind: connection.gate.fell_back(),
