@@ -57,7 +57,7 @@ pub struct Metrics {
     pub delivery: Histogram,
     /// By the service's method, and the error's code or `OK`.
     pub rpc: HistogramVec,
-    /// The method that a thread waits for the answer of, by the thread's name, and since when.
+    /// The calls of services that threads wait for, by the thread's name: the method, and since when.
     pub calls: Mutex<HashMap<String, (&'static str, Instant)>>,
     pub ping: Histogram,
     pub handshake: Histogram,

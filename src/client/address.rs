@@ -29,6 +29,12 @@ impl Peer {
         address
     }
 
+    /// Whether its address is in one of the networks.
+    pub(super) fn is_among(self, networks: &[Network]) -> bool {
+        let address = self.address();
+        networks.iter().any(|network| network.contains(address))
+    }
+
     /// What its connections are counted by: an IPv4 address, or the /64 of an IPv6 one.
     pub(super) fn counted(self) -> IpAddr {
         match self.address().to_canonical() {
@@ -47,20 +53,12 @@ pub(super) fn client_address(head: &Head<'_>, peer: Peer, trusted: &[Network]) -
         .map(<[u8]>::trim_ascii)
         .filter(|hop| !hop.is_empty());
     let mut client = peer;
-    let is_trusted = |peer: Peer| {
-        trusted
-            .iter()
-            .any(|network| network.contains(peer.address()))
-    };
-    while is_trusted(client)
+    while client.is_among(trusted)
         && let Some(hop) = hops.next_back()
     {
         let Some(address) = std::str::from_utf8(hop).ok().and_then(parse_hop) else {
-            log_limited!(
-                info,
-                "X-Forwarded-For not understood: peer={}",
-                peer.address()
-            );
+            let peer = peer.address();
+            log_limited!(info, "X-Forwarded-For not understood: peer={peer}");
             break;
         };
         client = Peer::XForwardedFor(address);

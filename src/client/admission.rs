@@ -100,6 +100,7 @@ impl Limits {
         self.connections() < self.config.limits.max_connections
     }
 
+    /// Connections that are admitted, those that wait for their turn among them.
     pub fn connections(&self) -> usize {
         self.table.lock().connections
     }
@@ -131,8 +132,7 @@ impl Limits {
             since: Instant::now(),
             counted: None,
         };
-        let mut proxies = self.config.listen.trusted_proxies.iter();
-        if !proxies.any(|network| network.contains(peer.address())) {
+        if !peer.is_among(&self.config.listen.trusted_proxies) {
             admission.count_for(peer)?;
         }
         // Behind a trusted proxy, all wait in the proxy's line.
