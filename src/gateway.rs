@@ -86,7 +86,7 @@ impl Gateway {
             Listener::bind(addr).map_err(|error| StartError::Listen { key, addr, error })?;
         let admin = edges::bind_admin(&config)?;
         let registry = Arc::new(Registry::default());
-        let metrics = Arc::new(Metrics::new(&REQUEST_TYPES));
+        let metrics = Arc::new(Metrics::new(REQUEST_TYPES));
         let (start_source, routes, chat) = match config.backend.mode {
             Mode::Remote => {
                 let routes = Arc::new(Routes::new(Arc::clone(&registry), Arc::clone(&metrics)));
@@ -161,12 +161,10 @@ impl Gateway {
         });
         // Last of all: whoever asks is told of every check.
         let listener = Listener::start(socket, Arc::clone(&context), fatal)?;
-        let (usage, most) = (listener.usage(), context.config.limits.max_connections);
+        let limits = listener.limits();
         readiness.add("capacity", true, move || {
-            let has_room = usage().connections < most;
-            has_room
-                .then_some(())
-                .ok_or_else(|| "limits.max_connections is reached".into())
+            let has_room = limits.have_room().then_some(());
+            has_room.ok_or_else(|| "limits.max_connections is reached".into())
         });
         let around = Surroundings {
             context: &context,

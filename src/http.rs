@@ -222,6 +222,7 @@ pub struct HttpResponse {
 /// Why a client is turned away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
+    pub status: u16,
     /// In one word.
     pub reason: &'static str,
     /// What the client is told.
@@ -262,15 +263,17 @@ impl HttpResponse {
             405 => "wrong_method",
             408 => "timed_out",
             426 => "no_upgrade",
-            429 => "too_many",
             431 => "head_too_large",
-            503 => "unavailable",
             _ => "bad_request",
         };
         let message = message.to_owned();
         Self::new(
             status,
-            Some(Refusal { reason, message }),
+            Some(Refusal {
+                status,
+                reason,
+                message,
+            }),
             headers,
             body.into(),
         )
@@ -299,16 +302,16 @@ impl HttpResponse {
         Self::error(401, ErrorCode::Unauthenticated, message)
     }
 
-    pub fn unavailable(message: &str) -> Self {
-        Self::error(503, ErrorCode::ServiceUnavailable, message)
+    pub fn unavailable(reason: &'static str, message: &str) -> Self {
+        Self::error(503, ErrorCode::ServiceUnavailable, message).because(reason)
     }
 
     pub fn timed_out(message: &str) -> Self {
         Self::error(408, ErrorCode::DeadlineExceeded, message)
     }
 
-    pub fn too_many(message: &str) -> Self {
-        Self::error(429, ErrorCode::RateLimited, message)
+    pub fn too_many(reason: &'static str, message: &str) -> Self {
+        Self::error(429, ErrorCode::RateLimited, message).because(reason)
     }
 
     fn too_large() -> Self {

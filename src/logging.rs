@@ -130,6 +130,18 @@ impl Write for LogFile {
     }
 }
 
+/// As `log::info!` and its like, but a few lines of this kind are written each second: for what anybody
+/// can cause, who needs no token to do it ten thousand times.
+macro_rules! log_limited {
+    ($level:ident, $($line:tt)+) => {{
+        static LINES: $crate::logging::LineLimit = $crate::logging::LineLimit::new();
+        if let Some(left_out) = LINES.pass() {
+            log::$level!("{}{left_out}", format_args!($($line)+));
+        }
+    }};
+}
+pub(crate) use log_limited;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,12 +4,16 @@
 //! No label has a value that a client can choose. Counting costs the delivery path one addition for
 //! each batch and thread: whoever writes for many sums up first.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
 };
+use serde::Serialize;
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::error::ErrorCode;
 
@@ -19,24 +23,17 @@ const BUCKETS: [f64; 16] = [
     5.0, 10.0,
 ];
 
+/// The type of a request that is not understood.
+const INVALID: &str = "invalid";
+
 /// What a connection is sent unasked, by the `type` of its frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray, Serialize)]
+#[strum(serialize_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum PushType {
     Message,
     GroupMessage,
     Presence,
-}
-
-impl PushType {
-    pub const ALL: [Self; 3] = [Self::Message, Self::GroupMessage, Self::Presence];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Message => "message",
-            Self::GroupMessage => "group_message",
-            Self::Presence => "presence",
-        }
-    }
 }
 
 /// The counters and histograms of one gateway.
@@ -49,7 +46,8 @@ pub struct Metrics {
     pub rejected: IntCounterVec,
     /// By the request's type.
     received: IntCounterVec,
-    pushed: [IntCounter; 3],
+    /// In the order of [`PushType`].
+    pushed: Vec<IntCounter>,
     errors: IntCounterVec,
     pub bytes_received: IntCounter,
     pub bytes_sent: IntCounter,
@@ -59,6 +57,8 @@ pub struct Metrics {
     pub delivery: Histogram,
     /// By the service's method, and the error's code or `OK`.
     pub rpc: HistogramVec,
+    /// The calls of services that threads wait for, by the thread's name: the method, and since when.
+    pub calls: Mutex<HashMap<String, (&'static str, Instant)>>,
     pub ping: Histogram,
     pub handshake: Histogram,
     pub route: Histogram,
@@ -87,8 +87,9 @@ impl Metrics {
             "gateway_messages_pushed_total",
             "type",
             "Messages and presence queued for a connection, by type.",
-            &PushType::ALL.map(PushType::as_str),
+            &[],
         );
+        let push_types = PushType::VARIANTS.iter().map(<&str>::from);
         let codes = ErrorCode::ALL.map(ErrorCode::as_str);
         let rpc = options(
             "gateway_rpc_seconds",
@@ -115,9 +116,11 @@ impl Metrics {
                 "gateway_messages_received_total",
                 "type",
                 "Requests of clients, by type.",
-                request_types,
+                &[request_types, &[INVALID]].concat(),
             ),
-            pushed: PushType::ALL.map(|kind| pushed.with_label_values(&[kind.as_str()])),
+            pushed: push_types
+                .map(|kind| pushed.with_label_values(&[kind]))
+                .collect(),
             errors: counters(
                 "gateway_errors_total",
                 "code",
@@ -149,6 +152,7 @@ impl Metrics {
                 "From a batch in the consumer's hand to the sockets of all its recipients.",
             ),
             rpc: register(&registry, HistogramVec::new(rpc, &["method", "code"])),
+            calls: Mutex::default(),
             ping: histogram("gateway_ping_seconds", "From a ping to its pong."),
             handshake: histogram(
                 "gateway_handshake_seconds",
@@ -166,8 +170,9 @@ impl Metrics {
         }
     }
 
-    /// A client's request, of a type that is known.
-    pub fn received(&self, kind: &str) {
+    /// A client's request, of one of the types that there are; `None`: it is not understood.
+    pub fn received(&self, kind: Option<&str>) {
+        let kind = kind.unwrap_or(INVALID);
         self.received.with_label_values(&[kind]).inc();
     }
 

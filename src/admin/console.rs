@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::guard;
 use super::history::History;
 use super::scrape::Scrape;
-use crate::client::accept::Usage;
+use crate::client::admission::Limits;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::config::Config;
@@ -32,7 +32,7 @@ pub struct Sources {
     pub history: Arc<History>,
     pub drain: Arc<Drain>,
     /// How much of the limits is used.
-    pub usage: Box<dyn Fn() -> Usage + Send + Sync>,
+    pub limits: Arc<Limits>,
     /// Why the broker is not in reach, if it is not.
     pub broker: LastOutcome,
     /// Told whether the gateway drains by hand from now on.
@@ -153,17 +153,19 @@ impl Console {
             Resource::Connections => {
                 let filter = Filter::parse(query)?;
                 let mut connections = sources.registry.connections();
-                connections.retain(|one| filter.fits(Some(one.user().as_str()), one.peer.address));
-                connections.sort_by_key(|connection| connection.activity.since());
-                let connections: Vec<_> = connections.iter().map(|one| describe(one)).collect();
+                connections
+                    .retain(|one| filter.fits(Some(one.user().as_str()), one.peer.address()));
+                connections.sort_by_key(|connection| connection.since);
+                let connections: Vec<_> =
+                    connections.iter().map(|one| self.describe(one)).collect();
                 json_page(&json!({ "connections": connections }))
             }
             Resource::Disconnects => {
                 let filter = Filter::parse(query)?;
                 let mut ended = sources.history.ended();
-                ended.retain(|one| filter.fits(Some(&one.user), one.address));
+                ended.retain(|one| filter.fits(Some(&one.user), one.peer.address()));
                 let mut refused = sources.history.refused();
-                refused.retain(|one| filter.fits(one.user.as_deref(), one.address));
+                refused.retain(|one| filter.fits(one.user.as_deref(), one.peer.address()));
                 json_page(&json!({ "ended": ended, "refused": refused }))
             }
             Resource::Drain(drains) => {
@@ -189,6 +191,39 @@ impl Console {
             connection.close(CloseReason::Disconnected);
         }
         Ok(count)
+    }
+
+    /// A connection as it stands. Times are seconds.
+    fn describe(&self, connection: &Connection) -> Value {
+        let now = Instant::now();
+        let since = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
+        let (received, sent) = connection.bytes();
+        let (queued_frames, queued_bytes) = connection.queued();
+        let activity = *connection.activity.lock();
+        let peer = json!(connection.peer);
+        // By the name of its thread (`client/accept.rs`).
+        let reader = format!("r-{}", connection.id().short());
+        let call = self.sources.metrics.calls.lock().get(&reader).copied();
+        let reader = match call {
+            Some((method, began)) => format!("{method} since {:.1} s", since(began)),
+            None => "reading".into(),
+        };
+        json!({
+            "id": connection.id().to_string(),
+            "user": connection.user().as_str(),
+            "address": peer["address"],
+            "address_source": peer["address_source"],
+            "reader": reader,
+            "connected_seconds": since(connection.since),
+            "last_frame_seconds": since(activity.last_frame.unwrap_or(connection.since)),
+            "round_trip_seconds": activity.round_trip.map(|trip| trip.as_secs_f64()),
+            "queue_frames": queued_frames,
+            "queue_bytes": queued_bytes,
+            "queue_high_water": connection.high_water(),
+            "bytes_received": received,
+            "bytes_sent": sent,
+            "closing": connection.closing().map(ToString::to_string),
+        })
     }
 }
 
@@ -223,35 +258,6 @@ impl Filter {
         let is_user = self.user.is_none() || self.user.as_deref() == user;
         is_user && (self.address.is_none() || self.address == Some(address))
     }
-}
-
-/// A connection as it stands. Times are seconds.
-fn describe(connection: &Connection) -> Value {
-    let now = Instant::now();
-    let since = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
-    let (received, sent) = connection.bytes();
-    let queue = connection.queue();
-    let noted = connection.activity.noted();
-    let reader = match noted.call {
-        Some((method, began)) => format!("{method} since {:.1} s", since(began)),
-        None => "reading".into(),
-    };
-    json!({
-        "id": connection.id().to_string(),
-        "user": connection.user().as_str(),
-        "address": connection.peer.address,
-        "address_source": connection.peer.source,
-        "reader": reader,
-        "connected_seconds": since(connection.activity.since()),
-        "last_frame_seconds": since(noted.last_frame),
-        "round_trip_seconds": noted.round_trip.map(|trip| trip.as_secs_f64()),
-        "queue_frames": queue.frames,
-        "queue_bytes": queue.bytes,
-        "queue_high_water": queue.high_water,
-        "bytes_received": received,
-        "bytes_sent": sent,
-        "closing": connection.closing().map(ToString::to_string),
-    })
 }
 
 fn json_page(value: &Value) -> HttpResponse {

@@ -2,18 +2,18 @@
 //! refused, with what was said to them.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use strum::IntoEnumIterator;
 
-use crate::client::address::{AddressSource, Peer};
+use crate::client::address::Peer;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::{ConnectionObserver, OverUserLimit, Route};
-use crate::http::HttpResponse;
+use crate::http::Refusal;
 use crate::ids::UserId;
 use crate::metrics::Metrics;
 
@@ -34,8 +34,8 @@ pub struct History {
 #[derive(Debug, Serialize)]
 pub struct Ended {
     pub user: String,
-    pub address: IpAddr,
-    address_source: AddressSource,
+    #[serde(flatten)]
+    pub peer: Peer,
     connection_id: String,
     /// Of the Close frame; 1006, as the client's end says it, where there was none.
     code: u16,
@@ -53,8 +53,8 @@ pub struct Ended {
 pub struct Refused {
     /// Where the token said so.
     pub user: Option<String>,
-    pub address: IpAddr,
-    address_source: AddressSource,
+    #[serde(flatten)]
+    pub peer: Peer,
     /// HTTP's.
     status: u16,
     reason: &'static str,
@@ -66,7 +66,7 @@ pub struct Refused {
 impl History {
     pub fn new(observer: Arc<dyn ConnectionObserver>, metrics: Arc<Metrics>) -> Self {
         // So that each is there before it counts for the first time.
-        for reason in &CloseReason::ALL {
+        for reason in CloseReason::iter() {
             metrics.disconnects.with_label_values(&[reason.name()]);
         }
         Self {
@@ -118,25 +118,21 @@ impl ConnectionObserver for History {
             &self.ended,
             Ended {
                 user: connection.user().to_string(),
-                address: connection.peer.address,
-                address_source: connection.peer.source,
+                peer: connection.peer,
                 connection_id: connection.id().to_string(),
-                code: reason.code().unwrap_or(1006),
+                code: reason.code(),
                 reason: reason.to_string(),
                 at: now(),
-                lasted_seconds: connection.activity.since().elapsed().as_secs_f64(),
+                lasted_seconds: connection.since.elapsed().as_secs_f64(),
                 bytes_received: received,
                 bytes_sent: sent,
-                queue_high_water: connection.queue().high_water,
+                queue_high_water: connection.high_water(),
             },
         );
     }
 
-    fn refused(&self, peer: Peer, user: Option<&UserId>, response: &HttpResponse) {
-        self.observer.refused(peer, user, response);
-        let Some(refusal) = response.refusal() else {
-            return;
-        };
+    fn refused(&self, peer: Peer, user: Option<&UserId>, refusal: &Refusal) {
+        self.observer.refused(peer, user, refusal);
         self.metrics
             .rejected
             .with_label_values(&[refusal.reason])
@@ -145,9 +141,8 @@ impl ConnectionObserver for History {
             &self.refused,
             Refused {
                 user: user.map(ToString::to_string),
-                address: peer.address,
-                address_source: peer.source,
-                status: response.status(),
+                peer,
+                status: refusal.status,
                 reason: refusal.reason,
                 message: refusal.message.clone(),
                 at: now(),

@@ -90,7 +90,7 @@ fn accept(
         };
         let Some(place) = places.acquire_within(Duration::ZERO) else {
             let message = format!("{MAX_CONNECTIONS} admin connections are open: try again");
-            let busy = HttpResponse::unavailable(&message).bytes();
+            let busy = HttpResponse::unavailable("busy", &message).bytes();
             // Whoever takes it at once has it; nobody is waited for.
             let _ = socket.set_nonblocking(true);
             let _ = (&socket).write(&busy);

@@ -1,6 +1,7 @@
-//! [`Services`], measured: how long each call took, and what it came to.
+//! [`Services`], measured: how long each call took, and what it came to; and who waits for one.
 
 use std::sync::Arc;
+use std::thread::{self, Thread};
 use std::time::Instant;
 
 use crate::metrics::{Metrics, observe};
@@ -18,9 +19,15 @@ impl Measured {
         Self { services, metrics }
     }
 
-    fn measure<T>(&self, method: &str, call: impl FnOnce(&dyn Services) -> Result<T>) -> Result<T> {
+    fn measure<T>(
+        &self,
+        method: &'static str,
+        call: impl FnOnce(&dyn Services) -> Result<T>,
+    ) -> Result<T> {
         let start = Instant::now();
+        let under_way = UnderWay::begin(&self.metrics, method, start);
         let result = call(&*self.services);
+        drop(under_way);
         note(&self.metrics, method, start, &result);
         result
     }
@@ -37,6 +44,28 @@ impl Measured {
             note(&self.metrics, method, start, result);
         }
         results
+    }
+}
+
+/// A call that this thread waits for, until this is dropped.
+struct UnderWay<'m> {
+    metrics: &'m Metrics,
+    thread: Thread,
+}
+
+impl<'m> UnderWay<'m> {
+    fn begin(metrics: &'m Metrics, method: &'static str, start: Instant) -> Self {
+        let thread = thread::current();
+        let name = thread.name().unwrap_or_default().to_owned();
+        metrics.calls.lock().insert(name, (method, start));
+        Self { metrics, thread }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let name = self.thread.name().unwrap_or_default();
+        self.metrics.calls.lock().remove(name);
     }
 }
 

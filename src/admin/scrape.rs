@@ -84,10 +84,10 @@ impl Scrape {
         for connection in &connections {
             let (received, sent) = connection.bytes();
             bytes = (bytes.0 + received, bytes.1 + sent);
-            let queue = connection.queue();
-            depth = depth.max(queue.frames);
-            queued = queued.max(queue.bytes);
-            deepest = deepest.max(queue.high_water);
+            let (queued_frames, queued_bytes) = connection.queued();
+            depth = depth.max(queued_frames);
+            queued = queued.max(queued_bytes);
+            deepest = deepest.max(connection.high_water());
             *users.entry(connection.user()).or_default() += 1;
         }
         let metrics = &sources.metrics;
@@ -103,13 +103,13 @@ impl Scrape {
         self.broker_up.set(i64::from(sources.broker.get().is_ok()));
         self.drain.set(sources.drain.left().as_secs_f64());
         let (limits, session) = (&sources.config.limits, &sources.config.session);
-        let usage = (sources.usage)();
+        let used = &sources.limits;
         let of_one_user = users.values().max().copied().unwrap_or(0);
         for (name, limit, used) in [
             (
                 "max_connections",
                 limits.max_connections,
-                number(usage.connections),
+                number(used.connections()),
             ),
             (
                 "max_connections_per_user",
@@ -119,12 +119,12 @@ impl Scrape {
             (
                 "max_connections_per_ip",
                 limits.max_connections_per_ip,
-                number(usage.of_one_address),
+                number(used.of_one_address()),
             ),
             (
                 "max_handshakes",
                 limits.max_handshakes,
-                number(usage.handshakes),
+                number(used.handshakes()),
             ),
             ("send_queue", session.send_queue, number(depth)),
             ("send_queue_bytes", session.send_queue_bytes, number(queued)),

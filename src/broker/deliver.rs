@@ -250,7 +250,7 @@ fn for_one<T: Default>(
     // Nothing of it is used again: the connection ends.
     contain(act).unwrap_or_else(|| {
         error!("Delivering panicked: place={place}, user={user}, conn_id={id}");
-        connection.close(CloseReason::Internal);
+        connection.close(CloseReason::InternalError);
         T::default()
     })
 }

@@ -14,7 +14,6 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::address::Peer;
-pub use super::admission::Usage;
 use super::admission::{Admission, Limits, no_room};
 use super::head::wait_until;
 use super::refuser::Refuser;
@@ -84,10 +83,9 @@ impl Listener {
         self.addr
     }
 
-    /// Answers, whenever it is asked, how much of the limits is used.
-    pub fn usage(&self) -> impl Fn() -> Usage + Send + Sync + use<> {
-        let limits = Arc::clone(&self.acceptor.limits);
-        move || limits.usage()
+    /// How much of the limits is used.
+    pub fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.acceptor.limits)
     }
 
     /// Stops accepting and waits for the connection threads. Answers how many are left at
@@ -163,14 +161,14 @@ impl Acceptor {
         let (socket, peer) = self.listener.accept()?;
         // Frames leave when they are written; a failure says that the client is gone already.
         let _ = socket.set_nodelay(true);
-        Ok((Arc::new(socket), peer.ip().to_canonical().into()))
+        Ok((Arc::new(socket), Peer::Socket(peer.ip().to_canonical())))
     }
 
     /// Has a socket wait for its turn, or refuses it.
     fn take(&self, socket: &Socket, peer: Peer) {
-        failpoint::reached("accept", peer);
+        failpoint::reached("accept", peer.address());
         let admitted = contain(|| {
-            failpoint::reached("take", peer);
+            failpoint::reached("take", peer.address());
             self.context.reject_if_draining()?;
             self.limits.admit(socket, peer)
         });
@@ -187,7 +185,8 @@ impl Acceptor {
         let admission = Box::new(admission);
         let run = move || session::run(admission, &context);
         if let Err(error) = self.threads.spawn(name, STACK, run) {
-            error!("No thread for a connection: peer={peer}, error={error}");
+            let address = peer.address();
+            error!("No thread for a connection: peer={address}, error={error}");
             self.refuser.refuse(&socket, peer, no_room());
         }
     }

@@ -1,50 +1,46 @@
 //! Whose connection it is, by address: the client behind proxies that are trusted, and what counts
 //! as one client. An IPv4 address that comes as IPv6 (`::ffff:10.0.0.1`) is IPv4 everywhere.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use log::info;
 use serde::Serialize;
 
 use crate::config::Network;
 use crate::http::Head;
-use crate::logging::LineLimit;
+use crate::logging::log_limited;
 
 /// The bits of an IPv6 address that one customer of a provider has to themselves (RFC 6177): any
 /// number of addresses, and so no measure of anything.
 const IPV6_HOST: u128 = u64::MAX as u128;
 
-/// A client, as far as it is known by its address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
-    pub address: IpAddr,
-    pub source: AddressSource,
-}
-
-/// How a client's address was learned.
+/// A client, by its address and by how that was learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AddressSource {
-    /// It is the other end of the TCP connection.
-    Socket,
+#[serde(tag = "address_source", content = "address", rename_all = "snake_case")]
+pub enum Peer {
+    /// The other end of the TCP connection.
+    Socket(IpAddr),
     /// A trusted proxy has said so in the header field.
-    XForwardedFor,
+    XForwardedFor(IpAddr),
 }
 
-impl From<IpAddr> for Peer {
-    /// The other end of a TCP connection.
-    fn from(address: IpAddr) -> Self {
-        Self {
-            address,
-            source: AddressSource::Socket,
-        }
+impl Peer {
+    pub fn address(self) -> IpAddr {
+        let (Self::Socket(address) | Self::XForwardedFor(address)) = self;
+        address
     }
-}
 
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.address.fmt(f)
+    /// Whether its address is in one of the networks.
+    pub(super) fn is_among(self, networks: &[Network]) -> bool {
+        let address = self.address();
+        networks.iter().any(|network| network.contains(address))
+    }
+
+    /// What its connections are counted by: an IPv4 address, or the /64 of an IPv6 one.
+    pub(super) fn counted(self) -> IpAddr {
+        match self.address().to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !IPV6_HOST).into(),
+            address => address,
+        }
     }
 }
 
@@ -57,30 +53,17 @@ pub(super) fn client_address(head: &Head<'_>, peer: Peer, trusted: &[Network]) -
         .map(<[u8]>::trim_ascii)
         .filter(|hop| !hop.is_empty());
     let mut client = peer;
-    while trusted
-        .iter()
-        .any(|network| network.contains(client.address))
+    while client.is_among(trusted)
         && let Some(hop) = hops.next_back()
     {
         let Some(address) = std::str::from_utf8(hop).ok().and_then(parse_hop) else {
-            static LINES: LineLimit = LineLimit::new();
-            if let Some(left_out) = LINES.pass() {
-                info!("X-Forwarded-For not understood: peer={peer}{left_out}");
-            }
+            let peer = peer.address();
+            log_limited!(info, "X-Forwarded-For not understood: peer={peer}");
             break;
         };
-        let source = AddressSource::XForwardedFor;
-        client = Peer { address, source };
+        client = Peer::XForwardedFor(address);
     }
     client
-}
-
-/// What connections are counted by: an IPv4 address, or the /64 of an IPv6 one.
-pub(super) fn counted_address(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !IPV6_HOST).into(),
-        address => address,
-    }
 }
 
 /// An address as proxies write it: `1.2.3.4`, `1.2.3.4:5678`, `2001:db8::1`, `[2001:db8::1]`,
@@ -123,7 +106,7 @@ mod tests {
             None,
         );
         let trusted = config.expect("valid").listen.trusted_proxies;
-        client_address(&head, address(peer).into(), &trusted).address
+        client_address(&head, Peer::Socket(address(peer)), &trusted).address()
     }
 
     #[test]
@@ -235,7 +218,7 @@ mod tests {
             ("::ffff:1.2.3.4", "::ffff:1.2.3.5", false),
             ("::1", "::ffff:127.0.0.1", false),
         ] {
-            let counted = |text| counted_address(address(text));
+            let counted = |text| Peer::Socket(address(text)).counted();
             assert_eq!(counted(one) == counted(other), same, "{one} {other}");
         }
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::address::{Peer, counted_address};
+use super::address::Peer;
 use super::transport::Socket;
 use crate::config::Config;
 use crate::http::{self, HttpResponse};
@@ -30,7 +30,7 @@ const GRACE: Duration = Duration::from_millis(200);
 
 /// The gateway's limits, and what is occupied of them. One thread gives it away; connection threads
 /// give it back.
-pub(super) struct Limits {
+pub struct Limits {
     config: Config,
     table: Mutex<Table>,
 }
@@ -38,7 +38,7 @@ pub(super) struct Limits {
 #[derive(Default)]
 struct Table {
     connections: usize,
-    /// By [`counted_address`]; none that has nothing.
+    /// By [`Peer::counted`]; none that has nothing.
     addresses: HashMap<IpAddr, Address>,
     /// Where somebody waits: who is next comes first.
     lines: BTreeSet<Line>,
@@ -82,20 +82,9 @@ pub(super) struct Admission {
     counted: Option<IpAddr>,
 }
 
-/// How much of the limits is used.
-#[derive(Debug, Clone, Copy)]
-pub struct Usage {
-    pub connections: usize,
-    /// Handshakes under way.
-    pub handshakes: usize,
-    /// Connections of the address that has most.
-    pub of_one_address: usize,
-}
-
 /// The answer when the gateway is full.
 pub(super) fn no_room() -> HttpResponse {
-    let message = "The gateway has no room for another connection";
-    HttpResponse::unavailable(message).because("no_room")
+    HttpResponse::unavailable("no_room", "The gateway has no room for another connection")
 }
 
 impl Limits {
@@ -108,21 +97,28 @@ impl Limits {
 
     /// Whether another connection would be within `limits.max_connections`.
     pub fn have_room(&self) -> bool {
-        self.table.lock().connections < self.config.limits.max_connections
+        self.connections() < self.config.limits.max_connections
     }
 
-    pub fn usage(&self) -> Usage {
+    /// Connections that are admitted, those that wait for their turn among them.
+    pub fn connections(&self) -> usize {
+        self.table.lock().connections
+    }
+
+    /// Handshakes under way.
+    pub fn handshakes(&self) -> usize {
+        self.table.lock().handshakes.len()
+    }
+
+    /// Connections of the address that has most.
+    pub fn of_one_address(&self) -> usize {
         let table = self.table.lock();
         let counts = table.addresses.values().map(|at| at.connections);
-        Usage {
-            connections: table.connections,
-            handshakes: table.handshakes.len(),
-            of_one_address: counts.max().unwrap_or(0),
-        }
+        counts.max().unwrap_or(0)
     }
 
     /// Has a connection wait for its turn, or says how it is to be refused.
-    pub fn admit(self: &Arc<Self>, socket: &Socket, peer: Peer) -> http::Result<()> {
+    pub(super) fn admit(self: &Arc<Self>, socket: &Socket, peer: Peer) -> http::Result<()> {
         if !self.have_room() {
             return Err(no_room());
         }
@@ -136,12 +132,11 @@ impl Limits {
             since: Instant::now(),
             counted: None,
         };
-        let mut proxies = self.config.listen.trusted_proxies.iter();
-        if !proxies.any(|network| network.contains(peer.address)) {
+        if !peer.is_among(&self.config.listen.trusted_proxies) {
             admission.count_for(peer)?;
         }
         // Behind a trusted proxy, all wait in the proxy's line.
-        let line = counted_address(peer.address);
+        let line = peer.counted();
         let mut table = self.table.lock();
         table.change(line, |at| at.waiting.push_back(admission));
         Ok(())
@@ -153,7 +148,7 @@ impl Limits {
     }
 
     /// Whose handshake begins now; nobody's, if all who wait are to wait on. One thread asks.
-    pub fn next(&self, now: Instant) -> Option<Admission> {
+    pub(super) fn next(&self, now: Instant) -> Option<Admission> {
         loop {
             let (id, socket) = {
                 let mut table = self.table.lock();
@@ -181,7 +176,7 @@ impl Limits {
     }
 
     /// Whoever has waited longest, if that was for too long and no place is free.
-    pub fn next_overdue(&self, now: Instant) -> Option<Admission> {
+    pub(super) fn next_overdue(&self, now: Instant) -> Option<Admission> {
         let mut table = self.table.lock();
         if table.handshakes.len() < self.config.limits.max_handshakes {
             return None;
@@ -194,7 +189,7 @@ impl Limits {
     }
 
     /// One of those who wait: their turn will not come any more.
-    pub fn next_waiting(&self) -> Option<Admission> {
+    pub(super) fn next_waiting(&self) -> Option<Admission> {
         let mut table = self.table.lock();
         let (_, _, address) = *table.lines.first()?;
         table.take_first(address)
@@ -279,11 +274,11 @@ impl Admission {
         if self.counted.is_some() {
             return Ok(());
         }
-        let (address, limits) = (counted_address(client.address), &self.limits.config.limits);
+        let (address, limits) = (client.counted(), &self.limits.config.limits);
         self.limits.table.lock().change(address, |at| {
             if at.connections >= limits.max_connections_per_ip {
                 let message = "Too many connections from this address";
-                return Err(HttpResponse::too_many(message).because("max_connections_per_ip"));
+                return Err(HttpResponse::too_many("max_connections_per_ip", message));
             }
             at.connections += 1;
             Ok(())
@@ -354,7 +349,7 @@ mod tests {
             self.clients.push(client);
             let socket: Socket = Arc::new(listener.accept().unwrap().0);
             let address: IpAddr = [10, 0, 0, from].into();
-            self.limits.admit(&socket, address.into()).unwrap();
+            self.limits.admit(&socket, Peer::Socket(address)).unwrap();
             let table = self.limits.table.lock();
             table.addresses[&address].waiting.back().unwrap().id
         }

@@ -16,9 +16,8 @@ use log::{debug, warn};
 
 use super::Context;
 use super::connection::Connection;
-use super::frame::Frame;
 use super::gate::Finish;
-use super::protocol::{ChatMessage, Outgoing, frame, timestamp};
+use super::protocol::{ChatMessage, Outgoing, Push, frame, timestamp};
 use crate::backoff::Backoff;
 use crate::services::ErrorCode;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
@@ -170,12 +169,12 @@ impl CatchUp {
         let messages = page.messages.iter();
         let unsent = messages.filter(|message| gate.claim(&message.id));
         let unsent = unsent.filter_map(ChatMessage::of);
-        let frames: Vec<_> = unsent.map(|message| message.frame()).collect();
-        *self.sent.get_or_insert(0) += frames.len();
-        if !frames.is_empty() && !self.trail.is_circle {
+        let pushes: Vec<_> = unsent.map(|message| Push::chat(&message)).collect();
+        *self.sent.get_or_insert(0) += pushes.len();
+        if !pushes.is_empty() && !self.trail.is_circle {
             self.gets_on();
         }
-        self.write(connection, frames);
+        self.write(connection, pushes);
         self.fit_limit(&page.messages);
         let last = page.messages.last().map_or("", |message| &message.id);
         if page.has_more && !self.trail.leads_on(&self.position, last) {
@@ -217,19 +216,19 @@ impl CatchUp {
                 let complete = Outgoing::OfflineComplete { count, timestamp };
                 connection.outbox.write_behind([frame(&complete)]);
             }
-            let Finish::Frames(frames) = finish else {
+            let Finish::Pushes(pushes) = finish else {
                 self.stage = Stage::Settling(now + SETTLING);
                 return;
             };
-            self.write(connection, frames);
+            self.write(connection, pushes);
         }
     }
 
-    fn write(&self, connection: &Connection, frames: Vec<Frame>) {
-        for frame in &frames {
-            let count = |kind| self.context.metrics.pushed(kind, frame.count());
-            frame.push_type().map(count);
+    fn write(&self, connection: &Connection, pushes: Vec<Push>) {
+        for same in pushes.chunk_by(|one, other| one.push_type == other.push_type) {
+            self.context.metrics.pushed(same[0].push_type, same.len());
         }
+        let frames = pushes.into_iter().map(|push| push.frame);
         connection.outbox.write_behind(frames);
     }
 
@@ -238,8 +237,8 @@ impl CatchUp {
         let gate = &connection.gate;
         let was_open = gate.is_open();
         gate.give_up();
-        while let Finish::Frames(frames) = gate.finish() {
-            self.write(connection, frames);
+        while let Finish::Pushes(pushes) = gate.finish() {
+            self.write(connection, pushes);
             if connection.outbox.is_handed_over() {
                 // Once more as soon as the client has taken them.
                 return;

@@ -2,16 +2,16 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::activity::Activity;
 use super::address::Peer;
 use super::close::CloseReason;
 use super::frame::Frame;
 use super::gate::{DeliveryGate, GateDecision};
 use super::handshake::Accepted;
-use super::outbox::{Outbox, QueueState};
+use super::outbox::Outbox;
 use super::protocol::{Push, PushKind};
 use crate::ids::{ConnectionId, UserId};
 
@@ -20,7 +20,9 @@ pub struct Connection {
     id: ConnectionId,
     user: UserId,
     pub peer: Peer,
-    pub activity: Activity,
+    /// When it was upgraded.
+    pub since: Instant,
+    pub activity: Mutex<Activity>,
     pub(super) outbox: Outbox,
     pub(super) gate: DeliveryGate,
     /// It is shown nowhere.
@@ -31,6 +33,19 @@ pub struct Connection {
     expires_at: AtomicI64,
     /// The reader thread has read all that it will.
     reader_done: AtomicBool,
+}
+
+/// What a connection's two threads note of its client.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Activity {
+    /// When the last frame came, if one has.
+    pub last_frame: Option<Instant>,
+    /// Bytes that came.
+    pub received: u64,
+    /// When the ping was sent that is not answered.
+    pub(super) pinged_at: Option<Instant>,
+    /// How long the last ping took that was.
+    pub round_trip: Option<Duration>,
 }
 
 impl Connection {
@@ -45,7 +60,8 @@ impl Connection {
             id,
             user: accepted.identity.user.clone(),
             peer,
-            activity: Activity::new(),
+            since: Instant::now(),
+            activity: Mutex::default(),
             outbox,
             gate,
             token: Mutex::new(accepted.token.as_str().into()),
@@ -82,7 +98,7 @@ impl Connection {
         };
         if let GateDecision::Overflow(own_copies) = decision {
             // No catch-up brings them again: who has no room for them gets them from the history.
-            if own_copies.iter().all(|frame| self.outbox.push(frame)) {
+            if own_copies.iter().all(|copy| self.outbox.push(&copy.frame)) {
                 return own_copies.len();
             }
             self.close(CloseReason::SlowConsumer);
@@ -154,14 +170,19 @@ impl Connection {
         self.closing().is_some()
     }
 
-    /// Its send queue, for whoever looks on.
-    pub fn queue(&self) -> QueueState {
-        self.outbox.queue_state()
+    /// How many frames and bytes wait in its send queue.
+    pub fn queued(&self) -> (usize, usize) {
+        self.outbox.queued()
+    }
+
+    /// The most frames that have waited there.
+    pub fn high_water(&self) -> usize {
+        self.outbox.high_water()
     }
 
     /// How many bytes came, and how many the socket has taken.
     pub fn bytes(&self) -> (u64, u64) {
-        (self.activity.noted().received, self.outbox.sent())
+        (self.activity.lock().received, self.outbox.sent())
     }
 
     /// In Unix seconds; 0 means never.

@@ -13,25 +13,29 @@ use crate::services::{self, ErrorCode, ServiceError};
 
 /// The answer to `request` of this connection's user; an error answers it, too.
 pub(super) fn answer(context: &Context, connection: &Connection, request: Request) -> Frame {
-    let id = request.id.as_deref();
-    let (kind, body) = match request.body {
-        Ok(body) => body,
-        Err(invalid) => return error(context, id, &invalid),
-    };
-    let method = body.method();
-    log::debug!("Message received: type={kind}, {connection}");
-    let serve = || serve(context, connection, id, body);
-    let served = connection.activity.during(method, serve);
-    served.unwrap_or_else(|failed| {
-        let level = match failed.code {
-            ErrorCode::Internal => Level::Warn,
-            _ => Level::Debug,
-        };
-        log!(
-            level,
-            "Request failed: type={kind}, {connection}, error={failed}"
-        );
-        error(context, id, &failed)
+    let request_id = request.id.as_deref();
+    let served = request.body.and_then(|body| {
+        let kind = <&str>::from(&body);
+        log::debug!("Message received: type={kind}, {connection}");
+        serve(context, connection, request_id, body).inspect_err(|failed| {
+            let level = match failed.code {
+                ErrorCode::Internal => Level::Warn,
+                _ => Level::Debug,
+            };
+            log!(
+                level,
+                "Request failed: type={kind}, {connection}, error={failed}"
+            );
+        })
+    });
+    served.unwrap_or_else(|error| {
+        context.metrics.error(error.code);
+        frame(&Outgoing::Error {
+            request_id,
+            code: error.code.as_str(),
+            message: &error.message,
+            timestamp: timestamp(),
+        })
     })
 }
 
@@ -135,15 +139,4 @@ fn cut_to_fit(max_bytes: usize, mut history: History<'_>) -> Frame {
         answer = frame(&history);
     }
     answer
-}
-
-/// An error frame.
-pub(super) fn error(context: &Context, request_id: Option<&str>, error: &ServiceError) -> Frame {
-    context.metrics.error(error.code);
-    frame(&Outgoing::Error {
-        request_id,
-        code: error.code.as_str(),
-        message: &error.message,
-        timestamp: timestamp(),
-    })
 }

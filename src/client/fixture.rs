@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::address::Peer;
 use super::close::CloseReason;
 use super::connection::Connection;
 use super::frame::Frame;
@@ -90,7 +91,7 @@ impl Client {
         let connection = Arc::new(Connection::new(
             id,
             &accepted,
-            peer.ip().into(),
+            Peer::Socket(peer.ip()),
             outbox,
             gate,
         ));
@@ -143,8 +144,9 @@ impl Client {
         if !self.connection.gate.take_request() {
             return;
         }
-        while let Finish::Frames(held) = self.connection.gate.finish() {
-            self.connection.outbox.write_behind(held);
+        while let Finish::Pushes(held) = self.connection.gate.finish() {
+            let frames = held.into_iter().map(|push| push.frame);
+            self.connection.outbox.write_behind(frames);
         }
         self.caught_up.set(true);
     }
@@ -183,8 +185,7 @@ impl Client {
 
     /// Ends the connection. Answers all that came.
     pub fn has_read(&self, reader: JoinHandle<Vec<u8>>) -> String {
-        self.connection
-            .abort(CloseReason::ShuttingDown(Duration::ZERO));
+        self.connection.abort(CloseReason::Shutdown(Duration::ZERO));
         String::from_utf8_lossy(&reader.join().unwrap()).into_owned()
     }
 

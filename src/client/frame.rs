@@ -4,8 +4,6 @@
 
 use std::sync::Arc;
 
-use crate::metrics::PushType;
-
 /// Set in the first byte of a frame that is its whole message.
 const FIN: u8 = 0x80;
 const TEXT: u8 = 0x1;
@@ -27,7 +25,6 @@ const SCRATCH: usize = 2 << 10;
 pub struct Frame {
     bytes: Arc<[u8]>,
     count: usize,
-    push_type: Option<PushType>,
 }
 
 impl Frame {
@@ -73,15 +70,6 @@ impl Frame {
         Self {
             bytes: bytes.into(),
             count: 1,
-            push_type: None,
-        }
-    }
-
-    /// The same, as a push of this type.
-    pub fn push(self, push_type: PushType) -> Self {
-        Self {
-            push_type: Some(push_type),
-            ..self
         }
     }
 
@@ -91,19 +79,12 @@ impl Frame {
         if let (Some(only), 1) = (frames.clone().next(), count) {
             return only.clone();
         }
-        let push_type = frames.clone().find_map(Self::push_type);
         let mut bytes = Vec::with_capacity(frames.clone().map(Self::len).sum());
         frames.for_each(|frame| bytes.extend(frame.bytes()));
         Self {
             count,
-            push_type,
             ..Self::raw(&bytes)
         }
-    }
-
-    /// What it is, if it comes unasked; the frames of a batch are all of one type.
-    pub fn push_type(&self) -> Option<PushType> {
-        self.push_type
     }
 
     pub fn bytes(&self) -> &[u8] {

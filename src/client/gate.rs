@@ -18,7 +18,6 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 
 use parking_lot::Mutex;
 
-use super::frame::Frame;
 use super::protocol::{Push, PushKind};
 
 /// How many ids are remembered at least: the newest so many. Older ones were published long ago.
@@ -33,14 +32,14 @@ pub enum GateDecision {
     Done,
     /// It would be lost, and there is no room to hold it: into the queue with what was held, the
     /// push itself last. No unread message is among them.
-    Overflow(Vec<Frame>),
+    Overflow(Vec<Push>),
 }
 
 /// How a catch-up ends.
 #[derive(Debug, PartialEq)]
 pub enum Finish {
     /// Send these, and ask again.
-    Frames(Vec<Frame>),
+    Pushes(Vec<Push>),
     /// Unread messages were let go meanwhile: another page is to bring them.
     Again,
     /// The hold is over, and what was sent is remembered until [`DeliveryGate::settle`]; or another catch-up
@@ -204,7 +203,7 @@ impl DeliveryGate {
             return Finish::Again;
         }
         if !hold.pushes.is_empty() {
-            return Finish::Frames(hold.take());
+            return Finish::Pushes(hold.take());
         }
         (hold.settling, hold.fell_back) = (true, false);
         if !hold.caught_up {
@@ -233,12 +232,12 @@ impl DeliveryGate {
 
 impl Hold {
     /// Takes all that is held, to be sent.
-    fn take(&mut self) -> Vec<Frame> {
+    fn take(&mut self) -> Vec<Push> {
         self.bytes = 0;
         let pushes = std::mem::take(&mut self.pushes);
         self.sent
             .extend(pushes.iter().filter_map(|push| push.message_id.as_ref()));
-        pushes.iter().map(|push| push.frame.clone()).collect()
+        pushes
     }
 
     /// Whether catch-up is to send it; then it need not be held.
@@ -322,12 +321,12 @@ mod tests {
     }
 
     /// What was held, and how it stands with the hold then.
-    fn finished(gate: &DeliveryGate) -> (Vec<Frame>, &'static str) {
-        let mut frames = Vec::new();
+    fn finished(gate: &DeliveryGate) -> (Vec<Push>, &'static str) {
+        let mut pushes = Vec::new();
         loop {
             match gate.finish() {
-                Finish::Frames(more) => frames.extend(more),
-                Finish::Again => return (frames, "again"),
+                Finish::Pushes(more) => pushes.extend(more),
+                Finish::Again => return (pushes, "again"),
                 Finish::Settled => break,
             }
         }
@@ -337,11 +336,7 @@ mod tests {
             None => "live",
         };
         assert_eq!(gate.is_live(), state == "live");
-        (frames, state)
-    }
-
-    fn frames<const N: usize>(pushes: [Push; N]) -> Vec<Frame> {
-        pushes.iter().map(|push| push.frame.clone()).collect()
+        (pushes, state)
     }
 
     #[test]
@@ -354,7 +349,7 @@ mod tests {
         assert_eq!(gate.pass(&unread("m2")), GateDecision::Done);
         assert!(gate.claim("m3"));
         assert_eq!(gate.pass(&unread("m4")), GateDecision::Done);
-        assert_eq!(finished(&gate), (frames([unread("m4")]), "settling"));
+        assert_eq!(finished(&gate), (vec![unread("m4")], "settling"));
         assert_eq!(gate.pass(&unread("m3")), GateDecision::Done);
         assert_eq!(gate.pass(&unread("m5")), GateDecision::Open);
         // Another catch-up brings nothing again that was sent since.
@@ -407,7 +402,7 @@ mod tests {
         gate.routed();
         assert!(gate.take_request());
         assert!(gate.claim("m1"), "missed while the route was not bound");
-        assert_eq!(finished(&gate), (frames([unread("m2")]), "settling"));
+        assert_eq!(finished(&gate), (vec![unread("m2")], "settling"));
         assert_eq!(gate.pass(&unread("m3")), GateDecision::Open);
     }
 
@@ -430,7 +425,7 @@ mod tests {
     fn where_catch_up_sent_nothing_there_is_nothing_to_remember() {
         let gate = started(8);
         assert_eq!(gate.pass(&unread("m1")), GateDecision::Done);
-        assert_eq!(finished(&gate), (frames([unread("m1")]), "live"));
+        assert_eq!(finished(&gate), (vec![unread("m1")], "live"));
         assert!(gate.is_live());
     }
 
@@ -446,7 +441,7 @@ mod tests {
                 .iter()
                 .all(|id| gate.claim(id))
         );
-        assert_eq!(finished(&gate), (frames([unread("m4")]), "settling"));
+        assert_eq!(finished(&gate), (vec![unread("m4")], "settling"));
     }
 
     #[test]
@@ -457,7 +452,7 @@ mod tests {
         }
         assert_eq!(
             gate.finish(),
-            Finish::Frames(frames([unread("m1"), unread("m2")]))
+            Finish::Pushes(vec![unread("m1"), unread("m2")])
         );
         for id in ["m3", "m4", "m5"] {
             assert_eq!(gate.pass(&unread(id)), GateDecision::Done);
@@ -486,7 +481,7 @@ mod tests {
         let third = unread("c3").as_own_copy();
         assert_eq!(
             gate.pass(&unread("c3").as_own_copy()),
-            GateDecision::Overflow(frames([copy, other, third]))
+            GateDecision::Overflow(vec![copy, other, third])
         );
         assert_eq!(finished(&gate), (vec![], "live"));
     }
@@ -505,7 +500,7 @@ mod tests {
         assert!(gate.take_request());
         assert!(["m1", "m2"].iter().all(|id| gate.claim(id)));
         assert_eq!(gate.finish(), Finish::Again, "m2 was let go");
-        assert_eq!(finished(&gate), (frames([copy]), "settling"));
+        assert_eq!(finished(&gate), (vec![copy], "settling"));
         assert!(!gate.fell_back());
     }
 
@@ -537,7 +532,7 @@ mod tests {
         }
         assert!(gate.take_request());
         assert!(gate.claim("m1") && gate.claim("m2"), "catch-up sends them");
-        assert_eq!(finished(&gate), (frames([copy]), "settling"));
+        assert_eq!(finished(&gate), (vec![copy], "settling"));
     }
 
     #[test]
@@ -549,7 +544,7 @@ mod tests {
         gate.give_up();
         assert_eq!(
             gate.finish(),
-            Finish::Frames(frames([unread("m1"), unread("m2")]))
+            Finish::Pushes(vec![unread("m1"), unread("m2")])
         );
         assert!(!gate.is_open(), "what was held comes first");
         gate.give_up();

@@ -1,15 +1,13 @@
 //! From a request head to an authenticated user: every check that comes before the upgrade, in the
 //! order in which a client is told of them.
 
-use log::warn;
-
 use super::Context;
 use super::socket::accept_key;
 use super::token::{self, Identity, TokenError};
 use super::transport::Socket;
 use crate::error::ErrorCode;
 use crate::http::{self, Head, HttpResponse, Page};
-use crate::logging::LineLimit;
+use crate::logging::log_limited;
 
 /// Who a client is, and what to say to its upgrade request.
 pub(super) struct Accepted {
@@ -33,12 +31,9 @@ pub(super) fn validate_upgrade(
         TokenError::Refused(_) => HttpResponse::unauthorized("Invalid token"),
         TokenError::Expired => HttpResponse::unauthorized("The token has expired"),
         TokenError::Unavailable(error) => {
-            static LINES: LineLimit = LineLimit::new();
-            if let Some(left_out) = LINES.pass() {
-                warn!("Token not validated: error={error}{left_out}");
-            }
+            log_limited!(warn, "Token not validated: error={error}");
             let message = "The User Service is not available";
-            HttpResponse::unavailable(message).because("user_service_unavailable")
+            HttpResponse::unavailable("user_service_unavailable", message)
         }
     })?;
     if socket.has_bytes() {

@@ -6,7 +6,6 @@
 //! thread ([`writer`]) also keeps time and catches up on unread messages ([`catch_up`]). What both
 //! threads cost in memory is the business of [`stack`].
 
-pub mod activity;
 pub mod close;
 pub mod connection;
 pub mod frame;
@@ -16,7 +15,7 @@ pub mod protocol;
 pub mod accept;
 
 pub mod address;
-mod admission;
+pub mod admission;
 mod catch_up;
 mod dispatch;
 pub(crate) mod failpoint;
@@ -37,17 +36,16 @@ mod token_check;
 pub mod transport;
 mod writer;
 
-pub use request::KINDS as REQUEST_TYPES;
+/// Every `type` of a request.
+pub const REQUEST_TYPES: &[&str] = <request::Body as strum::VariantNames>::VARIANTS;
 
 use std::sync::Arc;
 
-use log::info;
-
 use crate::config::Config;
 use crate::drain::Drain;
-use crate::http::{self, HttpResponse, Page};
+use crate::http::{self, HttpResponse, Page, Refusal};
 use crate::ids::UserId;
-use crate::logging::LineLimit;
+use crate::logging::log_limited;
 use crate::metrics::Metrics;
 use crate::services::Services;
 use crate::threads::semaphore::Semaphore;
@@ -73,23 +71,19 @@ pub struct Context {
 impl Context {
     /// Refuses newcomers while the gateway shuts down.
     fn reject_if_draining(&self) -> http::Result<()> {
-        if self.drain.refuses() {
-            let response = HttpResponse::unavailable("The gateway is shutting down");
-            return Err(response.because("draining"));
-        }
-        Ok(())
+        let draining = || HttpResponse::unavailable("draining", "The gateway is shutting down");
+        (!self.drain.refuses()).then_some(()).ok_or_else(draining)
     }
 
     /// Notes that a client was turned away, if this is what `response` does.
     fn refused(&self, peer: Peer, user: Option<&UserId>, response: &HttpResponse) {
-        let Some(refusal) = response.refusal() else {
-            return;
-        };
-        self.observer.refused(peer, user, response);
-        static LINES: LineLimit = LineLimit::new();
-        if let Some(left_out) = LINES.pass() {
-            let (status, reason) = (response.status(), refusal.reason);
-            info!("Connection refused: peer={peer}, status={status}, reason={reason}{left_out}");
+        if let Some(refusal) = response.refusal() {
+            self.observer.refused(peer, user, refusal);
+            let (peer, status, reason) = (peer.address(), refusal.status, refusal.reason);
+            log_limited!(
+                info,
+                "Connection refused: peer={peer}, status={status}, reason={reason}"
+            );
         }
     }
 }
@@ -102,9 +96,8 @@ pub trait ConnectionObserver: Send + Sync {
     fn connected(&self, connection: &Arc<Connection>) -> Result<Route, OverUserLimit>;
     /// It has ended, or was not served after all.
     fn disconnected(&self, connection: &Connection);
-    /// A client was turned away with `response`, an error. `user`: whose token it brought, if that was
-    /// validated by then.
-    fn refused(&self, _peer: Peer, _user: Option<&UserId>, _response: &HttpResponse) {}
+    /// A client was turned away. `user`: whose token it brought, if that was validated by then.
+    fn refused(&self, _peer: Peer, _user: Option<&UserId>, _refusal: &Refusal) {}
 }
 
 /// The user has as many connections as `limits.max_connections_per_user` allows.

@@ -66,7 +66,10 @@ pub struct Outbox {
     /// The [`load`] of what is in `queue`, and of what is about to be pushed.
     load: AtomicU64,
     write_side: Mutex<WriteSide>,
-    stats: Stats,
+    /// The most frames that the holder of the write side has found in the queue.
+    high_water: AtomicUsize,
+    /// How many bytes it has had the socket take: whoever looks on waits for no lock.
+    sent: AtomicU64,
     /// The write side belongs to the writer thread until the queue is empty.
     handed_over: AtomicBool,
     writer: OnceLock<thread::Thread>,
@@ -81,24 +84,6 @@ struct WriteSide {
     written: usize,
     /// How many bytes the socket has taken since the beginning.
     sent: u64,
-}
-
-/// What the holder of the write side notes for whoever looks on, who waits for no lock.
-#[derive(Default)]
-struct Stats {
-    /// How many bytes the socket has taken.
-    sent: AtomicU64,
-    /// The most frames that were found in the queue.
-    high_water: AtomicUsize,
-}
-
-/// A send queue, as it stands.
-#[derive(Debug, Clone, Copy)]
-pub struct QueueState {
-    pub frames: usize,
-    pub bytes: usize,
-    /// The most frames that there have been.
-    pub high_water: usize,
 }
 
 /// Frames and bytes in one number, so that one atomic step counts both: 24 bits of the one, 40 of
@@ -138,7 +123,8 @@ impl Outbox {
                 written: 0,
                 sent: 0,
             }),
-            stats: Stats::default(),
+            high_water: AtomicUsize::new(0),
+            sent: AtomicU64::new(0),
             handed_over: AtomicBool::new(false),
             writer: OnceLock::new(),
             closing: OnceLock::new(),
@@ -197,7 +183,7 @@ impl Outbox {
         // An error is nothing sent: the writer thread gets it again, and closes the connection.
         let sent = self.socket.send(frame.bytes(), false).unwrap_or(0);
         side.sent += sent as u64;
-        self.stats.sent.store(side.sent, Relaxed);
+        self.sent.store(side.sent, Relaxed);
         if sent == frame.len() {
             drop(side);
             self.flush();
@@ -245,18 +231,17 @@ impl Outbox {
 
     /// How many bytes the socket has taken since the beginning.
     pub fn sent(&self) -> u64 {
-        self.stats.sent.load(Relaxed)
+        self.sent.load(Relaxed)
     }
 
-    /// The queue, for whoever looks on.
-    pub fn queue_state(&self) -> QueueState {
-        let (frames, bytes) = frames_and_bytes(self.load.load(SeqCst));
-        let high_water = self.stats.high_water.load(Relaxed).max(frames);
-        QueueState {
-            frames,
-            bytes,
-            high_water,
-        }
+    /// How many frames and bytes are queued.
+    pub fn queued(&self) -> (usize, usize) {
+        frames_and_bytes(self.load.load(SeqCst))
+    }
+
+    /// The most frames that have been queued, as far as anybody has looked.
+    pub fn high_water(&self) -> usize {
+        self.high_water.load(Relaxed).max(self.queued().0)
     }
 
     /// Whether the client has sent something that nobody has read yet, or is gone.
@@ -283,7 +268,7 @@ impl Outbox {
 
     /// Whether the queue holds at least half of what it may.
     pub fn is_half_full(&self) -> bool {
-        let (frames, bytes) = frames_and_bytes(self.load.load(SeqCst));
+        let (frames, bytes) = self.queued();
         frames * 2 >= self.max_frames || bytes * 2 >= self.max_bytes
     }
 
@@ -363,10 +348,7 @@ impl Outbox {
     /// is, or the client's end is gone.
     fn write_queue(&self, side: &mut WriteSide, may_block: bool) -> bool {
         let end = side.sent + WRITE_QUANTUM as u64;
-        let (frames, _) = frames_and_bytes(self.load.load(SeqCst));
-        if frames > self.stats.high_water.load(Relaxed) {
-            self.stats.high_water.store(frames, Relaxed);
-        }
+        self.high_water.fetch_max(self.queued().0, Relaxed);
         loop {
             let mut unsent_bytes = side.unsent_bytes();
             while unsent_bytes < WRITE_QUANTUM
@@ -399,7 +381,7 @@ impl Outbox {
             match result {
                 Ok(sent) => {
                     side.advance(sent);
-                    self.stats.sent.store(side.sent, Relaxed);
+                    self.sent.store(side.sent, Relaxed);
                     if may_block || sent < asked {
                         return Ok(side.unsent.is_empty());
                     }
@@ -726,7 +708,7 @@ mod tests {
             let mut bytes = Vec::new();
             client.read_to_end(&mut bytes).map(|_| bytes).unwrap()
         });
-        outbox.close(CloseReason::ShuttingDown(Duration::ZERO));
+        outbox.close(CloseReason::Shutdown(Duration::ZERO));
         outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_secs(10));
         let bytes = reader.join().unwrap();
         assert!(bytes.ends_with(Frame::close(1012, "").bytes()));
@@ -768,7 +750,7 @@ mod tests {
             assert!(deliver(&outbox, &frame));
         }
         trickle(client);
-        outbox.close(CloseReason::ShuttingDown(Duration::ZERO));
+        outbox.close(CloseReason::Shutdown(Duration::ZERO));
         let start = Instant::now();
         outbox.finish_close(Some(Frame::close(1012, "")), Duration::from_millis(500));
         assert!(start.elapsed() < Duration::from_secs(10));
@@ -803,7 +785,7 @@ mod tests {
             outbox.send(&number(n));
             assert_eq!(read(&mut client, 4), n.to_be_bytes());
         }
-        outbox.close(CloseReason::Internal);
+        outbox.close(CloseReason::InternalError);
         looker.join().unwrap();
     }
 
@@ -854,7 +836,7 @@ mod tests {
         for deliverer in deliverers {
             deliverer.join().unwrap();
         }
-        outbox.close(CloseReason::Internal);
+        outbox.close(CloseReason::InternalError);
         writer.join().unwrap();
     }
 }

@@ -19,9 +19,10 @@ pub fn timestamp() -> i64 {
 }
 
 /// Something that a connection is sent unasked, encoded once for all of its recipients.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Push {
     pub frame: Frame,
+    pub push_type: PushType,
     pub kind: PushKind,
     /// Of a chat message.
     pub message_id: Option<Arc<str>>,
@@ -66,15 +67,18 @@ impl Push {
             timestamp,
         };
         Self {
-            frame: frame(&presence).push(PushType::Presence),
+            frame: frame(&presence),
+            push_type: PushType::Presence,
             kind: PushKind::Presence,
             message_id: None,
         }
     }
 
-    fn chat(message: &ChatMessage<'_>) -> Self {
+    /// A chat message that is unread.
+    pub(super) fn chat(message: &ChatMessage<'_>) -> Self {
         Self {
-            frame: message.frame(),
+            frame: frame(message),
+            push_type: message.kind,
             kind: PushKind::Unread,
             message_id: Some(message.id.into()),
         }
@@ -85,7 +89,7 @@ impl Push {
 #[derive(Serialize)]
 pub(super) struct ChatMessage<'a> {
     #[serde(rename = "type")]
-    kind: &'static str,
+    kind: PushType,
     id: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     group_id: &'a str,
@@ -114,19 +118,9 @@ impl<'a> ChatMessage<'a> {
         Some(json)
     }
 
-    /// As a push.
-    pub fn frame(&self) -> Frame {
-        let is_single = self.group_id.is_empty();
-        frame(self).push(if is_single {
-            PushType::Message
-        } else {
-            PushType::GroupMessage
-        })
-    }
-
     fn single(message: &'a proto::Message) -> Self {
         Self {
-            kind: "message",
+            kind: PushType::Message,
             id: &message.id,
             group_id: "",
             from_user_id: &message.from_user_id,
@@ -140,7 +134,7 @@ impl<'a> ChatMessage<'a> {
 
     fn group(message: &'a proto::Message) -> Self {
         Self {
-            kind: "group_message",
+            kind: PushType::GroupMessage,
             group_id: &message.group_id,
             to_user_id: "",
             ..Self::single(message)

@@ -75,7 +75,7 @@ impl Refuser {
             return;
         }
         let message = "Cut off without an answer: too many connections to refuse";
-        let unanswered = HttpResponse::unavailable(message).because("cut_off");
+        let unanswered = HttpResponse::unavailable("cut_off", message);
         self.context.refused(peer, None, &unanswered);
     }
 }
@@ -91,7 +91,7 @@ fn run(news: &Receiver<Refused>, waiting: &mut Vec<Refused>, context: &Context, 
         // In this order: nobody comes once the signal is given.
         let stops = stop.is_given();
         for newcomer in news.try_iter() {
-            failpoint::reached("refuser", newcomer.peer);
+            failpoint::reached("refuser", newcomer.peer.address());
             waiting.push(newcomer);
         }
         if stops && waiting.is_empty() {
@@ -118,7 +118,7 @@ impl Refused {
             let response = match parse_head(&self.head) {
                 Ok(None) => return is_open && now < self.responder.deadline,
                 Ok(Some(head)) => {
-                    failpoint::reached("answer", self.peer);
+                    failpoint::reached("answer", self.peer.address());
                     let trusted_proxies = &context.config.listen.trusted_proxies;
                     self.peer = client_address(&head, self.peer, trusted_proxies);
                     let upgrade = expect_upgrade(&head, context);
@@ -186,8 +186,8 @@ mod tests {
         let socket: Socket = Arc::new(socket);
         refuser.refuse(
             &socket,
-            peer.ip().into(),
-            HttpResponse::unavailable("no room"),
+            Peer::Socket(peer.ip()),
+            HttpResponse::unavailable("no_room", "no room"),
         );
         client
     }

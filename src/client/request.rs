@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
+use strum::{IntoStaticStr, VariantNames};
 
 use crate::ids::{InvalidId, UserId, is_id};
 use crate::services::proto::{
@@ -24,12 +25,13 @@ const DEFAULT_LIMIT: i32 = 50;
 pub(super) struct Request {
     /// To be carried back by the answer.
     pub id: Option<String>,
-    /// Its `type`, and what it asks. The error is what the client is told of a request that is not
-    /// understood.
-    pub body: Result<(String, Body), ServiceError>,
+    /// What it asks. The error is what the client is told of a request that is not understood.
+    pub body: Result<Body, ServiceError>,
 }
 
-#[derive(Debug)]
+/// By its `type`.
+#[derive(Debug, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub(super) enum Body {
     SendMessage(SendMessageRequest),
     SendGroupMessage(SendGroupMessageRequest),
@@ -39,34 +41,6 @@ pub(super) enum Body {
     /// The new token.
     RefreshToken(String),
     Ping,
-}
-
-/// Every [`Request::kind`].
-pub const KINDS: [&str; 8] = [
-    "send_message",
-    "send_group_message",
-    "get_history",
-    "get_group_history",
-    "ack",
-    "refresh_token",
-    "ping",
-    INVALID,
-];
-const INVALID: &str = "invalid";
-
-impl Body {
-    /// The service's method that answers it.
-    pub fn method(&self) -> &'static str {
-        match self {
-            Self::SendMessage(_) => "SendMessage",
-            Self::SendGroupMessage(_) => "SendGroupMessage",
-            Self::GetHistory(_) => "GetHistory",
-            Self::GetGroupHistory(_) => "GetGroupHistory",
-            Self::Ack(_) => "AckMessages",
-            Self::RefreshToken(_) => "ValidateToken",
-            Self::Ping => "none",
-        }
-    }
 }
 
 #[derive(Deserialize)]
@@ -130,11 +104,6 @@ impl Request {
         };
         Self { id, body }
     }
-
-    /// Its `type`, or that it is not understood.
-    pub fn kind(&self) -> &str {
-        self.body.as_ref().map_or(INVALID, |(kind, _)| kind)
-    }
 }
 
 /// A request's envelope, and the id that was in it.
@@ -159,7 +128,7 @@ fn is_object(json: &str) -> bool {
     json.trim_ascii_start().starts_with('{')
 }
 
-fn body(envelope: Envelope<'_>, user: &UserId) -> Result<(String, Body), ServiceError> {
+fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
     let Value::String(kind) = envelope.kind else {
         return Err(invalid("type: must be a string"));
     };
@@ -168,7 +137,7 @@ fn body(envelope: Envelope<'_>, user: &UserId) -> Result<(String, Body), Service
         return Err(invalid("data: must be an object"));
     }
     let user = user.to_string();
-    let body = match kind.as_str() {
+    Ok(match kind.as_str() {
         "send_message" => {
             let data: SendMessage = fields(data)?;
             Body::SendMessage(SendMessageRequest {
@@ -222,8 +191,7 @@ fn body(envelope: Envelope<'_>, user: &UserId) -> Result<(String, Body), Service
             let message = format!("Unknown message type: {excerpt}");
             return Err(ServiceError::new(ErrorCode::UnknownMessageType, message));
         }
-    };
-    Ok((kind, body))
+    })
 }
 
 /// Reads the fields that `T` names from `data`.
@@ -274,7 +242,7 @@ mod tests {
         let request = parse(
             r#"{"type":"send_message","extra":1,"data":{"to_user_id":"bob","content":"hi","x":[]}}"#,
         );
-        let Ok((_, Body::SendMessage(message))) = request.body else {
+        let Ok(Body::SendMessage(message)) = request.body else {
             panic!("not understood")
         };
         assert_eq!(message.from_user_id, "alice");
@@ -283,7 +251,7 @@ mod tests {
             ("bob", "text")
         );
         let request = parse(r#"{"type":"get_history","data":{"user_id":"bob"}}"#);
-        let Ok((_, Body::GetHistory(page))) = request.body else {
+        let Ok(Body::GetHistory(page)) = request.body else {
             panic!("not understood")
         };
         assert_eq!((page.before_id.as_str(), page.limit), ("", 50));
@@ -332,7 +300,7 @@ mod tests {
             r#"{"type":"send_group_message","request_id":null,"data":{"group_id":"g","content":"hi",
                 "message_type":null,"client_message_id":null}}"#,
         );
-        let Ok((_, Body::SendGroupMessage(message))) = request.body else {
+        let Ok(Body::SendGroupMessage(message)) = request.body else {
             panic!("not understood")
         };
         assert_eq!(request.id, None);
@@ -346,14 +314,14 @@ mod tests {
         ] {
             let text = format!(r#"{{"type":{kind}:"x","before_id":null,"limit":null}}}}"#);
             let (before_id, limit) = match parse(&text).body {
-                Ok((_, Body::GetHistory(page))) => (page.before_id, page.limit),
-                Ok((_, Body::GetGroupHistory(page))) => (page.before_id, page.limit),
+                Ok(Body::GetHistory(page)) => (page.before_id, page.limit),
+                Ok(Body::GetGroupHistory(page)) => (page.before_id, page.limit),
                 _ => panic!("not understood: {text}"),
             };
             assert_eq!((&*before_id, limit), ("", 50));
         }
         let ping = parse("\n{\"type\":\"ping\",\"data\":null}\t");
-        assert!(matches!(ping.body, Ok((_, Body::Ping))));
+        assert!(matches!(ping.body, Ok(Body::Ping)));
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Session {
         let connection = Arc::new(connection);
         let too_many = |_| {
             let message = "The user has too many connections";
-            HttpResponse::too_many(message).because("max_connections_per_user")
+            HttpResponse::too_many("max_connections_per_user", message)
         };
         let route = context.observer.connected(&connection).map_err(too_many)?;
         let mut session = Self {
@@ -117,9 +117,8 @@ impl Session {
         };
         // It is in the registry, so that a shutdown that begins after this look finds it there.
         context.reject_if_draining().inspect_err(|_| {
-            session
-                .connection
-                .close(CloseReason::ShuttingDown(Duration::ZERO));
+            let reason = CloseReason::Shutdown(Duration::ZERO);
+            session.connection.close(reason);
         })?;
         session.start_writer(route)?;
         Ok(session)
@@ -150,15 +149,15 @@ impl Session {
     /// Upgrades, then reads until the connection ends.
     fn serve(self, socket: Socket) {
         let connection = &*self.connection;
-        let peer = connection.peer;
+        let peer = connection.peer.address();
         info!("Connection established: {connection}, peer={peer}");
         connection.outbox.write_behind([]);
         stack::trim();
 
         let mut reader = FrameReader::new(socket, self.context.config.limits.max_message_size);
         let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
-        let Err(reason) = read.unwrap_or(Err(CloseReason::Internal));
-        let client_is_done = matches!(reason, CloseReason::ByClient(_) | CloseReason::Vanished);
+        let Err(reason) = read.unwrap_or(Err(CloseReason::InternalError));
+        let client_is_done = matches!(reason, CloseReason::ClientClosed(_) | CloseReason::Vanished);
         connection.close(reason);
         let closing = connection.outbox.closing();
         if !client_is_done && closing.is_some_and(CloseReason::lingers) {
@@ -173,18 +172,22 @@ impl Session {
         let mut rate = RateLimit::new(limits.rate, limits.burst, Instant::now());
         loop {
             let incoming = reader.read()?;
-            self.connection.activity.heard(reader.received());
+            let mut activity = self.connection.activity.lock();
+            (activity.last_frame, activity.received) = (Some(Instant::now()), reader.received());
+            if matches!(incoming, Incoming::Pong)
+                && let Some(pinged_at) = activity.pinged_at.take()
+            {
+                let took = *activity.round_trip.insert(pinged_at.elapsed());
+                observe(&self.context.metrics.ping, took);
+            }
+            drop(activity);
             if let Some(reason) = self.connection.outbox.closing() {
                 return Err(reason.clone());
             }
             let answer = match incoming {
                 Incoming::Text(text) => self.answer(&text, &mut rate)?,
                 Incoming::Ping(payload) => Frame::pong(&payload),
-                Incoming::Pong => {
-                    let took = self.connection.activity.ponged();
-                    took.inspect(|&took| observe(&self.context.metrics.ping, took));
-                    continue;
-                }
+                Incoming::Pong => continue,
             };
             self.connection.outbox.send(&answer);
         }
@@ -196,24 +199,21 @@ impl Session {
     #[inline(never)]
     fn answer(&self, text: &str, rate: &mut RateLimit) -> Result<Frame, CloseReason> {
         failpoint::reached("reader", self.connection.user());
-        let request = Request::parse(text, self.connection.user());
-        self.context.metrics.received(request.kind());
-        if rate.allows(Instant::now())? {
-            return Ok(dispatch::answer(&self.context, &self.connection, request));
+        let mut request = Request::parse(text, self.connection.user());
+        let kind = request.body.as_ref().ok().map(Into::into);
+        self.context.metrics.received(kind);
+        if !rate.allows(Instant::now())? {
+            let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
+            request.body = Err(error);
         }
-        let error = ServiceError::new(ErrorCode::RateLimited, "Too many requests");
-        Ok(dispatch::error(
-            &self.context,
-            request.id.as_deref(),
-            &error,
-        ))
+        Ok(dispatch::answer(&self.context, &self.connection, request))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
         let connection = &*self.connection;
-        connection.close(CloseReason::Internal);
+        connection.close(CloseReason::InternalError);
         connection.set_reader_done();
         if let Some(writer) = self.writer.take() {
             // The writer catches its panics itself.
@@ -221,8 +221,8 @@ impl Drop for Session {
         }
         self.context.observer.disconnected(connection);
         if let Some(reason) = connection.outbox.closing() {
-            let code = reason.code().unwrap_or(1006);
-            let lasted = connection.activity.since().elapsed().as_secs();
+            let code = reason.code();
+            let lasted = connection.since.elapsed().as_secs();
             info!(
                 "Connection closed: {connection}, reason={reason}, code={code}, seconds={lasted}"
             );

@@ -69,10 +69,10 @@ impl FrameReader {
             Message::Ping(payload) => Ok(Incoming::Ping(payload.into())),
             // A `Frame` is only ever written, never read.
             Message::Pong(_) | Message::Frame(_) => Ok(Incoming::Pong),
-            Message::Binary(_) => Err(CloseReason::Binary),
+            Message::Binary(_) => Err(CloseReason::BinaryFrame),
             Message::Close(frame) => {
                 let code = frame.map(|frame| frame.code.into());
-                Err(CloseReason::ByClient(code))
+                Err(CloseReason::ClientClosed(code))
             }
         }
     }
@@ -83,7 +83,7 @@ impl FrameReader {
         loop {
             match self.read() {
                 Ok(_) => {}
-                Err(CloseReason::ByClient(_) | CloseReason::Vanished) => return,
+                Err(CloseReason::ClientClosed(_) | CloseReason::Vanished) => return,
                 Err(_) => break,
             }
         }
@@ -103,8 +103,8 @@ fn reason(error: Error) -> CloseReason {
         | Error::AlreadyClosed => CloseReason::Vanished,
         Error::Utf8(_) => CloseReason::NotUtf8,
         Error::Capacity(CapacityError::MessageTooLong { .. }) => CloseReason::TooLarge,
-        Error::Protocol(error) => CloseReason::Protocol(error.to_string()),
-        error => CloseReason::Protocol(error.to_string()),
+        Error::Protocol(error) => CloseReason::ProtocolError(error.to_string()),
+        error => CloseReason::ProtocolError(error.to_string()),
     }
 }
 

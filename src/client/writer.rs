@@ -13,12 +13,11 @@ use super::catch_up::CatchUp;
 use super::close::CloseReason;
 use super::connection::Connection;
 use super::failpoint;
-use super::frame::Frame;
 use super::liveness::{Liveness, Next, Seen};
 use super::stack;
 use super::token::seconds_left;
 use super::token_check::TokenCheck;
-use crate::metrics::{Metrics, observe};
+use crate::metrics::observe;
 use crate::threads::contain;
 
 /// The longest sleep, so that a change of the wall clock is noticed.
@@ -37,8 +36,7 @@ pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: 
             if !trimmed && writer.catch_up.is_over() {
                 stack::trim();
                 trimmed = true;
-                let since = connection.activity.since();
-                observe(&context.metrics.catch_up, since.elapsed());
+                observe(&context.metrics.catch_up, connection.since.elapsed());
             }
             match next {
                 Ok(wake_at) => {
@@ -48,15 +46,14 @@ pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: 
             }
         }
     });
-    served.unwrap_or_else(|| connection.close(CloseReason::Internal));
+    served.unwrap_or_else(|| connection.close(CloseReason::InternalError));
     leave(connection, context.config.session.write_timeout);
 }
 
 /// What a writer thread has to do, each thing at its time.
 struct Writer<'c> {
     connection: &'c Connection,
-    metrics: Arc<Metrics>,
-    ping_interval: Duration,
+    context: &'c Context,
     next_ping: Instant,
     liveness: Liveness,
     /// The client fell back to its inbox.
@@ -66,15 +63,14 @@ struct Writer<'c> {
 }
 
 impl<'c> Writer<'c> {
-    fn new(connection: &'c Connection, context: &Arc<Context>, catch_up_at: Instant) -> Self {
+    fn new(connection: &'c Connection, context: &'c Arc<Context>, catch_up_at: Instant) -> Self {
         let session = &context.config.session;
-        let (since, ping_interval) = (connection.activity.since(), session.ping_interval);
+        let since = connection.since;
         Self {
             connection,
-            metrics: Arc::clone(&context.metrics),
-            ping_interval,
+            context,
             // Spreads the pings of clients that came together over one interval.
-            next_ping: since + ping_interval.mul_f64(connection.id().fraction()),
+            next_ping: since + session.ping_interval.mul_f64(connection.id().fraction()),
             liveness: Liveness::new(session.idle_timeout, session.write_timeout, since),
             is_behind: false,
             token_check: TokenCheck::new(Arc::clone(context)),
@@ -117,7 +113,7 @@ impl<'c> Writer<'c> {
         let connection = self.connection;
         let seen = Seen {
             at: now,
-            heard: connection.activity.noted().last_frame,
+            heard: (connection.activity.lock().last_frame).unwrap_or(connection.since),
             progress: connection.outbox.progress(),
             is_waiting: connection.outbox.is_handed_over(),
             is_behind: connection.gate.fell_back(),
@@ -125,7 +121,7 @@ impl<'c> Writer<'c> {
         let was_behind = mem::replace(&mut self.is_behind, seen.is_behind);
         if seen.is_behind && !was_behind {
             info!("Fell back to the inbox: {connection}");
-            self.metrics.fallbacks.inc();
+            self.context.metrics.fallbacks.inc();
         }
         let has_input = || connection.outbox.has_input();
         let next_look = self.liveness.judge(&seen, has_input)?;
@@ -133,9 +129,9 @@ impl<'c> Writer<'c> {
             return Ok(next_look);
         }
         failpoint::reached("writer", connection.user());
-        self.next_ping = now + self.ping_interval;
+        self.next_ping = now + self.context.config.session.ping_interval;
         self.liveness.ping(&seen, || {
-            connection.activity.pinged();
+            connection.activity.lock().pinged_at = Some(now);
             connection.outbox.ping()
         });
         Ok(Some(now))
@@ -153,8 +149,7 @@ fn leave(connection: &Connection, patience: Duration) {
         _ => patience,
     };
     let deadline = Instant::now() + patience;
-    let text = reason.text(connection.id().fraction());
-    let close = reason.code().map(|code| Frame::close(code, &text));
+    let close = reason.frame(connection.id().fraction());
     connection.outbox.finish_close(close, patience);
     while reason.lingers() && !connection.is_reader_done() && Instant::now() < deadline {
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));

@@ -109,7 +109,7 @@ impl Edges {
                 metrics: Arc::clone(&context.metrics),
                 history: around.observer,
                 drain: Arc::clone(&context.drain),
-                usage: Box::new(around.listener.usage()),
+                limits: around.listener.limits(),
                 broker: around.broker,
                 on_drain: Box::new(on_drain),
             };

@@ -74,7 +74,7 @@ impl Gateway {
                 let cut = connections.len();
                 warn!("Connections cut: connections={cut}");
                 for connection in connections {
-                    connection.abort(CloseReason::ShuttingDown(Duration::ZERO));
+                    connection.abort(CloseReason::Shutdown(Duration::ZERO));
                 }
                 return cut;
             }
@@ -82,7 +82,7 @@ impl Gateway {
             for connection in connections.into_iter().take(batch) {
                 // Whoever came while it drained comes after the others.
                 let share = (closed as f64 / count.max(1) as f64).min(1.0);
-                connection.close(CloseReason::ShuttingDown(spread.mul_f64(share)));
+                connection.close(CloseReason::Shutdown(spread.mul_f64(share)));
                 closed += 1;
             }
             thread::sleep(TICK);

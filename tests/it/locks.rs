@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::support::paths::{Source, read};
 
 const LOCKS: [&str; 4] = ["lock", "read", "write", "try_lock"];
-const LOGS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+const LOGS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "log_limited"];
 
 /// A lock that is held: until its block ends, or it is dropped by its name.
 struct Guard {
@@ -161,6 +161,7 @@ fn every_way_of_logging_under_a_lock_is_found() {
         "for x in self.map.write().values() { info!(\"a\"); }",
         "info!(\"a\", self.state.lock().len());",
         "self.state.lock().each(|x| warn!(\"a\"));",
+        "let state = self.state.lock(); log_limited!(warn, \"a\");",
     ] {
         let source = Source::new("x.rs", &format!("fn f() {{ {text} }}"));
         assert_eq!(violations(&source), 1, "{text}");

@@ -91,7 +91,7 @@ fn take(deliverer: &mut Deliverer, key: &str, body: &[u8]) {
 }
 
 fn is_bad(client: &Client) -> bool {
-    client.close_reason() == Some(&CloseReason::Internal)
+    client.close_reason() == Some(&CloseReason::InternalError)
 }
 
 #[test]
