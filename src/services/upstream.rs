@@ -18,7 +18,8 @@ use super::unary::{Answer, MAX_ANSWER, Request};
 /// How often an address that rests is asked whether it answers again.
 const REST: Duration = Duration::from_secs(1);
 /// How often a call is begun again whose connection was going away: the channel notices only
-/// when it is used, so that one more attempt or two may end up on the old connection.
+/// when it is used, so that one more attempt or two may end up on the old connection. And how often
+/// after an address was found away: between two of these attempts another one may have been.
 const STALE: usize = 3;
 /// How large a status may be, in bytes: as an answer. A server may say in its text and its details,
 /// percent-encoded, what it failed over. What is larger costs the call its code, and from a fourth
@@ -82,12 +83,12 @@ impl Upstream {
     }
 
     /// Calls the address whose turn it is, to be answered before the deadline. A call that is certain
-    /// not to have been processed is repeated once, on another address if there is one; so is an
-    /// idempotent one whenever the service was not available.
+    /// not to have been processed is repeated, on another address if there is one: once if it was
+    /// refused. So is an idempotent one whenever the service was not available.
     pub(super) async fn ask(&self, request: &Request, deadline: Instant) -> Answer {
         let nowhere = || Failure::new(Why::Unreached, "no address of it is known");
         let mut address = self.pick(None).ok_or_else(nowhere)?;
-        let (mut stale, mut repeats) = (STALE, 1);
+        let (mut stale, mut unreached, mut repeats) = (STALE, STALE, 1);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let attempt = request.send(address.channel.clone(), Some(left));
@@ -103,7 +104,7 @@ impl Upstream {
             let left = match failure.why {
                 Why::GoingAway => &mut stale,
                 Why::Refused => &mut repeats,
-                Why::Unreached if !Arc::ptr_eq(&address, &other) => &mut repeats,
+                Why::Unreached if !Arc::ptr_eq(&address, &other) => &mut unreached,
                 _ if request.idempotent && failure.health() == Health::Broken => &mut repeats,
                 _ => return Err(failure),
             };
