@@ -63,7 +63,7 @@ impl Browser {
     /// Waits until the expression is true.
     pub fn wait_for(&self, expression: &str) {
         let script = format!("return Boolean({expression});");
-        wait_until(&format!("on the page: {expression}"), || {
+        wait_until(format!("on the page: {expression}"), || {
             self.run(&script) == true
         });
     }
