@@ -1,7 +1,6 @@
 //! What an operator is answered, by path (DESIGN.md, section 7).
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use log::info;
@@ -9,35 +8,13 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::guard;
-use super::history::History;
 use super::scrape::Scrape;
-use crate::client::accept::Usage;
+use super::sources::Sources;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
-use crate::config::Config;
-use crate::drain::Drain;
 use crate::error::ErrorCode;
 use crate::http::{self, Head, HttpResponse};
 use crate::ids::UserId;
-use crate::metrics::Metrics;
-use crate::readiness::{LastOutcome, Readiness};
-use crate::registry::Registry;
-
-/// Where answers come from.
-pub struct Sources {
-    pub config: Config,
-    pub registry: Arc<Registry>,
-    pub readiness: Arc<Readiness>,
-    pub metrics: Arc<Metrics>,
-    pub history: Arc<History>,
-    pub drain: Arc<Drain>,
-    /// How much of the limits is used.
-    pub usage: Box<dyn Fn() -> Usage + Send + Sync>,
-    /// Why the broker is not in reach, if it is not.
-    pub broker: LastOutcome,
-    /// Told whether the gateway drains by hand from now on.
-    pub on_drain: Box<dyn Fn(bool) + Send + Sync>,
-}
 
 /// Answers requests to the admin listener.
 pub struct Console {
@@ -132,7 +109,7 @@ impl Console {
             if !matches!(resource, Resource::Metrics) {
                 guard::check_host(head, &self.host_name)?;
             }
-            guard::check_token(head, &self.sources.config.admin.token)?;
+            guard::check_token(head, &self.sources.context.config.admin.token)?;
         }
         if resource.acts() {
             guard::check_intent(head)?;
@@ -167,7 +144,7 @@ impl Console {
                 json_page(&json!({ "ended": ended, "refused": refused }))
             }
             Resource::Drain(drains) => {
-                sources.drain.set_by_hand(*drains);
+                sources.context.drain.set_by_hand(*drains);
                 info!("Told to drain: draining={drains}");
                 (sources.on_drain)(*drains);
                 json_page(&json!({ "draining": drains }))

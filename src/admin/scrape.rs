@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts, TextEncoder};
 
-use super::console::Sources;
+use super::sources::Sources;
 use crate::metrics::register;
 
 /// The gauges that are set for each scrape.
@@ -25,7 +25,7 @@ pub struct Scrape {
 impl Scrape {
     /// Registers the gauges beside what `sources` count.
     pub fn new(sources: &Sources) -> Self {
-        let registry = sources.metrics.registry();
+        let registry = sources.context.metrics.registry();
         let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help));
         let gauges = |name: &str, help: &str, label: &str| {
             register(registry, IntGaugeVec::new(Opts::new(name, help), &[label]))
@@ -67,7 +67,7 @@ impl Scrape {
     pub fn text(&self, sources: &Sources) -> String {
         let _one = self.one.lock();
         self.look(sources);
-        let families = sources.metrics.registry().gather();
+        let families = sources.context.metrics.registry().gather();
         // Fails for families without a name or a sample alone, which are not gathered.
         TextEncoder::new()
             .encode_to_string(&families)
@@ -90,7 +90,7 @@ impl Scrape {
             deepest = deepest.max(queue.high_water);
             *users.entry(connection.user()).or_default() += 1;
         }
-        let metrics = &sources.metrics;
+        let metrics = &sources.context.metrics;
         for (counter, total) in [
             (&metrics.bytes_received, bytes.0),
             (&metrics.bytes_sent, bytes.1),
@@ -100,9 +100,13 @@ impl Scrape {
         self.connections.set(number(connections.len()));
         self.users.set(number(users.len()));
         self.queue_depth_max.set(number(deepest));
-        self.broker_up.set(i64::from(sources.broker.get().is_ok()));
-        self.drain.set(sources.drain.left().as_secs_f64());
-        let (limits, session) = (&sources.config.limits, &sources.config.session);
+        self.broker_up
+            .set(i64::from(sources.readiness.passes("broker")));
+        self.drain.set(sources.context.drain.left().as_secs_f64());
+        let (limits, session) = (
+            &sources.context.config.limits,
+            &sources.context.config.session,
+        );
         let usage = (sources.usage)();
         let of_one_user = users.values().max().copied().unwrap_or(0);
         for (name, limit, used) in [

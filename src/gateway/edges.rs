@@ -1,115 +1,122 @@
 //! What the core does without, each part a cargo feature: tied in around it here, and nowhere else.
 
+#![cfg_attr(
+    not(all(feature = "admin", feature = "reference")),
+    allow(unused_variables, clippy::unused_self)
+)]
+
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{StartError, Users};
+use super::StartError;
 #[cfg(feature = "admin")]
-use crate::admin::console::{Console, Sources};
-#[cfg(feature = "admin")]
-use crate::admin::history::History;
-#[cfg(feature = "admin")]
-use crate::admin::listener::AdminListener;
-#[cfg(feature = "admin")]
-use crate::admin::measured::Measured;
-use crate::client::Context;
-use crate::client::accept::Listener;
-use crate::config::Config;
+use crate::admin::Admin;
+use crate::broker::DeliveryContext;
+use crate::broker::source::DeliverySource;
+use crate::client::accept::Usage;
+use crate::client::{ConnectionObserver, Context};
+use crate::config::{Config, Mode};
 use crate::metrics::Metrics;
-use crate::readiness::{LastOutcome, Readiness};
+use crate::readiness::Readiness;
+#[cfg(feature = "reference")]
+use crate::reference::embedded;
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::threads::Fatal;
 
-/// Who is told of connections.
-#[cfg(feature = "admin")]
-pub(super) type Observer = History;
-#[cfg(not(feature = "admin"))]
-pub(super) type Observer = Users;
-
-/// What the edges look at.
-pub(super) struct Surroundings<'a> {
-    pub context: &'a Arc<Context>,
-    pub observer: Arc<Observer>,
-    pub registry: &'a Arc<Registry>,
-    pub readiness: Arc<Readiness>,
-    pub listener: &'a Listener,
-    pub broker: LastOutcome,
+/// The services in this process, where they are.
+pub(super) struct Embedded {
+    /// Has deliveries come, once there is somebody to deliver them to.
+    pub deliver: Deliver,
+    /// The chat page.
+    pub page: Option<String>,
 }
 
-/// The edges of a running gateway.
+type Deliver = Box<dyn FnOnce(&Arc<DeliveryContext>) -> io::Result<Box<dyn DeliverySource>>>;
+
+/// Starts them, and has `config` name them, if it wants them.
+pub(super) fn embedded(config: &mut Config, fatal: &Fatal) -> Result<Option<Embedded>, StartError> {
+    if config.backend.mode != Mode::Embedded {
+        return Ok(None);
+    }
+    #[cfg(feature = "reference")]
+    {
+        let started = embedded::Embedded::start(config, fatal);
+        let started = started.map_err(|error| StartError::Part(error.to_string()))?;
+        let fatal = fatal.clone();
+        Ok(Some(Embedded {
+            deliver: Box::new(move |deliver| Ok(Box::new(started.consume(deliver, &fatal)?))),
+            page: embedded::Embedded::page(config),
+        }))
+    }
+    #[cfg(not(feature = "reference"))]
+    {
+        let reason = "backend.mode: this binary was built without the embedded services";
+        Err(StartError::Part(reason.into()))
+    }
+}
+
+/// The edges of one gateway.
 pub(super) struct Edges {
     #[cfg(feature = "admin")]
-    admin: Option<AdminListener>,
-}
-
-/// The admin listener's socket, if there is to be one.
-pub(super) fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> {
-    let (key, addr) = ("admin.addr", config.admin.addr);
-    let bind = || TcpListener::bind(addr).map_err(|error| StartError::Listen { key, addr, error });
-    cfg!(feature = "admin").then(bind).transpose()
-}
-
-#[cfg(feature = "admin")]
-pub(super) fn measured(services: Arc<dyn Services>, metrics: &Arc<Metrics>) -> Arc<dyn Services> {
-    Arc::new(Measured::new(services, Arc::clone(metrics)))
-}
-
-#[cfg(not(feature = "admin"))]
-pub(super) fn measured(services: Arc<dyn Services>, _: &Arc<Metrics>) -> Arc<dyn Services> {
-    services
-}
-
-#[cfg(feature = "admin")]
-pub(super) fn observer(users: Users, metrics: &Arc<Metrics>) -> Arc<Observer> {
-    Arc::new(History::new(Arc::new(users), Arc::clone(metrics)))
-}
-
-#[cfg(not(feature = "admin"))]
-pub(super) fn observer(users: Users, _: &Arc<Metrics>) -> Arc<Observer> {
-    Arc::new(users)
+    admin: Admin,
 }
 
 impl Edges {
-    #[cfg(feature = "admin")]
-    pub fn start(
-        admin: Option<TcpListener>,
-        around: Surroundings<'_>,
-        fatal: &Fatal,
-    ) -> io::Result<Self> {
-        let context = around.context;
-        let sources = Sources {
-            config: context.config.clone(),
-            registry: Arc::clone(around.registry),
-            readiness: around.readiness,
-            metrics: Arc::clone(&context.metrics),
-            history: around.observer,
-            drain: Arc::clone(&context.drain),
-            usage: Box::new(around.listener.usage()),
-            broker: around.broker,
-            on_drain: Box::new(|_| {}),
-        };
-        let console = Arc::new(Console::new(sources));
-        let admin = admin.map(|socket| AdminListener::start(socket, console, fatal));
+    /// Binds their addresses. Nobody is answered yet.
+    pub fn bind(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, StartError> {
+        #[cfg(feature = "admin")]
+        let (key, addr) = ("admin.addr", config.admin.addr);
         Ok(Self {
-            admin: admin.transpose()?,
+            #[cfg(feature = "admin")]
+            admin: Admin::bind(addr, Arc::clone(metrics)).map_err(|error| StartError::Listen {
+                key,
+                addr,
+                error,
+            })?,
         })
     }
 
-    #[cfg(not(feature = "admin"))]
-    pub fn start(_: Option<TcpListener>, _: Surroundings<'_>, _: &Fatal) -> io::Result<Self> {
-        Ok(Self {})
+    /// The services that are to be called in place of `services`.
+    pub fn services(&self, services: Arc<dyn Services>) -> Arc<dyn Services> {
+        #[cfg(feature = "admin")]
+        let services = self.admin.measured(services);
+        services
     }
 
-    #[cfg(feature = "admin")]
-    pub fn admin_url(&self) -> Option<String> {
-        self.admin.as_ref().map(AdminListener::url)
+    /// Who is to be told of connections in place of `observer`.
+    pub fn observer(&self, observer: Arc<dyn ConnectionObserver>) -> Arc<dyn ConnectionObserver> {
+        #[cfg(feature = "admin")]
+        let observer = self.admin.noted(observer);
+        observer
     }
 
-    #[cfg(not(feature = "admin"))]
+    /// Answers from now on.
+    pub fn start(
+        &mut self,
+        context: &Arc<Context>,
+        registry: &Arc<Registry>,
+        readiness: Arc<Readiness>,
+        usage: impl Fn() -> Usage + Send + Sync + 'static,
+        fatal: &Fatal,
+    ) -> io::Result<()> {
+        #[cfg(feature = "admin")]
+        self.admin.start(
+            Arc::clone(context),
+            Arc::clone(registry),
+            readiness,
+            Box::new(usage),
+            fatal,
+        )?;
+        Ok(())
+    }
+
+    /// Where operators ask, if anywhere.
     pub fn admin_url(&self) -> Option<String> {
+        #[cfg(feature = "admin")]
+        return self.admin.url();
+        #[cfg(not(feature = "admin"))]
         None
     }
 
@@ -119,8 +126,6 @@ impl Edges {
     /// Ends them, last of all: until then an operator sees how far the shutdown is.
     pub fn stop(self, deadline: Instant) {
         #[cfg(feature = "admin")]
-        if let Some(admin) = self.admin {
-            admin.stop(deadline);
-        }
+        self.admin.stop(deadline);
     }
 }

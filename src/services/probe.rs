@@ -55,8 +55,7 @@ fn target(
     ask: fn(&dyn Services) -> Result<()>,
 ) -> impl Fn(&dyn Services) -> Duration + use<> {
     let last = LastOutcome::new(Err("not asked yet".into()));
-    let shown = last.clone();
-    readiness.add(name, true, move || shown.get());
+    readiness.show(name, true, last.clone());
     move |services| {
         let outcome = match ask(services) {
             Err(error) if error.is_out_of_reach() => Err(error.to_string()),
