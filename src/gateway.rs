@@ -21,9 +21,8 @@ use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::readiness::Readiness;
 use crate::registry::Registry;
-use crate::services::Services;
 use crate::services::grpc::Grpc;
-use crate::services::probe::Probe;
+use crate::services::{Services, probe};
 use crate::threads::semaphore::Semaphore;
 use crate::threads::{Fatal, Worker};
 use edges::Edges;
@@ -40,7 +39,7 @@ pub struct Gateway {
     registry: Arc<Registry>,
     listener: Listener,
     presence: Worker,
-    probe: Probe,
+    probe: Worker,
     source: Box<dyn DeliverySource>,
     edges: Edges,
 }
@@ -118,7 +117,7 @@ impl Gateway {
 
         let readiness = Arc::new(Readiness::default());
         readiness.show("broker", true, source.state());
-        let probe = Probe::start(grpc, &readiness, fatal)?;
+        let probe = probe::start(grpc, &readiness, fatal)?;
         readiness.show("presence_service", false, presence.last_call.clone());
         let drain = Arc::<Drain>::default();
         let told = Arc::clone(&drain);

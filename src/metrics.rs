@@ -4,7 +4,9 @@
 //! No label has a value that a client can choose. Counting costs the delivery path one addition for
 //! each batch and thread: whoever writes for many sums up first.
 
-use std::time::Duration;
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -184,6 +186,40 @@ impl Metrics {
     /// Where whoever looks up more values registers them, and all of them are gathered.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+}
+
+/// What a thread delivers between two flushes, counted at the second.
+pub struct Tally {
+    metrics: Arc<Metrics>,
+    kind: PushType,
+    /// How many pushes are queued and not counted yet.
+    pub pushed: usize,
+    /// When the first delivery was taken after the last flush.
+    since: Option<Instant>,
+}
+
+impl Tally {
+    /// Of pushes of one type.
+    pub fn new(metrics: Arc<Metrics>, kind: PushType) -> Self {
+        Self {
+            metrics,
+            kind,
+            pushed: 0,
+            since: None,
+        }
+    }
+
+    /// A delivery was taken.
+    pub fn begin(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// All that was taken is written.
+    pub fn end(&mut self) {
+        self.metrics.pushed(self.kind, mem::take(&mut self.pushed));
+        let since = self.since.take();
+        since.inspect(|since| observe(&self.metrics.delivery, since.elapsed()));
     }
 }
 

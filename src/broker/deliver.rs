@@ -7,7 +7,7 @@ mod panic_tests;
 
 use std::mem;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Select};
 use log::{error, info, warn};
@@ -20,7 +20,7 @@ use crate::client::connection::Connection;
 use crate::client::failpoint;
 use crate::client::protocol::Push;
 use crate::ids::{UserId, is_id};
-use crate::metrics::{Metrics, observe};
+use crate::metrics::{Metrics, Tally};
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
@@ -63,8 +63,7 @@ impl DeliveryContext {
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
-            pushed: 0,
-            since: None,
+            tally: Tally::new(Arc::clone(&self.metrics), queue.push_type()),
         }
     }
 }
@@ -81,10 +80,7 @@ pub struct Deliverer {
     waiting: Waiting,
     /// The connections whose outboxes wait for [`Deliverer::flush`], some of them several times.
     pending_flush: Vec<Arc<Connection>>,
-    /// How many pushes are enqueued and not counted yet.
-    pushed: usize,
-    /// When the first delivery was taken after the last flush.
-    since: Option<Instant>,
+    tally: Tally,
 }
 
 /// Why a delivery can never be delivered.
@@ -97,7 +93,7 @@ impl Deliverer {
     /// Enqueues a delivery for its recipients: acknowledge it when it is in all of their outboxes, or
     /// waits for their names. After an error, such as a panic, it is a dead letter: reject it, once.
     pub fn enqueue(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
-        self.since.get_or_insert_with(Instant::now);
+        self.tally.begin();
         let outcome = self.guarded(|deliverer| match deliverer.queue {
             Queue::Single => deliverer.single(delivery),
             Queue::Group => deliverer.group(delivery),
@@ -131,10 +127,7 @@ impl Deliverer {
                 for_one("flush", connection, Connection::flush);
             }
         });
-        let metrics = &self.deliver.metrics;
-        metrics.pushed(self.queue.push_type(), mem::take(&mut self.pushed));
-        let since = self.since.take();
-        since.inspect(|since| observe(&metrics.delivery, since.elapsed()));
+        self.tally.end();
     }
 
     /// Does a part of the work. A panic in it ends nothing; what was taken before may be gone with
@@ -219,8 +212,7 @@ impl Deliverer {
         }
         let encoded = encode();
         for connection in &recipients {
-            let push = |connection: &Connection| push(connection, &encoded);
-            self.pushed += for_one("push", connection, push);
+            self.tally.pushed += for_one("push", connection, |one| push(one, &encoded));
         }
         self.pending_flush.extend(recipients);
     }
@@ -237,20 +229,16 @@ impl Drop for Deliverer {
 
 /// Does something for one connection. A panic in it ends that one (1011) and is seen by nobody else:
 /// the others get theirs, and what is enqueued for them is written.
-fn for_one<T: Default>(
-    place: &str,
-    connection: &Connection,
-    act: impl FnOnce(&Connection) -> T,
-) -> T {
-    let (user, id) = (connection.user(), connection.id());
+fn for_one<T: Default>(place: &str, one: &Connection, act: impl FnOnce(&Connection) -> T) -> T {
+    let (user, id) = (one.user(), one.id());
     let act = || {
         failpoint::reached(place, user);
-        act(connection)
+        act(one)
     };
     // Nothing of it is used again: the connection ends.
     contain(act).unwrap_or_else(|| {
         error!("Delivering panicked: place={place}, user={user}, conn_id={id}");
-        connection.close(CloseReason::Internal);
+        one.close(CloseReason::Internal);
         T::default()
     })
 }

@@ -49,7 +49,9 @@ impl Gateway {
         done("users offline");
         self.source.stop(deadline);
         done("deliveries ended");
-        self.probe.stop(deadline);
+        if !self.probe.stop(deadline) {
+            warn!("Services not waited for any longer");
+        }
         let left = self.listener.stop(deadline);
         if left > 0 {
             warn!("Threads left behind: threads={left}");
