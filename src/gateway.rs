@@ -16,6 +16,7 @@ use crate::client::connection::Connection;
 use crate::client::{ConnectionObserver, Context, OverUserLimit, REQUEST_TYPES, Route};
 use crate::config::{Config, Limits, Mode};
 use crate::drain::Drain;
+use crate::error::ensure;
 use crate::http::{HttpResponse, Page};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
@@ -23,6 +24,7 @@ use crate::readiness::Readiness;
 use crate::registry::Registry;
 use crate::services::grpc::Grpc;
 use crate::services::{Services, probe};
+use crate::threads::fan_out::FanOut;
 use crate::threads::semaphore::Semaphore;
 use crate::threads::{Fatal, Worker};
 use edges::Edges;
@@ -80,12 +82,13 @@ impl Gateway {
         let grpc: Arc<dyn Services> = Arc::new(grpc);
         let services = edges.services(Arc::clone(&grpc));
         let registry = Arc::new(Registry::default());
-        let deliver = Arc::new(DeliveryContext::new(
-            Arc::clone(&registry),
-            Arc::clone(&services),
-            Arc::clone(&metrics),
-            config.groups.cache_ttl,
-        ));
+        let deliver = Arc::new(DeliveryContext {
+            registry: Arc::clone(&registry),
+            services: Arc::clone(&services),
+            metrics: Arc::clone(&metrics),
+            cache_ttl: config.groups.cache_ttl,
+            fan_out: FanOut::start(),
+        });
         let routes = Arc::new(Routes::new(Arc::clone(&registry), Arc::clone(&metrics)));
         let released = Arc::clone(&routes);
         let (presence, presence_thread) = Presence::start(
@@ -96,7 +99,7 @@ impl Gateway {
             fatal,
             move |user| released.release(user),
         )?;
-        let (source, page, routes) = match embedded {
+        let (source, page, routes): (Box<dyn DeliverySource>, _, _) = match embedded {
             Some(embedded) => {
                 presence.take_over();
                 ((embedded.deliver)(&deliver)?, embedded.page, None)
@@ -110,8 +113,7 @@ impl Gateway {
                     fatal,
                     move || owned.take_over(),
                 )?;
-                let source: Box<dyn DeliverySource> = Box::new(supervisor);
-                (source, None, Some(routes))
+                (Box::new(supervisor), None, Some(routes))
             }
         };
 
@@ -144,9 +146,7 @@ impl Gateway {
         let (usage, most) = (listener.usage(), context.config.limits.max_connections);
         readiness.add("capacity", true, move || {
             let has_room = usage().connections < most;
-            has_room
-                .then_some(())
-                .ok_or_else(|| "limits.max_connections is reached".into())
+            ensure(has_room, "limits.max_connections is reached")
         });
         edges.start(&context, &registry, readiness, listener.usage(), fatal)?;
         Ok(Self {

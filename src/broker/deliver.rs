@@ -19,6 +19,7 @@ use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::failpoint;
 use crate::client::protocol::Push;
+use crate::error::ensure;
 use crate::ids::{UserId, is_id};
 use crate::metrics::{Metrics, Tally};
 use crate::registry::Registry;
@@ -30,30 +31,15 @@ use group::GroupBatch;
 
 /// What every consumer shares.
 pub struct DeliveryContext {
-    registry: Arc<Registry>,
-    services: Arc<dyn Services>,
-    pub(super) metrics: Arc<Metrics>,
-    cache_ttl: Duration,
-    fan_out: FanOut,
+    pub registry: Arc<Registry>,
+    pub services: Arc<dyn Services>,
+    pub metrics: Arc<Metrics>,
+    /// How long a group's member list is used.
+    pub cache_ttl: Duration,
+    pub fan_out: FanOut,
 }
 
 impl DeliveryContext {
-    /// `cache_ttl`: how long a group's member list is used.
-    pub fn new(
-        registry: Arc<Registry>,
-        services: Arc<dyn Services>,
-        metrics: Arc<Metrics>,
-        cache_ttl: Duration,
-    ) -> Self {
-        Self {
-            registry,
-            services,
-            metrics,
-            cache_ttl,
-            fan_out: FanOut::start(),
-        }
-    }
-
     /// The deliverer of `queue`'s consumer thread.
     pub fn deliverer(self: &Arc<Self>, queue: Queue) -> Deliverer {
         Deliverer {
@@ -250,11 +236,6 @@ fn catch_up(connections: &[Arc<Connection>]) {
     }
 }
 
-/// A check of a delivery, and why it can never be delivered if that fails.
-fn ensure(holds: bool, otherwise: &str) -> Result<(), DeliveryError> {
-    if holds { Ok(()) } else { Err(otherwise.into()) }
-}
-
 /// What follows `prefix` in the routing key; nothing, which is no id, where that begins otherwise.
 fn id_behind<'a>(prefix: &str, delivery: &Delivery<'a>) -> &'a str {
     let key = delivery.routing_key;
@@ -292,13 +273,13 @@ mod tests {
             Arc::new(Registry::default()),
         );
         users.set("team", &["alice", "bob"]);
-        let ttl = Duration::from_secs(3_600);
-        let deliver = DeliveryContext::new(
-            Arc::clone(&registry),
-            Arc::clone(&users) as _,
-            Arc::new(Metrics::new(&[])),
-            ttl,
-        );
+        let deliver = DeliveryContext {
+            registry: Arc::clone(&registry),
+            services: Arc::clone(&users) as _,
+            metrics: Arc::new(Metrics::new(&[])),
+            cache_ttl: Duration::from_secs(3_600),
+            fan_out: FanOut::start(),
+        };
         Scene {
             registry,
             users,

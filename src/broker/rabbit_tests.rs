@@ -29,6 +29,7 @@ use crate::services::ErrorCode;
 use crate::services::fake::FakeServices;
 use crate::services::proto::Message;
 use crate::threads::StopSignal;
+use crate::threads::fan_out::FanOut;
 
 /// What an operator does.
 mod operator;
@@ -68,14 +69,14 @@ fn side_with(settings: Settings) -> Side {
         Arc::new(FakeServices::default()),
         Arc::new(Registry::default()),
     );
-    let ttl = Duration::from_secs(3_600);
     let metrics = Arc::new(Metrics::new(&[]));
-    let deliver = Arc::new(DeliveryContext::new(
-        Arc::clone(&registry),
-        Arc::clone(&users) as _,
-        Arc::clone(&metrics),
-        ttl,
-    ));
+    let deliver = Arc::new(DeliveryContext {
+        registry: Arc::clone(&registry),
+        services: Arc::clone(&users) as _,
+        metrics: Arc::clone(&metrics),
+        cache_ttl: Duration::from_secs(3_600),
+        fan_out: FanOut::start(),
+    });
     let routes = Arc::new(Routes::new(Arc::clone(&registry), metrics));
     let (tell, owned) = unbounded();
     let (dies, fatal) = unbounded();

@@ -2,13 +2,6 @@
 
 use std::net::Ipv6Addr;
 
-/// What a rule says to a value; an error is the reason against it.
-pub(super) type Checked = Result<(), String>;
-
-pub(super) fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
-    if holds { Ok(()) } else { Err(reason.into()) }
-}
-
 /// `scheme://host` or `scheme://host:port`, as a browser writes it.
 pub(super) fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else {

@@ -7,8 +7,9 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{Checked, ensure, is_of_a_path, is_origin};
+use super::forms::{is_of_a_path, is_origin};
 use super::{Config, Embedded, Endpoint, Mode, check_rules};
+use crate::error::ensure;
 use crate::ids::is_id;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -16,6 +17,9 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A key whose value cannot be used, as far as the value is concerned alone
 /// (`embedded.groups.team`), and the reason.
 pub type Invalid = (String, String);
+
+/// What a rule says to a value; an error is the reason against it.
+pub type Checked = Result<(), String>;
 
 /// Names the key that was checked.
 pub fn check(key: impl Into<String>, checked: Checked) -> Result<(), Invalid> {

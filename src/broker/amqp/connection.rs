@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use crossbeam::channel::select;
+use scopeguard::guard;
 
 use super::channel::Channel;
 use super::error::{Result, bad_login, during, lost};
@@ -37,7 +38,7 @@ impl AmqpConnection {
 
     /// What ends the connection at once, from any thread.
     pub fn abort_handle(&self) -> AbortHandle {
-        self.abort_handle.0.clone()
+        AbortHandle::clone(&self.abort_handle)
     }
 
     /// Takes leave of the broker within `wait`, or else cuts the connection. An error is the reason why
@@ -47,7 +48,7 @@ impl AmqpConnection {
         let close = move || connection.close().map_err(during("connection"));
         let closing = Call::start("amqp-close", close)?;
         let in_time = closing.ended.within(wait);
-        self.abort_handle.0.abort();
+        self.abort_handle.abort();
         let closed = closing.join();
         if in_time {
             closed
@@ -108,17 +109,17 @@ impl Opener {
                 return Ok(AmqpConnection { abort_handle, connection });
             }
             recv(quit.receiver()) -> _ => lost("told to stop"),
-            default(wait) => match abort_handle.0.stage() {
+            default(wait) => match abort_handle.stage() {
                 Stage::LookingUp => lost("the host's name was not resolved in time"),
                 // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
                 Stage::LoggingIn => bad_login(),
                 _ => lost("no answer from the broker within 3 s"),
             }
         };
-        if abort_handle.0.stage() == Stage::LookingUp {
+        if abort_handle.stage() == Stage::LookingUp {
             self.looking_up = Some((abort_handle, call));
         } else {
-            abort_handle.0.abort();
+            abort_handle.abort();
             // What it came to is too late.
             drop(call.join());
         }
@@ -126,8 +127,8 @@ impl Opener {
     }
 
     fn begin(&self) -> Result<(CutOnDrop, Call<Connection>)> {
-        let abort_handle = CutOnDrop::default();
-        let (broker, for_call) = (Arc::clone(&self.broker), abort_handle.0.clone());
+        let abort_handle: CutOnDrop = guard(AbortHandle::default(), |handle| handle.abort());
+        let (broker, for_call) = (Arc::clone(&self.broker), AbortHandle::clone(&abort_handle));
         let call = Call::start("amqp-open", move || broker.open(&for_call))?;
         Ok((abort_handle, call))
     }
@@ -360,7 +361,7 @@ mod tests {
         let late = opener.open_within(IMPATIENCE, &StopSignal::never());
         assert!(late.is_err());
         let (abort_handle, attempt) = opener.looking_up.take().unwrap();
-        abort_handle.0.abort();
+        abort_handle.abort();
         *GATE.0.lock().unwrap() = true;
         GATE.1.notify_all();
         let error = attempt.join().err().unwrap();
