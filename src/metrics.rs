@@ -192,20 +192,18 @@ impl Metrics {
 /// What a thread delivers between two flushes, counted at the second.
 pub struct Tally {
     metrics: Arc<Metrics>,
-    kind: PushType,
-    /// How many pushes are queued and not counted yet.
-    pub pushed: usize,
+    /// How many pushes of each type are queued and not counted yet.
+    pushed: [usize; 3],
     /// When the first delivery was taken after the last flush.
     since: Option<Instant>,
 }
 
 impl Tally {
-    /// Of pushes of one type.
-    pub fn new(metrics: Arc<Metrics>, kind: PushType) -> Self {
+    /// Nothing yet.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
-            kind,
-            pushed: 0,
+            pushed: [0; 3],
             since: None,
         }
     }
@@ -215,9 +213,18 @@ impl Tally {
         self.since.get_or_insert_with(Instant::now);
     }
 
+    /// So many more of this type are queued.
+    pub fn pushed(&mut self, kind: PushType, count: usize) {
+        self.pushed[kind as usize] += count;
+    }
+
     /// All that was taken is written.
     pub fn end(&mut self) {
-        self.metrics.pushed(self.kind, mem::take(&mut self.pushed));
+        for (kind, count) in PushType::ALL.into_iter().zip(mem::take(&mut self.pushed)) {
+            if count > 0 {
+                self.metrics.pushed(kind, count);
+            }
+        }
         let since = self.since.take();
         since.inspect(|since| observe(&self.metrics.delivery, since.elapsed()));
     }

@@ -21,7 +21,7 @@ use crate::client::failpoint;
 use crate::client::protocol::Push;
 use crate::error::ensure;
 use crate::ids::{UserId, is_id};
-use crate::metrics::{Metrics, Tally};
+use crate::metrics::{Metrics, PushType, Tally};
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
@@ -49,7 +49,7 @@ impl DeliveryContext {
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
-            tally: Tally::new(Arc::clone(&self.metrics), queue.push_type()),
+            tally: Tally::new(Arc::clone(&self.metrics)),
         }
     }
 }
@@ -150,7 +150,7 @@ impl Deliverer {
                 ensure(is_valid, "a message without valid id, sender or recipient")?;
                 // Whatever the body says: the routing key decides whom it is for.
                 let push = || Push::message(&message, user.as_str() == from);
-                self.enqueue_for([&user], push, Connection::push);
+                self.enqueue_for(PushType::Message, [&user], push, Connection::push);
             }
             KIND_SESSION_REVOKED => {
                 let revoked: SessionRevoked = decode(delivery)?;
@@ -180,7 +180,7 @@ impl Deliverer {
         let watchers = event.watcher_ids.iter();
         let watchers: Vec<_> = watchers.filter_map(|id| UserId::new(id).ok()).collect();
         let push = || Push::presence(&user, online, event.timestamp);
-        self.enqueue_for(&watchers, push, Connection::push);
+        self.enqueue_for(PushType::Presence, &watchers, push, Connection::push);
         Ok(())
     }
 
@@ -188,6 +188,7 @@ impl Deliverer {
     /// any.
     fn enqueue_for<'a, T>(
         &mut self,
+        kind: PushType,
         users: impl IntoIterator<Item = &'a UserId>,
         encode: impl FnOnce() -> T,
         push: impl Fn(&Connection, &T) -> usize,
@@ -198,7 +199,8 @@ impl Deliverer {
         }
         let encoded = encode();
         for connection in &recipients {
-            self.tally.pushed += for_one("push", connection, |one| push(one, &encoded));
+            let queued = for_one("push", connection, |one| push(one, &encoded));
+            self.tally.pushed(kind, queued);
         }
         self.pending_flush.extend(recipients);
     }

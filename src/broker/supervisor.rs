@@ -103,10 +103,6 @@ impl DeliverySource for Supervisor {
         self.state.clone()
     }
 
-    fn reload(&self, _: &Config) -> Result<(), String> {
-        Err("only the embedded services have something to read again".into())
-    }
-
     /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. A
     /// broker that does not answer is left after 5 s, and at `deadline`: the connection is cut, and
     /// what is left then is a call to a service, at most, which is not waited for.

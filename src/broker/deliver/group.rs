@@ -163,7 +163,8 @@ impl Deliverer {
                 let push = |connection: &Connection, frame: &Frame| {
                     connection.push_batch(frame, batch.pushes_to(connection))
                 };
-                self.enqueue_for(&*batch.members, || batch.frame(), push);
+                let kind = PushType::GroupMessage;
+                self.enqueue_for(kind, &*batch.members, || batch.frame(), push);
             }
             None => {}
         }
