@@ -94,8 +94,7 @@ impl Gateway {
         let (presence, presence_thread) = Presence::start(
             Arc::clone(&registry),
             Arc::clone(&services),
-            &config.gateway.id,
-            &config.presence,
+            &config,
             fatal,
             move |user| released.release(user),
         )?;
