@@ -207,13 +207,12 @@ impl ConnectionObserver for Users {
 }
 
 /// What the client listener shows: `listen.path` is none of these paths (`config/validate.rs`).
-fn pages(readiness: Arc<Readiness>, chat: Option<String>) -> Vec<Page> {
+fn pages(readiness: Arc<Readiness>, chat: Option<Page>) -> Vec<Page> {
+    let ready = move || HttpResponse::readiness(&readiness.check());
     let mut pages = vec![
-        Page::new("/healthz", || HttpResponse::page(200, "text/plain", "ok\n")),
-        Page::new("/readyz", move || {
-            HttpResponse::readiness(&readiness.check())
-        }),
+        Page::new("/healthz", HttpResponse::healthy),
+        Page::new("/readyz", ready),
     ];
-    pages.extend(chat.map(|page| Page::new("/", move || HttpResponse::html(page.as_str()))));
+    pages.extend(chat);
     pages
 }

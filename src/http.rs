@@ -338,6 +338,11 @@ impl HttpResponse {
         page
     }
 
+    /// What the process answers while it works.
+    pub fn healthy() -> Self {
+        Self::page(200, "text/plain", "ok\n")
+    }
+
     /// What `report` says: 200 when ready, else 503.
     pub fn readiness(report: &Report) -> Self {
         let status = if report.is_ready() { 200 } else { 503 };

@@ -121,7 +121,7 @@ impl Console {
         let sources = &self.sources;
         Ok(match resource {
             Resource::LivePage => HttpResponse::html(include_str!("page.html")),
-            Resource::Health => HttpResponse::page(200, "text/plain", "ok\n"),
+            Resource::Health => HttpResponse::healthy(),
             Resource::Ready => HttpResponse::readiness(&sources.readiness.check()),
             Resource::Metrics => {
                 let text = self.scrape.text(sources);

@@ -17,6 +17,7 @@ use crate::broker::source::DeliverySource;
 use crate::client::accept::Usage;
 use crate::client::{ConnectionObserver, Context};
 use crate::config::{Config, Mode};
+use crate::http::Page;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
@@ -30,7 +31,7 @@ pub(super) struct Embedded {
     /// Has deliveries come, once there is somebody to deliver them to.
     pub deliver: Deliver,
     /// The chat page.
-    pub page: Option<String>,
+    pub page: Option<Page>,
 }
 
 type Deliver = Box<dyn FnOnce(&Arc<DeliveryContext>) -> io::Result<Box<dyn DeliverySource>>>;
