@@ -96,6 +96,8 @@ impl Admin {
 
     /// Ends it and its connections by `deadline`.
     pub fn stop(self, deadline: Instant) {
-        self.listener.map(|listener| listener.stop(deadline));
+        if let Some(listener) = self.listener {
+            listener.stop(deadline);
+        }
     }
 }

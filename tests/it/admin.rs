@@ -262,7 +262,7 @@ fn why_somebody_does_not_get_in_is_one_request() {
     gateway.wait_ready();
     let admin = &gateway.admin;
     let refused = |query: &str, reason: &str| {
-        wait_until(&format!("{reason} is remembered"), || {
+        wait_until(format!("{reason} is remembered"), || {
             let shown = admin.json(&format!("/disconnects{query}"));
             let refused = shown["refused"].as_array().expect("a list");
             refused.iter().any(|refused| refused["reason"] == reason)

@@ -70,7 +70,7 @@ impl Prometheus {
     /// Waits until a query comes to one value, and that is `expected`.
     pub fn wait_for(&self, query: &str, expected: f64) {
         let mut last = Vec::new();
-        wait_until(&format!("{query} is {expected}"), || {
+        wait_until(format!("{query} is {expected}"), || {
             last = self.query(query);
             matches!(&last[..], [(_, value)] if *value == expected)
         });
