@@ -441,7 +441,7 @@ const CORE: [&str; 8] = [
     "presence.rs",
 ];
 /// 6,800 are wanted: it only ever gets lower.
-const CORE_LINES: usize = 7_014;
+const CORE_LINES: usize = 6_973;
 /// Compiled for the reference services alone; it is where it is since amiquip is named in one folder.
 const OF_REFERENCE: &str = "broker/amqp/publish.rs";
 const FIRST_SITTING: [&str; 13] = [
