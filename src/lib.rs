@@ -51,7 +51,9 @@
 //! | what is published again, and when | `reference/lanes.rs`, `reference/rabbit.rs`, `broker/amqp/publish.rs` |
 //! | a call to a service | `services/mod.rs`, `services/grpc.rs`; what counts as an answer, and what a failure means: `services/unary.rs`, `services/failure.rs`, `services/upstream.rs` |
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
-//! | what starts and stops, in which order | [`gateway`] |
+//! | what starts and stops, in which order | [`gateway`], `gateway/shutdown.rs` |
+//! | what the core does without | `gateway/edges.rs` |
+//! | what is counted, and what operators see | [`metrics`], `admin/` (an edge) |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
 //!
 //! # The threads
@@ -69,6 +71,7 @@
 //! | `probe` | asks the services whether they are in reach, for `/readyz` |
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
+//! | `admin`, `admin-request` | the admin listener: takes connections; answers one |
 //! | `signals` | signals as messages to the main thread |
 //!
 //! # Invariants
@@ -91,8 +94,9 @@
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
-//!   `broker` and `presence`, `reference`, `gateway`. No circle among files. A client's socket is a
-//!   `client/transport.rs`, and what connects and disconnects is told to one `ConnectionObserver`.
+//!   `broker` and `presence`, `reference` and `admin`, `gateway`. No circle among files. A client's
+//!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
+//!   `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
 //!   and tokio in `services` and `reference`. `tests/it/architecture.rs` holds the code to this.

@@ -197,7 +197,7 @@ fn no_secret_is_in_an_error() {
         ("[broker]\nurl = { a = \"hush-hush\" }\n", "broker.url"),
         ("admin = \"hush-hush\"\n", "admin"),
         ("[admin]\ntoken = [\"hush-hush\"]\n", "admin.token"),
-        ("[admin]\ntoken = \"hush-hush\"\n", "admin.token"),
+        ("[admin]\ntoken = \"hush hush-hush\"\n", "admin.token"),
     ] {
         let told = error(text, &[], None);
         assert!(told.starts_with(&format!("the-file: {named}: ")), "{told}");
