@@ -57,7 +57,7 @@ fn check_and_start_refuse_the_same() {
         ("listen.allowed_origins", "[\"https://h/\"]"),
         ("gateway.id", "\"a\\u0000\""),
         ("admin.addr", "\"localhost:1\""),
-        ("admin.token", "[\"s3cret\"]"),
+        ("admin.token", "[\"s3cret\", \"b\"]"),
         ("embedded.tokens", "{ s3cret = 7 }"),
         ("embedded.tokens", "{ s3cret = { user = \"a\" } }"),
         ("embedded.tokens", "{ a = { s3cret = \"a\" } }"),
