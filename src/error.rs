@@ -45,6 +45,11 @@ impl ErrorCode {
     }
 }
 
+/// A check, and why it fails if it does.
+pub fn ensure(holds: bool, otherwise: impl Into<String>) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise.into()) }
+}
+
 impl fmt::Display for ErrorCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

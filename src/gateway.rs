@@ -9,27 +9,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::broker::source::DeliverySource;
-use crate::broker::supervisor::{EXCHANGE_POLL_INTERVAL, RETRY_FIRST, Settings, Supervisor};
-use crate::broker::{DeliveryContext, Endpoint, Routes};
+use crate::broker::{DeliveryContext, Routes, Settings, Supervisor};
 use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::connection::Connection;
 use crate::client::{ConnectionObserver, Context, OverUserLimit, REQUEST_TYPES, Route};
 use crate::config::{Config, Limits, Mode};
 use crate::drain::Drain;
+use crate::error::ensure;
 use crate::http::{HttpResponse, Page};
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::readiness::Readiness;
-#[cfg(feature = "reference")]
-use crate::reference::{ReferenceError, embedded::Embedded};
 use crate::registry::Registry;
-use crate::services::Services;
 use crate::services::grpc::Grpc;
-use crate::services::probe::Probe;
+use crate::services::{Services, probe};
+use crate::threads::fan_out::FanOut;
 use crate::threads::semaphore::Semaphore;
 use crate::threads::{Fatal, Worker};
-use edges::{Edges, Surroundings};
+use edges::Edges;
 
 /// Connections that fetch a page of unread messages at the same time: the most calls that catch-up
 /// has under way at the Message Service.
@@ -43,7 +41,7 @@ pub struct Gateway {
     registry: Arc<Registry>,
     listener: Listener,
     presence: Worker,
-    probe: Probe,
+    probe: Worker,
     source: Box<dyn DeliverySource>,
     edges: Edges,
 }
@@ -58,23 +56,13 @@ pub enum StartError {
         addr: SocketAddr,
         error: io::Error,
     },
-    /// A value that reading the configuration lets nobody have: mend it.
+    /// What a part says that cannot work with this configuration: mend it.
     #[error("{0}")]
-    Configuration(String),
-    /// The services cannot be called at all.
-    #[error("services: {0}")]
-    Services(String),
+    Part(String),
     /// The system has no room for a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
-    #[cfg(feature = "reference")]
-    #[error(transparent)]
-    Reference(#[from] ReferenceError),
 }
-
-/// Has deliveries come, once there is somebody to deliver them to.
-type StartSource =
-    Box<dyn FnOnce(Arc<DeliveryContext>, Arc<Presence>) -> io::Result<Box<dyn DeliverySource>>>;
 
 impl Gateway {
     /// Starts everything; the services and the broker may come later. A reason to end that shows
@@ -84,60 +72,55 @@ impl Gateway {
         let key = "listen.addr";
         let socket =
             Listener::bind(addr).map_err(|error| StartError::Listen { key, addr, error })?;
-        let admin = edges::bind_admin(&config)?;
-        let registry = Arc::new(Registry::default());
         let metrics = Arc::new(Metrics::new(REQUEST_TYPES));
-        let (start_source, routes, chat) = match config.backend.mode {
-            Mode::Remote => {
-                let routes = Arc::new(Routes::new(Arc::clone(&registry), Arc::clone(&metrics)));
-                let source = from_broker(&config, Arc::clone(&routes), fatal.clone())?;
-                (source, Some(routes), None)
-            }
-            #[cfg(feature = "reference")]
-            Mode::Embedded => {
-                let embedded = Embedded::start(&mut config, fatal)?;
-                let (chat, fatal) = (Embedded::page(&config), fatal.clone());
-                let source: StartSource = Box::new(move |deliver, presence| {
-                    presence.take_over();
-                    Ok(Box::new(embedded.consume(&deliver, &fatal)?))
-                });
-                (source, None, chat)
-            }
-            #[cfg(not(feature = "reference"))]
-            Mode::Embedded => {
-                let reason = "backend.mode: this binary was built without the embedded services";
-                return Err(StartError::Configuration(reason.into()));
-            }
-        };
+        let mut edges = Edges::bind(&config, &metrics)?;
+        let embedded = edges::embedded(&mut config, fatal)?;
         capacity::lower(&mut config);
 
-        let grpc = Grpc::start(&config.services).map_err(StartError::Services)?;
+        let grpc = Grpc::start(&config.services)
+            .map_err(|error| StartError::Part(format!("services: {error}")))?;
         let upstreams = grpc.upstreams();
         let grpc: Arc<dyn Services> = Arc::new(grpc);
-        let services = edges::measured(Arc::clone(&grpc), &metrics);
-        let deliver = DeliveryContext::new(
-            Arc::clone(&registry),
-            Arc::clone(&services),
-            Arc::clone(&metrics),
-            config.groups.cache_ttl,
-        );
-        let released = routes.clone();
+        let services = edges.services(Arc::clone(&grpc));
+        let registry = Arc::new(Registry::default());
+        let deliver = Arc::new(DeliveryContext {
+            registry: Arc::clone(&registry),
+            services: Arc::clone(&services),
+            metrics: Arc::clone(&metrics),
+            cache_ttl: config.groups.cache_ttl,
+            fan_out: FanOut::start(),
+        });
+        let routes = Arc::new(Routes::new(Arc::clone(&registry), Arc::clone(&metrics)));
+        let released = Arc::clone(&routes);
         let (presence, presence_thread) = Presence::start(
             Arc::clone(&registry),
             Arc::clone(&services),
-            &config.gateway.id,
-            &config.presence,
+            &config,
             fatal,
-            move |user| released.iter().for_each(|routes| routes.release(user)),
+            move |user| released.release(user),
         )?;
-        let source = start_source(Arc::new(deliver), Arc::clone(&presence))?;
+        let (source, page, routes): (Box<dyn DeliverySource>, _, _) = match embedded {
+            Some(embedded) => {
+                presence.take_over();
+                ((embedded.deliver)(&deliver)?, embedded.page, None)
+            }
+            None => {
+                let owned = Arc::clone(&presence);
+                let supervisor = Supervisor::start(
+                    Settings::new(&config).map_err(StartError::Part)?,
+                    deliver,
+                    Arc::clone(&routes),
+                    fatal,
+                    move || owned.take_over(),
+                )?;
+                (Box::new(supervisor), None, Some(routes))
+            }
+        };
 
         let readiness = Arc::new(Readiness::default());
-        let broker = source.state();
-        readiness.add("broker", true, move || broker.get());
-        let probe = Probe::start(grpc, &readiness, fatal)?;
-        let last_call = presence.last_call.clone();
-        readiness.add("presence_service", false, move || last_call.get());
+        readiness.show("broker", true, source.state());
+        let probe = probe::start(grpc, &readiness, fatal)?;
+        readiness.show("presence_service", false, presence.last_call.clone());
         let drain = Arc::<Drain>::default();
         let told = Arc::clone(&drain);
         readiness.add("draining", true, move || told.check());
@@ -148,34 +131,23 @@ impl Gateway {
             routes,
             limits: config.limits.clone(),
         };
-        let observer = edges::observer(users, &metrics);
         let context = Arc::new(Context {
             services,
-            observer: Arc::clone(&observer) as _,
+            observer: edges.observer(Arc::new(users)),
             metrics,
             drain,
             pacing: Semaphore::new(CATCH_UPS),
             validating: Semaphore::new(VALIDATIONS),
-            pages: pages(Arc::clone(&readiness), chat),
+            pages: pages(Arc::clone(&readiness), page),
             config,
         });
         // Last of all: whoever asks is told of every check.
         let listener = Listener::start(socket, Arc::clone(&context), fatal)?;
         let limits = listener.limits();
         readiness.add("capacity", true, move || {
-            let has_room = limits.have_room().then_some(());
-            has_room.ok_or_else(|| "limits.max_connections is reached".into())
+            ensure(limits.have_room(), "limits.max_connections is reached")
         });
-        let around = Surroundings {
-            context: &context,
-            observer,
-            registry: &registry,
-            readiness,
-            listener: &listener,
-            broker: source.state(),
-            upstreams,
-        };
-        let edges = Edges::start(admin, around, fatal)?;
+        edges.start(&context, &registry, readiness, &listener, upstreams, fatal)?;
         Ok(Self {
             context,
             registry,
@@ -210,29 +182,6 @@ impl Gateway {
     }
 }
 
-/// Deliveries of RabbitMQ.
-fn from_broker(
-    config: &Config,
-    routes: Arc<Routes>,
-    fatal: Fatal,
-) -> Result<StartSource, StartError> {
-    let endpoint = Endpoint::parse(&config.broker.url)
-        .map_err(|error| StartError::Configuration(format!("broker.url: {error}")))?;
-    let settings = Settings {
-        endpoint,
-        gateway_id: config.gateway.id.clone(),
-        heartbeat: config.broker.heartbeat,
-        prefetch: config.broker.prefetch,
-        retry_first: RETRY_FIRST,
-        exchange_poll_interval: EXCHANGE_POLL_INTERVAL,
-    };
-    Ok(Box::new(move |deliver, presence| {
-        let owned = move || presence.take_over();
-        let supervisor = Supervisor::start(settings, deliver, routes, &fatal, owned)?;
-        Ok(Box::new(supervisor))
-    }))
-}
-
 /// Enters connections into the registry, and tells presence and routes of their users.
 struct Users {
     registry: Arc<Registry>,
@@ -258,13 +207,12 @@ impl ConnectionObserver for Users {
 }
 
 /// What the client listener shows: `listen.path` is none of these paths (`config/validate.rs`).
-fn pages(readiness: Arc<Readiness>, chat: Option<String>) -> Vec<Page> {
+fn pages(readiness: Arc<Readiness>, chat: Option<Page>) -> Vec<Page> {
+    let ready = move || HttpResponse::readiness(&readiness.check());
     let mut pages = vec![
-        Page::new("/healthz", || HttpResponse::page(200, "text/plain", "ok\n")),
-        Page::new("/readyz", move || {
-            HttpResponse::readiness(&readiness.check())
-        }),
+        Page::new("/healthz", HttpResponse::healthy),
+        Page::new("/readyz", ready),
     ];
-    pages.extend(chat.map(|page| Page::new("/", move || HttpResponse::html(page.as_str()))));
+    pages.extend(chat);
     pages
 }

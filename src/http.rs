@@ -3,6 +3,7 @@
 //! may use it. What two servers could understand in two ways is refused: request smuggling begins
 //! there (RFC 9112, section 11.2).
 
+use std::fmt;
 use std::net::Ipv6Addr;
 use std::str;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -229,6 +230,13 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// As log lines name it.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "status={}, reason={}", self.status, self.reason)
+    }
+}
+
 impl HttpResponse {
     fn new(status: u16, refusal: Option<Refusal>, headers: String, body: Vec<u8>) -> Self {
         Self {
@@ -339,6 +347,11 @@ impl HttpResponse {
              base-uri 'none'; form-action 'self'; frame-ancestors 'none'\r\n\
              X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n";
         page
+    }
+
+    /// What the process answers while it works.
+    pub fn healthy() -> Self {
+        Self::page(200, "text/plain", "ok\n")
     }
 
     /// What `report` says: 200 when ready, else 503.

@@ -54,7 +54,9 @@
 //! | what is published again, and when | `reference/lanes.rs`, `reference/rabbit.rs`, `broker/amqp/publish.rs` |
 //! | a call to a service | `services/mod.rs`, `services/grpc.rs`; what counts as an answer, and what a failure means: `services/unary.rs`, `services/failure.rs`, `services/upstream.rs` |
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
-//! | what starts and stops, in which order | [`gateway`] |
+//! | what starts and stops, in which order | [`gateway`], `gateway/shutdown.rs` |
+//! | what the core does without | `gateway/edges.rs` |
+//! | what is counted, and what operators see | [`metrics`], `admin/` (an edge) |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
 //! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
 //! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
@@ -77,6 +79,7 @@
 //! | `etcd` | keeps this gateway registered in etcd, and follows the services' addresses there |
 //! | `admin`, `admin-request` | takes operators' connections; one for each of these |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
+//! | `admin`, `admin-request` | the admin listener: takes connections; answers one |
 //! | `signals` | signals as messages to the main thread |
 //!
 //! # Invariants
@@ -99,7 +102,7 @@
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
-//!   `broker` and `presence`, `discovery` and `reference`, `gateway`. No circle among files. A client's
+//!   `broker` and `presence`, `reference`, `admin` and `discovery`, `gateway`. No circle among files. A client's
 //!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
 //!   `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the

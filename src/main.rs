@@ -18,7 +18,7 @@ use signal_hook::flag;
 #[cfg(feature = "check")]
 use ws_gateway::check::{self, Report};
 use ws_gateway::config::{self, Config};
-use ws_gateway::gateway::{Gateway, StartError};
+use ws_gateway::gateway::Gateway;
 use ws_gateway::logging;
 #[cfg(feature = "recipes")]
 use ws_gateway::recipes::{RECIPES, Recipe};
@@ -163,10 +163,7 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let (id, mode) = (&config.gateway.id, config.backend.mode);
     info!("Starting: gateway_id={id}, mode={mode:?}");
-    let gateway = Gateway::start(config, &fatal).map_err(|error| match error {
-        StartError::Configuration(_) => usage(error),
-        _ => failure(error),
-    })?;
+    let gateway = Gateway::start(config, &fatal).map_err(failure)?;
     announce(&format!("listening {}", gateway.url()));
     let admin = gateway.admin_url();
     admin.inspect(|url| announce(&format!("listening admin {url}")));

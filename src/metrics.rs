@@ -5,6 +5,8 @@
 //! each batch and thread: whoever writes for many sums up first.
 
 use std::collections::HashMap;
+use std::mem;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -189,6 +191,47 @@ impl Metrics {
     /// Where whoever looks up more values registers them, and all of them are gathered.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+}
+
+/// What a thread delivers between two flushes, counted at the second.
+pub struct Tally {
+    metrics: Arc<Metrics>,
+    /// How many pushes of each type are queued and not counted yet.
+    pushed: [usize; 3],
+    /// When the first delivery was taken after the last flush.
+    since: Option<Instant>,
+}
+
+impl Tally {
+    /// Nothing yet.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self {
+            metrics,
+            pushed: [0; 3],
+            since: None,
+        }
+    }
+
+    /// A delivery was taken.
+    pub fn begin(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// So many more of this type are queued.
+    pub fn pushed(&mut self, kind: PushType, count: usize) {
+        self.pushed[kind as usize] += count;
+    }
+
+    /// All that was taken is written.
+    pub fn end(&mut self) {
+        for (kind, count) in PushType::VARIANTS.iter().zip(mem::take(&mut self.pushed)) {
+            if count > 0 {
+                self.metrics.pushed(*kind, count);
+            }
+        }
+        let since = self.since.take();
+        since.inspect(|since| observe(&self.metrics.delivery, since.elapsed()));
     }
 }
 

@@ -14,7 +14,7 @@ use log::{debug, info, warn};
 use parking_lot::Mutex;
 
 use crate::client::failpoint;
-use crate::config;
+use crate::config::{self, Config};
 use crate::ids::UserId;
 use crate::readiness::LastOutcome;
 use crate::registry::Registry;
@@ -70,8 +70,7 @@ impl Presence {
     pub fn start(
         registry: Arc<Registry>,
         services: Arc<dyn Services>,
-        gateway_id: &str,
-        config: &config::Presence,
+        config: &Config,
         fatal: &Fatal,
         gone: impl Fn(&UserId) + Send + Sync + 'static,
     ) -> io::Result<(Arc<Self>, Worker)> {
@@ -79,8 +78,8 @@ impl Presence {
         let presence = Arc::new(Self {
             registry,
             services,
-            gateway_id: gateway_id.into(),
-            config: config.clone(),
+            gateway_id: config.gateway.id.clone(),
+            config: config.presence.clone(),
             gone: Box::new(gone),
             state: Mutex::default(),
             last_call: LastOutcome::new(Ok(())),
@@ -299,14 +298,15 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let (registry, services) = (Arc::<Registry>::default(), Arc::<FakeServices>::default());
-            let config = config::Presence {
+            let mut config = Config::default();
+            config.presence = config::Presence {
                 lease: Duration::from_secs(3_600),
                 offline_grace: Duration::from_millis(1),
             };
             let (fatal, _died) = crossbeam::channel::unbounded();
             let (for_presence, told) = (Arc::clone(&registry), Arc::clone(&services) as _);
             let (presence, thread) =
-                Presence::start(for_presence, told, "g", &config, &fatal, |_| {}).unwrap();
+                Presence::start(for_presence, told, &config, &fatal, |_| {}).unwrap();
             Self {
                 registry,
                 services,

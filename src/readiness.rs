@@ -36,6 +36,18 @@ impl Readiness {
         self.checks.write().push((name, decisive, probe));
     }
 
+    /// Adds a check that says what the last of several tries came to.
+    pub fn show(&self, name: &'static str, decisive: bool, last: LastOutcome) {
+        self.add(name, decisive, move || last.get());
+    }
+
+    /// Whether the check of this name is there and does not fail.
+    pub fn passes(&self, name: &str) -> bool {
+        let checks = self.checks.read();
+        let check = checks.iter().find(|(other, ..)| *other == name);
+        check.is_some_and(|(.., probe)| probe().is_ok())
+    }
+
     /// Asks every check.
     pub fn check(&self) -> Report {
         let (mut ready, mut checks) = (true, Map::new());

@@ -1,7 +1,6 @@
 //! What an operator is answered, by path (DESIGN.md, section 7).
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use log::info;
@@ -9,35 +8,13 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::guard;
-use super::history::History;
 use super::scrape::Scrape;
-use crate::client::admission::Limits;
+use super::sources::Sources;
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
-use crate::config::Config;
-use crate::drain::Drain;
 use crate::error::ErrorCode;
 use crate::http::{self, Head, HttpResponse};
 use crate::ids::UserId;
-use crate::metrics::Metrics;
-use crate::readiness::{LastOutcome, Readiness};
-use crate::registry::Registry;
-
-/// Where answers come from.
-pub struct Sources {
-    pub config: Config,
-    pub registry: Arc<Registry>,
-    pub readiness: Arc<Readiness>,
-    pub metrics: Arc<Metrics>,
-    pub history: Arc<History>,
-    pub drain: Arc<Drain>,
-    /// How much of the limits is used.
-    pub limits: Arc<Limits>,
-    /// Why the broker is not in reach, if it is not.
-    pub broker: LastOutcome,
-    /// Told whether the gateway drains by hand from now on.
-    pub on_drain: Box<dyn Fn(bool) + Send + Sync>,
-}
 
 /// Answers requests to the admin listener.
 pub struct Console {
@@ -132,7 +109,7 @@ impl Console {
             if !matches!(resource, Resource::Metrics) {
                 guard::check_host(head, &self.host_name)?;
             }
-            guard::check_token(head, &self.sources.config.admin.token)?;
+            guard::check_token(head, &self.sources.context.config.admin.token)?;
         }
         if resource.acts() {
             guard::check_intent(head)?;
@@ -144,7 +121,7 @@ impl Console {
         let sources = &self.sources;
         Ok(match resource {
             Resource::LivePage => HttpResponse::html(include_str!("page.html")),
-            Resource::Health => HttpResponse::page(200, "text/plain", "ok\n"),
+            Resource::Health => HttpResponse::healthy(),
             Resource::Ready => HttpResponse::readiness(&sources.readiness.check()),
             Resource::Metrics => {
                 let text = self.scrape.text(sources);
@@ -169,7 +146,7 @@ impl Console {
                 json_page(&json!({ "ended": ended, "refused": refused }))
             }
             Resource::Drain(drains) => {
-                sources.drain.set_by_hand(*drains);
+                sources.context.drain.set_by_hand(*drains);
                 info!("Told to drain: draining={drains}");
                 (sources.on_drain)(*drains);
                 json_page(&json!({ "draining": drains }))
@@ -197,13 +174,21 @@ impl Console {
     fn describe(&self, connection: &Connection) -> Value {
         let now = Instant::now();
         let since = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
-        let (received, sent) = connection.bytes();
-        let (queued_frames, queued_bytes) = connection.queued();
+        let received = connection.activity.lock().received;
+        let sent = connection.outbox.sent();
+        let (queued_frames, queued_bytes) = connection.outbox.queued();
         let activity = *connection.activity.lock();
         let peer = json!(connection.peer);
         // By the name of its thread (`client/accept.rs`).
         let reader = format!("r-{}", connection.id().short());
-        let call = self.sources.metrics.calls.lock().get(&reader).copied();
+        let call = self
+            .sources
+            .context
+            .metrics
+            .calls
+            .lock()
+            .get(&reader)
+            .copied();
         let reader = match call {
             Some((method, began)) => format!("{method} since {:.1} s", since(began)),
             None => "reading".into(),
@@ -219,10 +204,10 @@ impl Console {
             "round_trip_seconds": activity.round_trip.map(|trip| trip.as_secs_f64()),
             "queue_frames": queued_frames,
             "queue_bytes": queued_bytes,
-            "queue_high_water": connection.high_water(),
+            "queue_high_water": connection.outbox.high_water(),
             "bytes_received": received,
             "bytes_sent": sent,
-            "closing": connection.closing().map(ToString::to_string),
+            "closing": connection.outbox.closing().map(ToString::to_string),
         })
     }
 }

@@ -20,9 +20,8 @@ use crate::metrics::Metrics;
 /// How many of each are remembered.
 const REMEMBERED: usize = 1_000;
 
-/// Notes and counts connections on behalf of whoever else is to be told of them.
+/// What is noted and counted of connections that have come to their end.
 pub struct History {
-    observer: Arc<dyn ConnectionObserver>,
     metrics: Arc<Metrics>,
     ended: Mutex<VecDeque<Arc<Ended>>>,
     refused: Mutex<VecDeque<Arc<Refused>>>,
@@ -64,13 +63,12 @@ pub struct Refused {
 }
 
 impl History {
-    pub fn new(observer: Arc<dyn ConnectionObserver>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
         // So that each is there before it counts for the first time.
         for reason in CloseReason::iter() {
             metrics.disconnects.with_label_values(&[reason.name()]);
         }
         Self {
-            observer,
             metrics,
             ended: Mutex::default(),
             refused: Mutex::default(),
@@ -94,28 +92,36 @@ impl History {
     }
 }
 
-impl ConnectionObserver for History {
+/// Notes in `history`, and tells `observer`.
+pub struct Noted {
+    pub observer: Arc<dyn ConnectionObserver>,
+    pub history: Arc<History>,
+}
+
+impl ConnectionObserver for Noted {
     fn connected(&self, connection: &Arc<Connection>) -> Result<Route, OverUserLimit> {
         let route = self.observer.connected(connection)?;
-        self.metrics.connections.inc();
+        self.history.metrics.connections.inc();
         Ok(route)
     }
 
     fn disconnected(&self, connection: &Connection) {
         self.observer.disconnected(connection);
-        let (received, sent) = connection.bytes();
-        let mut bytes = self.bytes.lock();
+        let received = connection.activity.lock().received;
+        let sent = connection.outbox.sent();
+        let mut bytes = self.history.bytes.lock();
         *bytes = (bytes.0 + received, bytes.1 + sent);
         drop(bytes);
-        let Some(reason) = connection.closing() else {
+        let Some(reason) = connection.outbox.closing() else {
             return;
         };
-        self.metrics
+        self.history
+            .metrics
             .disconnects
             .with_label_values(&[reason.name()])
             .inc();
         remember(
-            &self.ended,
+            &self.history.ended,
             Ended {
                 user: connection.user().to_string(),
                 peer: connection.peer,
@@ -126,19 +132,20 @@ impl ConnectionObserver for History {
                 lasted_seconds: connection.since.elapsed().as_secs_f64(),
                 bytes_received: received,
                 bytes_sent: sent,
-                queue_high_water: connection.high_water(),
+                queue_high_water: connection.outbox.high_water(),
             },
         );
     }
 
     fn refused(&self, peer: Peer, user: Option<&UserId>, refusal: &Refusal) {
         self.observer.refused(peer, user, refusal);
-        self.metrics
+        self.history
+            .metrics
             .rejected
             .with_label_values(&[refusal.reason])
             .inc();
         remember(
-            &self.refused,
+            &self.history.refused,
             Refused {
                 user: user.map(ToString::to_string),
                 peer,

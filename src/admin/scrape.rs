@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts, TextEncoder};
 
-use super::console::Sources;
+use super::sources::Sources;
 use crate::metrics::register;
 
 /// The gauges that are set for each scrape.
@@ -25,7 +25,7 @@ pub struct Scrape {
 impl Scrape {
     /// Registers the gauges beside what `sources` count.
     pub fn new(sources: &Sources) -> Self {
-        let registry = sources.metrics.registry();
+        let registry = sources.context.metrics.registry();
         let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help));
         let gauges = |name: &str, help: &str, label: &str| {
             register(registry, IntGaugeVec::new(Opts::new(name, help), &[label]))
@@ -67,7 +67,7 @@ impl Scrape {
     pub fn text(&self, sources: &Sources) -> String {
         let _one = self.one.lock();
         self.look(sources);
-        let families = sources.metrics.registry().gather();
+        let families = sources.context.metrics.registry().gather();
         // Fails for families without a name or a sample alone, which are not gathered.
         TextEncoder::new()
             .encode_to_string(&families)
@@ -82,15 +82,16 @@ impl Scrape {
         let (mut depth, mut deepest, mut queued) = (0, 0, 0);
         let mut users: HashMap<_, i64> = HashMap::new();
         for connection in &connections {
-            let (received, sent) = connection.bytes();
+            let received = connection.activity.lock().received;
+            let sent = connection.outbox.sent();
             bytes = (bytes.0 + received, bytes.1 + sent);
-            let (queued_frames, queued_bytes) = connection.queued();
+            let (queued_frames, queued_bytes) = connection.outbox.queued();
             depth = depth.max(queued_frames);
             queued = queued.max(queued_bytes);
-            deepest = deepest.max(connection.high_water());
+            deepest = deepest.max(connection.outbox.high_water());
             *users.entry(connection.user()).or_default() += 1;
         }
-        let metrics = &sources.metrics;
+        let metrics = &sources.context.metrics;
         for (counter, total) in [
             (&metrics.bytes_received, bytes.0),
             (&metrics.bytes_sent, bytes.1),
@@ -100,17 +101,15 @@ impl Scrape {
         self.connections.set(number(connections.len()));
         self.users.set(number(users.len()));
         self.queue_depth_max.set(number(deepest));
-        self.broker_up.set(i64::from(sources.broker.get().is_ok()));
-        self.drain.set(sources.drain.left().as_secs_f64());
-        let (limits, session) = (&sources.config.limits, &sources.config.session);
-        let used = &sources.limits;
+        let context = &sources.context;
+        let broker_up = sources.readiness.passes("broker");
+        self.broker_up.set(i64::from(broker_up));
+        self.drain.set(context.drain.left().as_secs_f64());
+        let (limits, session) = (&context.config.limits, &context.config.session);
+        let [admitted, of_one_address, handshakes] = sources.limits.usage();
         let of_one_user = users.values().max().copied().unwrap_or(0);
         for (name, limit, used) in [
-            (
-                "max_connections",
-                limits.max_connections,
-                number(used.connections()),
-            ),
+            ("max_connections", limits.max_connections, number(admitted)),
             (
                 "max_connections_per_user",
                 limits.max_connections_per_user,
@@ -119,13 +118,9 @@ impl Scrape {
             (
                 "max_connections_per_ip",
                 limits.max_connections_per_ip,
-                number(used.of_one_address()),
+                number(of_one_address),
             ),
-            (
-                "max_handshakes",
-                limits.max_handshakes,
-                number(used.handshakes()),
-            ),
+            ("max_handshakes", limits.max_handshakes, number(handshakes)),
             ("send_queue", session.send_queue, number(depth)),
             ("send_queue_bytes", session.send_queue_bytes, number(queued)),
         ] {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded, select, tick};
 
-use super::amqp::{AmqpConnection, Channel, Result, lost};
+use super::amqp::{AmqpConnection, Channel, Result, lost, no_thread};
 use super::consume::ConsumerLoop;
 use super::deliver::DeliveryContext;
 use super::routes::{Routes, Work};
@@ -114,7 +114,7 @@ impl BrokerConnection {
             let _ = tell.send(ended.and_then(|()| Err(lost("a thread ended too early"))));
         };
         let spawned = self.threads.spawn(name.into(), USUAL_STACK, run);
-        spawned.map_err(|error| lost(format!("no thread: {error}")))
+        spawned.map_err(no_thread)
     }
 }
 

@@ -7,7 +7,7 @@ mod panic_tests;
 
 use std::mem;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Select};
 use log::{error, info, warn};
@@ -19,8 +19,9 @@ use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
 use crate::client::failpoint;
 use crate::client::protocol::Push;
+use crate::error::ensure;
 use crate::ids::{UserId, is_id};
-use crate::metrics::{Metrics, observe};
+use crate::metrics::{Metrics, PushType, Tally};
 use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
@@ -30,30 +31,15 @@ use group::GroupBatch;
 
 /// What every consumer shares.
 pub struct DeliveryContext {
-    registry: Arc<Registry>,
-    services: Arc<dyn Services>,
-    pub(super) metrics: Arc<Metrics>,
-    cache_ttl: Duration,
-    fan_out: FanOut,
+    pub registry: Arc<Registry>,
+    pub services: Arc<dyn Services>,
+    pub metrics: Arc<Metrics>,
+    /// How long a group's member list is used.
+    pub cache_ttl: Duration,
+    pub fan_out: FanOut,
 }
 
 impl DeliveryContext {
-    /// `cache_ttl`: how long a group's member list is used.
-    pub fn new(
-        registry: Arc<Registry>,
-        services: Arc<dyn Services>,
-        metrics: Arc<Metrics>,
-        cache_ttl: Duration,
-    ) -> Self {
-        Self {
-            registry,
-            services,
-            metrics,
-            cache_ttl,
-            fan_out: FanOut::start(),
-        }
-    }
-
     /// The deliverer of `queue`'s consumer thread.
     pub fn deliverer(self: &Arc<Self>, queue: Queue) -> Deliverer {
         Deliverer {
@@ -63,8 +49,7 @@ impl DeliveryContext {
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
-            pushed: 0,
-            since: None,
+            tally: Tally::new(Arc::clone(&self.metrics)),
         }
     }
 }
@@ -81,10 +66,7 @@ pub struct Deliverer {
     waiting: Waiting,
     /// The connections whose outboxes wait for [`Deliverer::flush`], some of them several times.
     pending_flush: Vec<Arc<Connection>>,
-    /// How many pushes are enqueued and not counted yet.
-    pushed: usize,
-    /// When the first delivery was taken after the last flush.
-    since: Option<Instant>,
+    tally: Tally,
 }
 
 /// Why a delivery can never be delivered.
@@ -97,7 +79,7 @@ impl Deliverer {
     /// Enqueues a delivery for its recipients: acknowledge it when it is in all of their outboxes, or
     /// waits for their names. After an error, such as a panic, it is a dead letter: reject it, once.
     pub fn enqueue(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
-        self.since.get_or_insert_with(Instant::now);
+        self.tally.begin();
         let outcome = self.guarded(|deliverer| match deliverer.queue {
             Queue::Single => deliverer.single(delivery),
             Queue::Group => deliverer.group(delivery),
@@ -128,13 +110,10 @@ impl Deliverer {
         let count = connections.len();
         self.deliver.fan_out.chunks(count, move |chunk| {
             for connection in &connections[chunk] {
-                for_one("flush", connection, Connection::flush);
+                for_one("flush", connection, |one| one.outbox.flush());
             }
         });
-        let metrics = &self.deliver.metrics;
-        metrics.pushed(self.queue.push_type(), mem::take(&mut self.pushed));
-        let since = self.since.take();
-        since.inspect(|since| observe(&metrics.delivery, since.elapsed()));
+        self.tally.end();
     }
 
     /// Does a part of the work. A panic in it ends nothing; what was taken before may be gone with
@@ -171,7 +150,7 @@ impl Deliverer {
                 ensure(is_valid, "a message without valid id, sender or recipient")?;
                 // Whatever the body says: the routing key decides whom it is for.
                 let push = || Push::message(&message, user.as_str() == from);
-                self.enqueue_for([&user], push, Connection::push);
+                self.enqueue_for(PushType::Message, [&user], push, Connection::push);
             }
             KIND_SESSION_REVOKED => {
                 let revoked: SessionRevoked = decode(delivery)?;
@@ -201,7 +180,7 @@ impl Deliverer {
         let watchers = event.watcher_ids.iter();
         let watchers: Vec<_> = watchers.filter_map(|id| UserId::new(id).ok()).collect();
         let push = || Push::presence(&user, online, event.timestamp);
-        self.enqueue_for(&watchers, push, Connection::push);
+        self.enqueue_for(PushType::Presence, &watchers, push, Connection::push);
         Ok(())
     }
 
@@ -209,6 +188,7 @@ impl Deliverer {
     /// any.
     fn enqueue_for<'a, T>(
         &mut self,
+        kind: PushType,
         users: impl IntoIterator<Item = &'a UserId>,
         encode: impl FnOnce() -> T,
         push: impl Fn(&Connection, &T) -> usize,
@@ -219,8 +199,8 @@ impl Deliverer {
         }
         let encoded = encode();
         for connection in &recipients {
-            let push = |connection: &Connection| push(connection, &encoded);
-            self.pushed += for_one("push", connection, push);
+            let queued = for_one("push", connection, |one| push(one, &encoded));
+            self.tally.pushed(kind, queued);
         }
         self.pending_flush.extend(recipients);
     }
@@ -237,20 +217,15 @@ impl Drop for Deliverer {
 
 /// Does something for one connection. A panic in it ends that one (1011) and is seen by nobody else:
 /// the others get theirs, and what is enqueued for them is written.
-fn for_one<T: Default>(
-    place: &str,
-    connection: &Connection,
-    act: impl FnOnce(&Connection) -> T,
-) -> T {
-    let (user, id) = (connection.user(), connection.id());
+fn for_one<T: Default>(place: &str, one: &Connection, act: impl FnOnce(&Connection) -> T) -> T {
     let act = || {
-        failpoint::reached(place, user);
-        act(connection)
+        failpoint::reached(place, one.user());
+        act(one)
     };
     // Nothing of it is used again: the connection ends.
     contain(act).unwrap_or_else(|| {
-        error!("Delivering panicked: place={place}, user={user}, conn_id={id}");
-        connection.close(CloseReason::InternalError);
+        error!("Delivering panicked: place={place}, {one}");
+        one.close(CloseReason::InternalError);
         T::default()
     })
 }
@@ -260,11 +235,6 @@ fn catch_up(connections: &[Arc<Connection>]) {
     for connection in connections {
         for_one("catch_up", connection, Connection::request_catch_up);
     }
-}
-
-/// A check of a delivery, and why it can never be delivered if that fails.
-fn ensure(holds: bool, otherwise: &str) -> Result<(), DeliveryError> {
-    if holds { Ok(()) } else { Err(otherwise.into()) }
 }
 
 /// What follows `prefix` in the routing key; nothing, which is no id, where that begins otherwise.
@@ -304,13 +274,13 @@ mod tests {
             Arc::new(Registry::default()),
         );
         users.set("team", &["alice", "bob"]);
-        let ttl = Duration::from_secs(3_600);
-        let deliver = DeliveryContext::new(
-            Arc::clone(&registry),
-            Arc::clone(&users) as _,
-            Arc::new(Metrics::new(&[])),
-            ttl,
-        );
+        let deliver = DeliveryContext {
+            registry: Arc::clone(&registry),
+            services: Arc::clone(&users) as _,
+            metrics: Arc::new(Metrics::new(&[])),
+            cache_ttl: Duration::from_secs(3_600),
+            fan_out: FanOut::start(),
+        };
         Scene {
             registry,
             users,

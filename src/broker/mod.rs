@@ -26,7 +26,6 @@ pub use routes::Routes;
 pub use supervisor::{Settings, Supervisor};
 
 pub use crate::config::Endpoint;
-use crate::metrics::PushType;
 
 /// The direct exchange for what concerns one user, key `user.<user_id>`.
 pub const DIRECT_EXCHANGE: &str = "im.direct";
@@ -58,15 +57,6 @@ impl Queue {
             Self::Single => "single",
             Self::Group => "group",
             Self::Presence => "presence",
-        }
-    }
-
-    /// What clients are pushed of it.
-    pub fn push_type(self) -> PushType {
-        match self {
-            Self::Single => PushType::Message,
-            Self::Group => PushType::GroupMessage,
-            Self::Presence => PushType::Presence,
         }
     }
 }

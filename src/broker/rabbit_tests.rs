@@ -11,7 +11,6 @@ use prost::Message as _;
 
 use super::amqp::{AmqpConnection, AmqpError, Argument, Opener};
 use super::source::DeliverySource as _;
-use super::supervisor::EXCHANGE_POLL_INTERVAL;
 use super::support::amqp::Amqp;
 use super::support::broker::Broker;
 use super::support::wait::{wait_until, wait_until_within};
@@ -20,6 +19,7 @@ use super::topology::{DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, Topology};
 use super::*;
 use crate::client::Route;
 use crate::client::fixture::Client;
+use crate::config::Config;
 use crate::ids::UserId;
 use crate::metrics::Metrics;
 use crate::reference::AmqpPublisher;
@@ -29,6 +29,7 @@ use crate::services::ErrorCode;
 use crate::services::fake::FakeServices;
 use crate::services::proto::Message;
 use crate::threads::StopSignal;
+use crate::threads::fan_out::FanOut;
 
 /// What an operator does.
 mod operator;
@@ -48,13 +49,14 @@ struct Side {
 }
 
 fn settings(url: &str) -> Settings {
+    let mut config = Config::default();
+    config.gateway.id = "g".into();
+    config.broker.url = url.into();
+    config.broker.heartbeat = HEARTBEAT;
+    config.broker.prefetch = 64;
     Settings {
-        endpoint: Endpoint::parse(url).unwrap(),
-        gateway_id: "g".into(),
-        heartbeat: HEARTBEAT,
-        prefetch: 64,
         retry_first: RETRY_FIRST,
-        exchange_poll_interval: EXCHANGE_POLL_INTERVAL,
+        ..Settings::new(&config).unwrap()
     }
 }
 
@@ -67,14 +69,14 @@ fn side_with(settings: Settings) -> Side {
         Arc::new(FakeServices::default()),
         Arc::new(Registry::default()),
     );
-    let ttl = Duration::from_secs(3_600);
     let metrics = Arc::new(Metrics::new(&[]));
-    let deliver = Arc::new(DeliveryContext::new(
-        Arc::clone(&registry),
-        Arc::clone(&users) as _,
-        Arc::clone(&metrics),
-        ttl,
-    ));
+    let deliver = Arc::new(DeliveryContext {
+        registry: Arc::clone(&registry),
+        services: Arc::clone(&users) as _,
+        metrics: Arc::clone(&metrics),
+        cache_ttl: Duration::from_secs(3_600),
+        fan_out: FanOut::start(),
+    });
     let routes = Arc::new(Routes::new(Arc::clone(&registry), metrics));
     let (tell, owned) = unbounded();
     let (dies, fatal) = unbounded();

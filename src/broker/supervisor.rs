@@ -14,14 +14,11 @@ use super::source::DeliverySource;
 use super::{DeliveryContext, Endpoint, Routes};
 use crate::backoff::Backoff;
 use crate::client::failpoint;
-use crate::config::Config;
+use crate::config::{Broker, Config};
 use crate::readiness::LastOutcome;
 use crate::threads::{Fatal, StopSignal, Worker, contain};
 
-/// How often is looked whether an exchange was deleted.
-pub const EXCHANGE_POLL_INTERVAL: Duration = Duration::from_secs(30);
-/// Waits between two tries are jittered: half of these, up to all.
-pub const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest wait after a connection is lost.
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
 /// Where nobody listens, asking costs the broker nothing, and it is found soon when it returns.
 const RETRY_UNHEARD: Duration = Duration::from_secs(2);
@@ -34,13 +31,26 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 pub struct Settings {
     pub endpoint: Endpoint,
     pub gateway_id: String,
-    /// Whole seconds.
-    pub heartbeat: Duration,
-    pub prefetch: u16,
-    /// The first wait after a connection is lost: [`RETRY_FIRST`], save in tests of many losses.
+    pub broker: Broker,
+    /// The first wait after a connection is lost; waits between two tries are jittered: half of
+    /// these, up to all.
     pub retry_first: Duration,
-    /// [`EXCHANGE_POLL_INTERVAL`], save in tests.
+    /// How often is looked whether an exchange was deleted.
     pub exchange_poll_interval: Duration,
+}
+
+impl Settings {
+    /// An error names the key that cannot be used.
+    pub fn new(config: &Config) -> Result<Self, String> {
+        let endpoint = Endpoint::parse(&config.broker.url);
+        Ok(Self {
+            endpoint: endpoint.map_err(|error| format!("broker.url: {error}"))?,
+            gateway_id: config.gateway.id.clone(),
+            broker: config.broker.clone(),
+            retry_first: Duration::from_secs(1),
+            exchange_poll_interval: Duration::from_secs(30),
+        })
+    }
 }
 
 /// Owns the `broker` thread.
@@ -68,7 +78,7 @@ impl Supervisor {
         let abort_handle = Arc::<Mutex<AbortHandle>>::default();
         let name = format!("ws-gateway {}", settings.gateway_id);
         let mut supervisor_loop = SupervisorLoop {
-            opener: Opener::new(settings.endpoint.clone(), name, settings.heartbeat),
+            opener: Opener::new(settings.endpoint.clone(), name, settings.broker.heartbeat),
             backoff: Backoff::new(settings.retry_first, RETRY_LONGEST),
             settings,
             deliver,
@@ -91,10 +101,6 @@ impl Supervisor {
 impl DeliverySource for Supervisor {
     fn state(&self) -> LastOutcome {
         self.state.clone()
-    }
-
-    fn reload(&self, _: &Config) -> Result<(), String> {
-        Err("only the embedded services have something to read again".into())
     }
 
     /// Finishes and acknowledges the deliveries in hand, deletes the queues and takes leave. A
@@ -163,7 +169,7 @@ impl SupervisorLoop {
         let mut connection = BrokerConnection::declare(amqp, &self.settings.gateway_id, is_first)?;
         self.routes.begin();
         let outcome = contain(|| {
-            connection.start_consumers(&self.deliver, self.settings.prefetch)?;
+            connection.start_consumers(&self.deliver, self.settings.broker.prefetch)?;
             connection.start_routes(Arc::clone(&self.routes))?;
             self.up();
             connection.watch(stop, self.settings.exchange_poll_interval)
@@ -198,7 +204,7 @@ impl SupervisorLoop {
         match error {
             AmqpError::InUse(text) if can_give_up => {
                 // A predecessor that died a moment ago is found out after two heartbeats.
-                let patience = self.settings.heartbeat * 3 + Duration::from_secs(5);
+                let patience = self.settings.broker.heartbeat * 3 + Duration::from_secs(5);
                 let since = *self.in_use_since.insert(since.unwrap_or_else(Instant::now));
                 let (id, gone) = (&self.settings.gateway_id, since.elapsed() > patience);
                 gone.then(|| format!("another gateway runs with gateway.id {id:?}: {text}"))

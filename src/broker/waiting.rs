@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Select, Sender, bounded};
 use log::{info, warn};
+use scopeguard::guard;
 
 use super::groups::Answer;
 use crate::backoff::Backoff;
@@ -180,12 +181,14 @@ impl Waiting {
             let again = usize::from(entry.backoff.is_some());
             self.asked[again] += 1;
             let group_id = group.to_string();
-            let question = Question {
-                group,
-                answer: Err(ServiceError::new(ErrorCode::Internal, "No answer came")),
-                answers: self.answers.0.clone(),
-            };
-            let told = Box::new(|answer| question.answered(answer));
+            let answers = self.answers.0.clone();
+            let none = Err(ServiceError::new(ErrorCode::Internal, "No answer came"));
+            // However the question ends, its answer is told; where nobody receives, the consumer has
+            // ended.
+            let mut question = guard((group, none), move |answered| {
+                let _ = answers.try_send(answered);
+            });
+            let told = Box::new(move |answer| question.1 = answer);
             services.group_members(GetGroupMembersRequest { group_id }, told);
         }
     }
@@ -242,27 +245,6 @@ impl Waiting {
         let bytes = group.messages.iter().map(|(_, push)| push.frame.len());
         self.bytes -= bytes.sum::<usize>();
         group
-    }
-}
-
-/// A question on its way. However it ends, its answer is told.
-struct Question {
-    group: GroupId,
-    answer: Answer,
-    answers: Sender<Answered>,
-}
-
-impl Question {
-    fn answered(mut self, answer: Answer) {
-        self.answer = answer;
-    }
-}
-
-impl Drop for Question {
-    fn drop(&mut self) {
-        let answer = mem::replace(&mut self.answer, Ok(Vec::new()));
-        // Where nobody receives, the consumer has ended.
-        let _ = self.answers.try_send((self.group.clone(), answer));
     }
 }
 

@@ -98,9 +98,7 @@ impl Listener {
         let _ = rustix::net::shutdown(&acceptor.listener, rustix::net::Shutdown::Both);
         self.accepting.stop(soon);
         while let Some(waiting) = acceptor.limits.next_waiting() {
-            acceptor
-                .refuser
-                .refuse(&waiting.socket, waiting.peer, no_room());
+            acceptor.refuse(&waiting.socket, waiting.peer);
         }
         self.refusing.stop(soon);
         acceptor.limits.cut_silent();
@@ -120,17 +118,28 @@ impl Acceptor {
                 contain(|| self.begin(admission));
             }
             while let Some(overdue) = self.limits.next_overdue(Instant::now()) {
-                self.refuser
-                    .refuse(&overdue.socket, overdue.peer, no_room());
+                self.refuse(&overdue.socket, overdue.peer);
             }
         }
     }
 
+    /// Out of descriptors, the `spare` one makes room to answer a client instead of leaving it
+    /// waiting. If there is a spare one again by then, so is room.
     fn accept(&self, spare: &mut Option<File>, stop: &StopSignal) {
         *spare = spare.take().or_else(open_spare);
-        match self.accept_socket() {
-            Ok((socket, peer)) => self.take(&socket, peer),
-            Err(error) if is_exhausted(&error) => self.accept_with_spare(spare, &error),
+        let mut accepted = self.accept_socket();
+        let exhausted = accepted.as_ref().err().filter(|error| is_exhausted(error));
+        if let Some(error) = exhausted {
+            error!("Accept failed, refusing until there is room: error={error}");
+            drop(spare.take());
+            accepted = self.accept_socket();
+            *spare = open_spare();
+        }
+        match accepted {
+            Ok((socket, peer)) if spare.is_some() => self.take(&socket, peer),
+            Ok((socket, peer)) => self.refuse(&socket, peer),
+            // The refuser has the spare one, for a moment.
+            Err(error) if is_exhausted(&error) => thread::sleep(ACCEPT_RETRY),
             // The client went away before it was accepted.
             Err(error) if matches!(error.kind(), ConnectionAborted | WouldBlock) => {}
             Err(_) if stop.is_given() => {}
@@ -141,20 +150,8 @@ impl Acceptor {
         }
     }
 
-    /// Out of descriptors: the spare one makes room to answer a client instead of leaving it
-    /// waiting. If there is a spare one again by then, so is room.
-    fn accept_with_spare(&self, spare: &mut Option<File>, why: &io::Error) {
-        error!("Accept failed, refusing until there is room: error={why}");
-        drop(spare.take());
-        let accepted = self.accept_socket();
-        *spare = open_spare();
-        match accepted {
-            Ok((socket, peer)) if spare.is_some() => self.take(&socket, peer),
-            Ok((socket, peer)) => self.refuser.refuse(&socket, peer, no_room()),
-            // The refuser has the spare one, for a moment.
-            Err(_) if spare.is_none() => thread::sleep(ACCEPT_RETRY),
-            Err(_) => {}
-        }
+    fn refuse(&self, socket: &Socket, peer: Peer) {
+        self.refuser.refuse(socket, peer, no_room());
     }
 
     fn accept_socket(&self) -> io::Result<(Socket, Peer)> {
@@ -187,7 +184,7 @@ impl Acceptor {
         if let Err(error) = self.threads.spawn(name, STACK, run) {
             let address = peer.address();
             error!("No thread for a connection: peer={address}, error={error}");
-            self.refuser.refuse(&socket, peer, no_room());
+            self.refuse(&socket, peer);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use serde::Serialize;
 
-use crate::config::Network;
+use crate::config::{Listen, Network};
 use crate::http::Head;
 use crate::logging::log_limited;
 
@@ -46,14 +46,14 @@ impl Peer {
 
 /// The client's address: `peer`'s own, or, as long as who speaks is a trusted proxy, the one that it
 /// names in `X-Forwarded-For`, from the last address to the first.
-pub(super) fn client_address(head: &Head<'_>, peer: Peer, trusted: &[Network]) -> Peer {
+pub(super) fn client_address(head: &Head<'_>, peer: Peer, listen: &Listen) -> Peer {
     let mut hops = head
         .values("X-Forwarded-For")
         .flat_map(|value| value.split(|&byte| byte == b','))
         .map(<[u8]>::trim_ascii)
         .filter(|hop| !hop.is_empty());
     let mut client = peer;
-    while client.is_among(trusted)
+    while client.is_among(&listen.trusted_proxies)
         && let Some(hop) = hops.next_back()
     {
         let Some(address) = std::str::from_utf8(hop).ok().and_then(parse_hop) else {
@@ -105,8 +105,8 @@ mod tests {
             [],
             None,
         );
-        let trusted = config.expect("valid").listen.trusted_proxies;
-        client_address(&head, Peer::Socket(address(peer)), &trusted).address()
+        let listen = config.expect("valid").listen;
+        client_address(&head, Peer::Socket(address(peer)), &listen).address()
     }
 
     #[test]

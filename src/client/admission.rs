@@ -97,24 +97,15 @@ impl Limits {
 
     /// Whether another connection would be within `limits.max_connections`.
     pub fn have_room(&self) -> bool {
-        self.connections() < self.config.limits.max_connections
+        self.table.lock().connections < self.config.limits.max_connections
     }
 
-    /// Connections that are admitted, those that wait for their turn among them.
-    pub fn connections(&self) -> usize {
-        self.table.lock().connections
-    }
-
-    /// Handshakes under way.
-    pub fn handshakes(&self) -> usize {
-        self.table.lock().handshakes.len()
-    }
-
-    /// Connections of the address that has most.
-    pub fn of_one_address(&self) -> usize {
+    /// How many connections are admitted, how many the address has that has most, and how many
+    /// handshakes are under way.
+    pub fn usage(&self) -> [usize; 3] {
         let table = self.table.lock();
-        let counts = table.addresses.values().map(|at| at.connections);
-        counts.max().unwrap_or(0)
+        let most = table.addresses.values().map(|at| at.connections).max();
+        [table.connections, most.unwrap_or(0), table.handshakes.len()]
     }
 
     /// Has a connection wait for its turn, or says how it is to be refused.

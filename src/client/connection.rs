@@ -23,7 +23,7 @@ pub struct Connection {
     /// When it was upgraded.
     pub since: Instant,
     pub activity: Mutex<Activity>,
-    pub(super) outbox: Outbox,
+    pub outbox: Outbox,
     pub(super) gate: DeliveryGate,
     /// It is shown nowhere.
     token: Mutex<Box<str>>,
@@ -79,7 +79,7 @@ impl Connection {
         &self.user
     }
 
-    /// Queues `push`; a [`Connection::flush`] is to follow. Never blocks. A chat message that finds no
+    /// Queues `push`; an [`Outbox::flush`] is to follow. Never blocks. A chat message that finds no
     /// room makes the connection fall back to its inbox; presence is left out from a half-full queue.
     /// Answers how many frames are queued.
     pub fn push(&self, push: &Push) -> usize {
@@ -115,19 +115,14 @@ impl Connection {
         pushes.map(|push| self.push(&push)).sum()
     }
 
-    /// As [`Connection::push_batch`] and [`Connection::flush`] in one, which is cheaper.
+    /// As [`Connection::push_batch`] and [`Outbox::flush`] in one, which is cheaper.
     pub fn push_batch_and_flush(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) -> usize {
         if self.gate.is_live() && self.outbox.push_and_flush(batch) {
             return batch.count();
         }
         let queued = pushes.map(|push| self.push(&push)).sum();
-        self.flush();
-        queued
-    }
-
-    /// Writes what is queued, as far as the socket takes it without blocking.
-    pub fn flush(&self) {
         self.outbox.flush();
+        queued
     }
 
     /// What is published for the user may not come here: until the route is bound and what was
@@ -155,34 +150,8 @@ impl Connection {
         self.outbox.close(reason);
     }
 
-    /// Ends the connection at once, without a Close frame.
-    pub fn abort(&self, reason: CloseReason) {
-        self.outbox.close(reason);
-        self.outbox.abort();
-    }
-
-    /// Why it is ending, if it is.
-    pub fn closing(&self) -> Option<&CloseReason> {
-        self.outbox.closing()
-    }
-
     pub fn is_closing(&self) -> bool {
-        self.closing().is_some()
-    }
-
-    /// How many frames and bytes wait in its send queue.
-    pub fn queued(&self) -> (usize, usize) {
-        self.outbox.queued()
-    }
-
-    /// The most frames that have waited there.
-    pub fn high_water(&self) -> usize {
-        self.outbox.high_water()
-    }
-
-    /// How many bytes came, and how many the socket has taken.
-    pub fn bytes(&self) -> (u64, u64) {
-        (self.activity.lock().received, self.outbox.sent())
+        self.outbox.closing().is_some()
     }
 
     /// In Unix seconds; 0 means never.

@@ -185,7 +185,8 @@ impl Client {
 
     /// Ends the connection. Answers all that came.
     pub fn has_read(&self, reader: JoinHandle<Vec<u8>>) -> String {
-        self.connection.abort(CloseReason::Shutdown(Duration::ZERO));
+        self.connection.close(CloseReason::Shutdown(Duration::ZERO));
+        self.connection.outbox.abort();
         String::from_utf8_lossy(&reader.join().unwrap()).into_owned()
     }
 

@@ -32,8 +32,7 @@ pub(super) fn validate_upgrade(
         TokenError::Expired => HttpResponse::unauthorized("The token has expired"),
         TokenError::Unavailable(error) => {
             log_limited!(warn, "Token not validated: error={error}");
-            let message = "The User Service is not available";
-            HttpResponse::unavailable("user_service_unavailable", message)
+            HttpResponse::unavailable("user_service_away", "The User Service is not available")
         }
     })?;
     if socket.has_bytes() {

@@ -79,11 +79,8 @@ impl Context {
     fn refused(&self, peer: Peer, user: Option<&UserId>, response: &HttpResponse) {
         if let Some(refusal) = response.refusal() {
             self.observer.refused(peer, user, refusal);
-            let (peer, status, reason) = (peer.address(), refusal.status, refusal.reason);
-            log_limited!(
-                info,
-                "Connection refused: peer={peer}, status={status}, reason={reason}"
-            );
+            let peer = peer.address();
+            log_limited!(info, "Connection refused: peer={peer}, {refusal}");
         }
     }
 }

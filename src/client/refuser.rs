@@ -62,21 +62,19 @@ impl Refuser {
 
     /// Answers `socket` with `refusal` once its head is there.
     pub fn refuse(&self, socket: &Socket, peer: Peer, refusal: HttpResponse) {
-        let now = Instant::now();
-        if let Some(place) = self.places.acquire_within(Duration::ZERO) {
-            // The thread has ended, or else there is room.
-            let _ = self.newcomers.try_send(Refused {
-                peer,
-                responder: Responder::new(socket, now + HEAD_TIMEOUT),
-                head: Vec::new(),
-                refusal: Some(refusal),
-                _place: place,
-            });
-            return;
-        }
-        let message = "Cut off without an answer: too many connections to refuse";
-        let unanswered = HttpResponse::unavailable("cut_off", message);
-        self.context.refused(peer, None, &unanswered);
+        let Some(place) = self.places.acquire_within(Duration::ZERO) else {
+            let message = "Cut off without an answer: too many connections to refuse";
+            let unanswered = HttpResponse::unavailable("cut_off", message);
+            return self.context.refused(peer, None, &unanswered);
+        };
+        // The thread has ended, or else there is room.
+        let _ = self.newcomers.try_send(Refused {
+            peer,
+            responder: Responder::new(socket, Instant::now() + HEAD_TIMEOUT),
+            head: Vec::new(),
+            refusal: Some(refusal),
+            _place: place,
+        });
     }
 }
 
@@ -119,8 +117,7 @@ impl Refused {
                 Ok(None) => return is_open && now < self.responder.deadline,
                 Ok(Some(head)) => {
                     failpoint::reached("answer", self.peer.address());
-                    let trusted_proxies = &context.config.listen.trusted_proxies;
-                    self.peer = client_address(&head, self.peer, trusted_proxies);
+                    self.peer = client_address(&head, self.peer, &context.config.listen);
                     let upgrade = expect_upgrade(&head, context);
                     upgrade.err().unwrap_or_else(|| refusal.clone())
                 }

@@ -54,8 +54,7 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     let Some(head) = read? else {
         return Ok(None);
     };
-    let trusted_proxies = &context.config.listen.trusted_proxies;
-    let client = client_address(&head, admission.peer, trusted_proxies);
+    let client = client_address(&head, admission.peer, &context.config.listen);
     let counted = admission.count_for(client);
     // Pages are shown to those as well who are too many.
     expect_upgrade(&head, context)?;
@@ -117,8 +116,9 @@ impl Session {
         };
         // It is in the registry, so that a shutdown that begins after this look finds it there.
         context.reject_if_draining().inspect_err(|_| {
-            let reason = CloseReason::Shutdown(Duration::ZERO);
-            session.connection.close(reason);
+            session
+                .connection
+                .close(CloseReason::Shutdown(Duration::ZERO));
         })?;
         session.start_writer(route)?;
         Ok(session)

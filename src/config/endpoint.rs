@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::forms::{ensure, is_host};
+use super::forms::is_host;
+use crate::error::ensure;
 
 const DEFAULT_PORT: u16 = 5672;
 /// An AMQP short string.

@@ -2,13 +2,6 @@
 
 use std::net::Ipv6Addr;
 
-/// What a rule says to a value; an error is the reason against it.
-pub(super) type Checked = Result<(), String>;
-
-pub(super) fn ensure(holds: bool, reason: impl Into<String>) -> Checked {
-    if holds { Ok(()) } else { Err(reason.into()) }
-}
-
 /// `http://host:port`.
 pub fn is_service(address: &str) -> bool {
     let scheme = address.split_once("://").map(|(scheme, _)| scheme);

@@ -7,10 +7,9 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{
-    Checked, ensure, in_etcd, is_host_and_port, is_of_a_path, is_origin, is_service,
-};
+use super::forms::{in_etcd, is_host_and_port, is_of_a_path, is_origin, is_service};
 use super::{Config, Embedded, Endpoint, Mode, check_rules};
+use crate::error::ensure;
 use crate::ids::is_id;
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -18,6 +17,9 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A key whose value cannot be used, as far as the value is concerned alone
 /// (`embedded.groups.team`), and the reason.
 pub type Invalid = (String, String);
+
+/// What a rule says to a value; an error is the reason against it.
+pub type Checked = Result<(), String>;
 
 /// Names the key that was checked.
 pub fn check(key: impl Into<String>, checked: Checked) -> Result<(), Invalid> {
@@ -151,9 +153,8 @@ pub fn gateway_id(id: &str) -> Checked {
 }
 
 pub fn path(path: &str) -> Checked {
-    let is_path = path.starts_with('/') && path.bytes().all(is_of_a_path);
     let reason = "must start with / and hold nothing but what a URL's path may (RFC 3986, 3.3)";
-    ensure(is_path, reason)?;
+    ensure(is_path(path), reason)?;
     let is_taken = ["/", "/healthz", "/readyz"].contains(&path);
     ensure(!is_taken, "/, /healthz and /readyz are taken")
 }
@@ -172,13 +173,13 @@ pub fn built_in(mode: &Mode) -> Checked {
 
 pub fn services(addresses: &[String]) -> Checked {
     ensure(!addresses.is_empty(), "needs at least one address")?;
-    let Some(name) = in_etcd(addresses) else {
-        return addresses.iter().try_for_each(|address| service(address));
-    };
-    let is_name = !name.is_empty() && name.bytes().all(|b| b != b'/' && is_of_a_path(b));
-    ensure(is_name, "must be of the form etcd:///name")?;
-    let is_alone = addresses.len() == 1;
-    ensure(is_alone, "etcd:///name stands alone, beside no address")
+    match in_etcd(addresses) {
+        Some(name) if addresses.len() == 1 => {
+            let is_name = !name.is_empty() && name.bytes().all(|b| b != b'/' && is_of_a_path(b));
+            ensure(is_name, "must be of the form etcd:///name")
+        }
+        _ => addresses.iter().try_for_each(|address| service(address)),
+    }
 }
 
 fn service(address: &str) -> Checked {
@@ -199,10 +200,13 @@ pub fn etcd(endpoints: &[String]) -> Checked {
     endpoints.iter().try_for_each(|endpoint| service(endpoint))
 }
 
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && text.bytes().all(is_of_a_path)
+}
+
 pub fn prefix(prefix: &str) -> Checked {
-    let is_path = prefix.starts_with('/') && prefix.bytes().all(is_of_a_path);
     let reason = "must start with /, not end with it, and hold nothing but what a URL's path may";
-    ensure(is_path && !prefix.ends_with('/'), reason)
+    ensure(is_path(prefix) && !prefix.ends_with('/'), reason)
 }
 
 pub fn advertise(address: &str) -> Checked {

@@ -1,153 +1,161 @@
 //! What the core does without, each part a cargo feature: tied in around it here, and nowhere else.
 
+#![cfg_attr(
+    not(all(feature = "admin", feature = "discovery", feature = "reference")),
+    allow(unused_variables, clippy::unused_self)
+)]
+
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{StartError, Users};
+use super::StartError;
 #[cfg(feature = "admin")]
-use crate::admin::console::{Console, Sources};
-#[cfg(feature = "admin")]
-use crate::admin::history::History;
-#[cfg(feature = "admin")]
-use crate::admin::listener::AdminListener;
-#[cfg(feature = "admin")]
-use crate::admin::measured::Measured;
-use crate::client::Context;
+use crate::admin::{Admin, Sources};
+use crate::broker::DeliveryContext;
+use crate::broker::source::DeliverySource;
 use crate::client::accept::Listener;
-use crate::config::Config;
+use crate::client::{ConnectionObserver, Context};
+use crate::config::{Config, Mode};
 #[cfg(feature = "discovery")]
 use crate::discovery::Discovery;
+use crate::http::Page;
 use crate::metrics::Metrics;
-use crate::readiness::{LastOutcome, Readiness};
+use crate::readiness::Readiness;
+#[cfg(feature = "reference")]
+use crate::reference::embedded;
 use crate::registry::Registry;
 use crate::services::{Services, Upstream};
 use crate::threads::Fatal;
 
-/// Who is told of connections.
-#[cfg(feature = "admin")]
-pub(super) type Observer = History;
-#[cfg(not(feature = "admin"))]
-pub(super) type Observer = Users;
-
-/// What the edges look at, each at its own part.
-#[cfg_attr(not(all(feature = "admin", feature = "discovery")), allow(dead_code))]
-pub(super) struct Surroundings<'a> {
-    pub context: &'a Arc<Context>,
-    pub observer: Arc<Observer>,
-    pub registry: &'a Arc<Registry>,
-    pub readiness: Arc<Readiness>,
-    pub listener: &'a Listener,
-    pub broker: LastOutcome,
-    pub upstreams: [Arc<Upstream>; 3],
+/// The services in this process, where they are.
+pub(super) struct Embedded {
+    /// Has deliveries come, once there is somebody to deliver them to.
+    pub deliver: Deliver,
+    /// The chat page.
+    pub page: Option<Page>,
 }
 
-/// The edges of a running gateway.
+type Deliver = Box<dyn FnOnce(&Arc<DeliveryContext>) -> io::Result<Box<dyn DeliverySource>>>;
+
+/// Starts them, and has `config` name them, if it wants them.
+pub(super) fn embedded(config: &mut Config, fatal: &Fatal) -> Result<Option<Embedded>, StartError> {
+    if config.backend.mode != Mode::Embedded {
+        return Ok(None);
+    }
+    #[cfg(feature = "reference")]
+    {
+        let started = embedded::Embedded::start(config, fatal);
+        let started = started.map_err(|error| StartError::Part(error.to_string()))?;
+        let fatal = fatal.clone();
+        Ok(Some(Embedded {
+            deliver: Box::new(move |deliver| Ok(Box::new(started.consume(deliver, &fatal)?))),
+            page: embedded::Embedded::page(config),
+        }))
+    }
+    #[cfg(not(feature = "reference"))]
+    {
+        let reason = "backend.mode: this binary was built without the embedded services";
+        Err(StartError::Part(reason.into()))
+    }
+}
+
+/// The edges of one gateway.
 pub(super) struct Edges {
     #[cfg(feature = "admin")]
-    admin: Option<AdminListener>,
+    admin: Admin,
+    /// Once it is started.
     #[cfg(feature = "discovery")]
-    discovery: Discovery,
+    discovery: Option<Discovery>,
 }
 
-/// The admin listener's socket, if there is to be one.
-pub(super) fn bind_admin(config: &Config) -> Result<Option<TcpListener>, StartError> {
-    let (key, addr) = ("admin.addr", config.admin.addr);
-    let bind = || TcpListener::bind(addr).map_err(|error| StartError::Listen { key, addr, error });
-    cfg!(feature = "admin").then(bind).transpose()
-}
-
-#[cfg(feature = "admin")]
-pub(super) fn measured(services: Arc<dyn Services>, metrics: &Arc<Metrics>) -> Arc<dyn Services> {
-    Arc::new(Measured::new(services, Arc::clone(metrics)))
-}
-
-#[cfg(not(feature = "admin"))]
-pub(super) fn measured(services: Arc<dyn Services>, _: &Arc<Metrics>) -> Arc<dyn Services> {
-    services
-}
-
-#[cfg(feature = "admin")]
-pub(super) fn observer(users: Users, metrics: &Arc<Metrics>) -> Arc<Observer> {
-    Arc::new(History::new(Arc::new(users), Arc::clone(metrics)))
-}
-
-#[cfg(not(feature = "admin"))]
-pub(super) fn observer(users: Users, _: &Arc<Metrics>) -> Arc<Observer> {
-    Arc::new(users)
-}
-
-#[cfg_attr(
-    not(all(feature = "admin", feature = "discovery")),
-    allow(unused_variables, reason = "they are for the edge that is left out")
-)]
 impl Edges {
-    pub fn start(
-        admin: Option<TcpListener>,
-        around: Surroundings<'_>,
-        fatal: &Fatal,
-    ) -> io::Result<Self> {
-        #[cfg(feature = "discovery")]
-        let discovery = {
-            let admin = admin.as_ref().map(TcpListener::local_addr).transpose()?;
-            let (config, addr) = (&around.context.config, around.listener.addr());
-            let registry = around.registry;
-            Discovery::start(config, addr, admin, registry, around.upstreams, fatal)?
-        };
-        #[cfg(feature = "discovery")]
-        let on_drain = discovery.on_drain();
-        #[cfg(not(feature = "discovery"))]
-        let on_drain = |_: bool| {};
+    /// Binds their addresses. Nobody is answered yet.
+    pub fn bind(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, StartError> {
         #[cfg(feature = "admin")]
-        let admin = {
-            let context = around.context;
-            let sources = Sources {
-                config: context.config.clone(),
-                registry: Arc::clone(around.registry),
-                readiness: around.readiness,
-                metrics: Arc::clone(&context.metrics),
-                history: around.observer,
-                drain: Arc::clone(&context.drain),
-                limits: around.listener.limits(),
-                broker: around.broker,
-                on_drain: Box::new(on_drain),
-            };
-            let console = Arc::new(Console::new(sources));
-            let admin = admin.map(|socket| AdminListener::start(socket, console, fatal));
-            admin.transpose()?
-        };
+        let (key, addr) = ("admin.addr", config.admin.addr);
         Ok(Self {
             #[cfg(feature = "admin")]
-            admin,
+            admin: Admin::bind(addr, Arc::clone(metrics)).map_err(|error| StartError::Listen {
+                key,
+                addr,
+                error,
+            })?,
             #[cfg(feature = "discovery")]
-            discovery,
+            discovery: None,
         })
     }
 
-    #[cfg(feature = "admin")]
-    pub fn admin_url(&self) -> Option<String> {
-        self.admin.as_ref().map(AdminListener::url)
+    /// The services that are to be called in place of `services`.
+    pub fn services(&self, services: Arc<dyn Services>) -> Arc<dyn Services> {
+        #[cfg(feature = "admin")]
+        let services = self.admin.measured(services);
+        services
     }
 
-    #[cfg(not(feature = "admin"))]
+    /// Who is to be told of connections in place of `observer`.
+    pub fn observer(&self, observer: Arc<dyn ConnectionObserver>) -> Arc<dyn ConnectionObserver> {
+        #[cfg(feature = "admin")]
+        let observer = self.admin.noted(observer);
+        observer
+    }
+
+    /// Registers the gateway, and answers operators from now on.
+    pub fn start(
+        &mut self,
+        context: &Arc<Context>,
+        registry: &Arc<Registry>,
+        readiness: Arc<Readiness>,
+        listener: &Listener,
+        upstreams: [Arc<Upstream>; 3],
+        fatal: &Fatal,
+    ) -> io::Result<()> {
+        #[cfg(feature = "admin")]
+        let admin = Some(self.admin.addr());
+        #[cfg(not(feature = "admin"))]
+        let admin: Option<std::net::SocketAddr> = None;
+        #[cfg(not(feature = "discovery"))]
+        let on_drain = |_: bool| {};
+        #[cfg(feature = "discovery")]
+        let on_drain = {
+            let (config, addr) = (&context.config, listener.addr());
+            let started = Discovery::start(config, addr, admin, registry, upstreams, fatal)?;
+            self.discovery.insert(started).on_drain()
+        };
+        #[cfg(feature = "admin")]
+        self.admin.start(
+            Sources {
+                context: Arc::clone(context),
+                registry: Arc::clone(registry),
+                readiness,
+                history: self.admin.history(),
+                limits: listener.limits(),
+                on_drain: Box::new(on_drain),
+            },
+            fatal,
+        )?;
+        Ok(())
+    }
+
+    /// Where operators ask, if anywhere.
     pub fn admin_url(&self) -> Option<String> {
+        #[cfg(feature = "admin")]
+        return self.admin.url();
+        #[cfg(not(feature = "admin"))]
         None
     }
 
     /// Has nobody new find this gateway any more.
     pub fn deregister(&self, deadline: Instant) {
         #[cfg(feature = "discovery")]
-        self.discovery.deregister(deadline);
+        self.discovery.iter().for_each(|it| it.deregister(deadline));
     }
 
     /// Ends them, last of all: until then an operator sees how far the shutdown is.
     pub fn stop(self, deadline: Instant) {
         #[cfg(feature = "discovery")]
-        self.discovery.stop(deadline);
+        self.discovery.into_iter().for_each(|it| it.stop(deadline));
         #[cfg(feature = "admin")]
-        if let Some(admin) = self.admin {
-            admin.stop(deadline);
-        }
+        self.admin.stop(deadline);
     }
 }

@@ -1,6 +1,5 @@
 //! The way out of a gateway, step by step, each logged with how long it took.
 
-use std::fmt::Display;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,10 +8,10 @@ use log::{info, warn};
 use super::Gateway;
 use crate::client::close::CloseReason;
 
-/// Connections closed per second, or more where half of the drain needs it.
-const CLOSES_PER_SECOND: usize = 1_000;
-/// How often is looked how far it has come.
+/// How often connections are closed, and is looked how far it has come.
 const TICK: Duration = Duration::from_millis(20);
+/// How many, or more where half of the drain needs it: 1,000 a second.
+const CLOSES_PER_TICK: usize = 20;
 
 impl Gateway {
     /// Ends within `shutdown.drain`. From now on the gateway is not ready, and is deregistered; for
@@ -21,39 +20,41 @@ impl Gateway {
     /// joined.
     pub fn stop(self) {
         let shutdown = self.context.config.shutdown.clone();
-        let mut steps = Steps::begin();
-        let deadline = steps.start + shutdown.drain;
+        let start = Instant::now();
+        let mut last = start;
+        let mut done = |step: &str| {
+            let took = last.elapsed();
+            last += took;
+            info!("Shutdown step: {step}, seconds={:.3}", took.as_secs_f64());
+        };
+        let deadline = start + shutdown.drain;
         // What is left is cut when three quarters of the time are over, so that the rest finds its end.
-        let cut_at = steps.start + shutdown.drain * 3 / 4;
-        let connections = self.registry.connections().len();
-        info!("Shutting down: connections={connections}");
+        let cut_at = start + shutdown.drain * 3 / 4;
+        let count = self.registry.connections().len();
+        info!("Shutting down: connections={count}");
         self.context.drain.shut_down(cut_at);
         self.edges.deregister(deadline);
-        steps.done("deregistered");
-        let settled_at = steps.start + shutdown.settle;
-        thread::sleep(settled_at.saturating_duration_since(Instant::now()));
+        done("deregistered");
+        thread::sleep((start + shutdown.settle).saturating_duration_since(Instant::now()));
         self.context.drain.refuse();
-        steps.done("settled");
+        done("settled");
         let cut = self.close_connections(cut_at, shutdown.reconnect_spread);
-        steps.done(format_args!("connections closed, cut={cut}"));
+        done(&format!("connections closed, cut={cut}"));
         // A Presence Service that does not answer leaves the others half of the time.
         let now = Instant::now();
         let half = now + deadline.saturating_duration_since(now) / 2;
-        if !self.presence.stop(half) {
-            warn!("Presence Service not waited for any longer");
-        }
-        steps.done("users offline");
+        self.presence.stop(half);
+        done("users offline");
         self.source.stop(deadline);
-        steps.done("deliveries ended");
+        done("deliveries ended");
         self.probe.stop(deadline);
         let left = self.listener.stop(deadline);
         if left > 0 {
             warn!("Threads left behind: threads={left}");
         }
-        steps.done("threads joined");
+        done("threads joined");
         self.edges.stop(deadline);
-        let seconds = steps.start.elapsed().as_secs_f64();
-        info!("Shut down: seconds={seconds:.1}");
+        info!("Shut down: seconds={:.1}", start.elapsed().as_secs_f64());
     }
 
     /// Closes connections at an even pace, and cuts those that are left at `cut_at`. Those closed at
@@ -61,9 +62,8 @@ impl Gateway {
     fn close_connections(&self, cut_at: Instant, spread: Duration) -> usize {
         let count = self.registry.connections().len();
         let half = cut_at.saturating_duration_since(Instant::now()) * 2 / 3;
-        let needed = count as f64 / half.max(TICK).as_secs_f64();
-        let rate = needed.max(CLOSES_PER_SECOND as f64);
-        let batch = (rate * TICK.as_secs_f64()).ceil() as usize;
+        let ticks = (half.as_millis() / TICK.as_millis()).max(1);
+        let batch = count.div_ceil(ticks as usize).max(CLOSES_PER_TICK);
         let mut closed = 0;
         loop {
             let mut connections = self.registry.connections();
@@ -74,7 +74,8 @@ impl Gateway {
                 let cut = connections.len();
                 warn!("Connections cut: connections={cut}");
                 for connection in connections {
-                    connection.abort(CloseReason::Shutdown(Duration::ZERO));
+                    connection.close(CloseReason::Shutdown(Duration::ZERO));
+                    connection.outbox.abort();
                 }
                 return cut;
             }
@@ -87,24 +88,5 @@ impl Gateway {
             }
             thread::sleep(TICK);
         }
-    }
-}
-
-/// The steps, and how long each takes.
-struct Steps {
-    start: Instant,
-    last: Instant,
-}
-
-impl Steps {
-    fn begin() -> Self {
-        let start = Instant::now();
-        Self { start, last: start }
-    }
-
-    fn done(&mut self, step: impl Display) {
-        let took = self.last.elapsed();
-        self.last += took;
-        info!("Shutdown step: {step}, seconds={:.3}", took.as_secs_f64());
     }
 }

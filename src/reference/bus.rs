@@ -208,13 +208,13 @@ mod tests {
             Arc::new(Registry::default()),
         );
         users.set("team", &["bob"]);
-        let ttl = Duration::from_secs(60);
-        let deliver = DeliveryContext::new(
-            Arc::clone(&registry),
-            Arc::clone(&users) as _,
-            Arc::new(crate::metrics::Metrics::new(&[])),
-            ttl,
-        );
+        let deliver = DeliveryContext {
+            registry: Arc::clone(&registry),
+            services: Arc::clone(&users) as _,
+            metrics: Arc::new(crate::metrics::Metrics::new(&[])),
+            cache_ttl: Duration::from_secs(60),
+            fan_out: crate::threads::fan_out::FanOut::start(),
+        };
         (
             LocalBus::new()
                 .start(&Arc::new(deliver), &crossbeam::channel::unbounded().0)

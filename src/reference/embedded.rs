@@ -11,6 +11,7 @@ use super::{Reference, ReferenceError};
 use crate::broker::DeliveryContext;
 use crate::broker::source::DeliverySource;
 use crate::config::Config;
+use crate::http::{HttpResponse, Page};
 use crate::readiness::LastOutcome;
 use crate::threads::Fatal;
 
@@ -48,8 +49,9 @@ impl Embedded {
     }
 
     /// The chat page, if it is configured.
-    pub fn page(config: &Config) -> Option<String> {
+    pub fn page(config: &Config) -> Option<Page> {
         let page = include_str!("page.html").replace("__PATH__", &config.listen.path);
+        let page = Page::new("/", move || HttpResponse::html(page.as_str()));
         config.embedded.page.then_some(page)
     }
 }

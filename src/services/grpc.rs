@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use parking_lot::RwLock;
 use prost::Message;
+use scopeguard::{ScopeGuard, guard};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -33,8 +34,8 @@ const USER_OFFLINE: &str = "/im.v1.PresenceService/UserOffline";
 
 /// The User, Message and Presence services at the configured addresses.
 pub struct Grpc {
-    /// Taken out when this is dropped.
-    runtime: Option<Runtime>,
+    /// Has [`SHUTDOWN`] to end when this is dropped.
+    _runtime: ScopeGuard<Runtime, fn(Runtime)>,
     user: Arc<Upstream>,
     message: Arc<Upstream>,
     presence: Arc<Upstream>,
@@ -71,7 +72,7 @@ impl Grpc {
             user: upstream("User Service", VALIDATE_TOKEN, &config.user)?,
             message: upstream("Message Service", ACK_MESSAGES, &config.message)?,
             presence: upstream("Presence Service", USER_OFFLINE, &config.presence)?,
-            runtime: Some(runtime),
+            _runtime: guard(runtime, |runtime| runtime.shutdown_timeout(SHUTDOWN)),
         })
     }
 
@@ -135,14 +136,6 @@ impl Upstream {
 async fn carry(mut handed_over: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>) {
     let calls = stream::poll_fn(|context| handed_over.poll_recv(context));
     calls.for_each_concurrent(None, |call| call).await;
-}
-
-impl Drop for Grpc {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(SHUTDOWN);
-        }
-    }
 }
 
 impl Services for Grpc {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use log::{info, warn};
 
@@ -14,37 +14,21 @@ use crate::threads::{Fatal, Worker};
 const INTERVAL: Duration = Duration::from_secs(5);
 const INTERVAL_WHILE_AWAY: Duration = Duration::from_secs(1);
 
-/// The thread that asks. It ends when this is stopped or dropped.
-pub struct Probe(Worker);
-
-impl Probe {
-    /// Adds the checks to `readiness` and asks from now on. `fatal` is told if that cannot go on.
-    pub fn start(
-        services: Arc<dyn Services>,
-        readiness: &Readiness,
-        fatal: &Fatal,
-    ) -> io::Result<Self> {
-        let user = target("user_service", readiness, |services| {
-            services.validate_token(Default::default()).map(drop)
-        });
-        let message = target("message_service", readiness, |services| {
-            services.ack_messages(Default::default())
-        });
-        let worker = Worker::start("probe", fatal, move |stop| {
-            while !stop.within(user(&*services).min(message(&*services))) {}
-        });
-        worker.map(Self)
-    }
-
-    /// Waits for the call that is under way, if one is, until `deadline`.
-    pub fn stop(mut self, deadline: Instant) {
-        self.0.tell_to_stop();
-        if self.0.ends_by(deadline) {
-            self.0.stop(deadline);
-        } else {
-            warn!("Services not waited for any longer");
-        }
-    }
+/// Adds the checks to `readiness` and asks from now on. `fatal` is told if that cannot go on.
+pub fn start(
+    services: Arc<dyn Services>,
+    readiness: &Readiness,
+    fatal: &Fatal,
+) -> io::Result<Worker> {
+    let user = target("user_service", readiness, |services| {
+        services.validate_token(Default::default()).map(drop)
+    });
+    let message = target("message_service", readiness, |services| {
+        services.ack_messages(Default::default())
+    });
+    Worker::start("probe", fatal, move |stop| {
+        while !stop.within(user(&*services).min(message(&*services))) {}
+    })
 }
 
 /// Adds a check of one service. What is answered asks it, for any answer shows that it is in reach,
@@ -55,8 +39,7 @@ fn target(
     ask: fn(&dyn Services) -> Result<()>,
 ) -> impl Fn(&dyn Services) -> Duration + use<> {
     let last = LastOutcome::new(Err("not asked yet".into()));
-    let shown = last.clone();
-    readiness.add(name, true, move || shown.get());
+    readiness.show(name, true, last.clone());
     move |services| {
         let outcome = match ask(services) {
             Err(error) if error.is_out_of_reach() => Err(error.to_string()),
@@ -75,6 +58,7 @@ fn target(
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
+    use std::time::Instant;
 
     use super::*;
     use crate::services::fake::FakeServices;
@@ -85,7 +69,7 @@ mod tests {
         let (services, readiness) = (Arc::new(FakeServices::default()), Readiness::default());
         services.panics.store(true, Ordering::SeqCst);
         let (fatal, died) = crossbeam::channel::unbounded();
-        let probe = Probe::start(services, &readiness, &fatal).unwrap();
+        let probe = start(services, &readiness, &fatal).unwrap();
         let reason = died.recv_timeout(Duration::from_secs(20)).unwrap();
         assert!(reason.contains("probe"), "{reason}");
         probe.stop(Instant::now() + Duration::from_secs(20));

@@ -71,14 +71,37 @@ impl StopSignal {
     }
 }
 
-/// A thread that serves everybody until it is told to stop. std joins without a deadline only, so
-/// the thread holds the guard of a signal of its own: that is given when it has ended.
+/// A call on a thread of its own, whose end can be waited for until a deadline. std joins without one
+/// only, so the thread holds the guard of a signal of its own.
+pub struct Call<T> {
+    /// Given when it has ended.
+    pub ended: StopSignal,
+    thread: JoinHandle<T>,
+}
+
+impl<T: Send + 'static> Call<T> {
+    /// An error means that the system has no more threads to give.
+    pub fn start(name: &str, call: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
+        let (at_end, ended) = StopSignal::pair();
+        let thread = Builder::new().name(name.to_owned()).spawn(move || {
+            let _at_end = at_end;
+            call()
+        })?;
+        Ok(Self { ended, thread })
+    }
+
+    /// Waits for its end. `None`: it panicked.
+    pub fn join(self) -> Option<T> {
+        self.thread.join().ok()
+    }
+}
+
+/// A thread that serves everybody until it is told to stop.
 pub struct Worker {
     name: String,
     /// `None`: told to stop.
     stop: Option<StopGuard>,
-    ended: StopSignal,
-    thread: JoinHandle<()>,
+    call: Call<()>,
 }
 
 impl Worker {
@@ -90,17 +113,12 @@ impl Worker {
         mut run: impl FnMut(&StopSignal) + Send + 'static,
     ) -> io::Result<Self> {
         let (stop, stopped) = StopSignal::pair();
-        let (at_end, ended) = StopSignal::pair();
         let (own_name, fatal) = (name.to_owned(), fatal.clone());
-        let thread = Builder::new().name(name.to_owned()).spawn(move || {
-            let _at_end = at_end;
-            supervise(&own_name, &fatal, || run(&stopped));
-        })?;
+        let supervised = move || supervise(&own_name, &fatal, || run(&stopped));
         Ok(Self {
             name: name.to_owned(),
             stop: Some(stop),
-            ended,
-            thread,
+            call: Call::start(name, supervised)?,
         })
     }
 
@@ -111,7 +129,7 @@ impl Worker {
 
     /// Whether it ends by `deadline`; waits for it.
     pub fn ends_by(&self, deadline: Instant) -> bool {
-        self.ended.by(deadline)
+        self.call.ended.by(deadline)
     }
 
     /// Gives the signal and joins the thread; at `deadline` it is left behind, and logged. Answers
@@ -121,7 +139,7 @@ impl Worker {
         let has_ended = self.ends_by(deadline);
         if !has_ended {
             warn!("Thread left behind: thread={}", self.name);
-        } else if self.thread.join().is_err() {
+        } else if self.call.join().is_none() {
             // Nothing that runs beside `run` panics.
             error!("Thread panicked: thread={}", self.name);
         }

@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 use ws_gateway::config;
 use ws_gateway::readiness::Readiness;
 use ws_gateway::services::grpc::Grpc;
-use ws_gateway::services::probe::Probe;
+use ws_gateway::services::probe;
 use ws_gateway::services::proto::*;
 use ws_gateway::services::{ErrorCode, Services};
 
@@ -243,7 +243,7 @@ fn a_service_is_not_ready_as_long_as_a_page_comes_for_an_answer() {
         let readiness = Readiness::default();
         let services = at(&[proxy.url()]);
         let (fatal, _died) = crossbeam::channel::unbounded();
-        let probe = Probe::start(services.grpc.clone(), &readiness, &fatal).expect("a thread");
+        let probe = probe::start(services.grpc.clone(), &readiness, &fatal).expect("a thread");
         let report = || serde_json::to_value(readiness.check()).expect("a report");
         wait_until("the proxy's page is seen", || {
             let reason = report()["checks"]["message_service"]["reason"].clone();

@@ -5,17 +5,17 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use crossbeam::channel::select;
+use scopeguard::guard;
 
 use super::channel::Channel;
-use super::error::{Result, bad_login, during, lost};
+use super::error::{Result, bad_login, during, lost, no_thread};
 use super::socket::{AbortHandle, CutOnDrop, Socket, Stage};
 use crate::broker::Endpoint;
-use crate::threads::StopSignal;
+use crate::threads::{Call, StopSignal};
 
 /// For resolving, connecting and the AMQP handshake together.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
@@ -37,7 +37,7 @@ impl AmqpConnection {
 
     /// What ends the connection at once, from any thread.
     pub fn abort_handle(&self) -> AbortHandle {
-        self.abort_handle.0.clone()
+        AbortHandle::clone(&self.abort_handle)
     }
 
     /// Takes leave of the broker within `wait`, or else cuts the connection. An error is the reason why
@@ -45,10 +45,10 @@ impl AmqpConnection {
     pub fn close(self, wait: Duration) -> Result<()> {
         let connection = self.connection;
         let close = move || connection.close().map_err(during("connection"));
-        let closing = Call::start("amqp-close", close)?;
+        let closing = Call::start("amqp-close", close).map_err(no_thread)?;
         let in_time = closing.ended.within(wait);
-        self.abort_handle.0.abort();
-        let closed = closing.join();
+        self.abort_handle.abort();
+        let closed = join(closing);
         if in_time {
             closed
         } else {
@@ -65,7 +65,7 @@ impl AmqpConnection {
 /// process ends.
 pub struct Opener {
     broker: Arc<Broker>,
-    looking_up: Option<(CutOnDrop, Call<Connection>)>,
+    looking_up: Option<(CutOnDrop, BrokerCall<Connection>)>,
 }
 
 impl Opener {
@@ -104,32 +104,32 @@ impl Opener {
         let (abort_handle, call) = self.looking_up.take().map_or_else(|| self.begin(), Ok)?;
         let given_up = select! {
             recv(call.ended.receiver()) -> _ => {
-                let connection = call.join()?;
+                let connection = join(call)?;
                 return Ok(AmqpConnection { abort_handle, connection });
             }
             recv(quit.receiver()) -> _ => lost("told to stop"),
-            default(wait) => match abort_handle.0.stage() {
+            default(wait) => match abort_handle.stage() {
                 Stage::LookingUp => lost("the host's name was not resolved in time"),
                 // RabbitMQ keeps silent for 3 s before it ends a connection with a wrong password.
                 Stage::LoggingIn => bad_login(),
                 _ => lost("no answer from the broker within 3 s"),
             }
         };
-        if abort_handle.0.stage() == Stage::LookingUp {
+        if abort_handle.stage() == Stage::LookingUp {
             self.looking_up = Some((abort_handle, call));
         } else {
-            abort_handle.0.abort();
+            abort_handle.abort();
             // What it came to is too late.
             drop(call.join());
         }
         Err(given_up)
     }
 
-    fn begin(&self) -> Result<(CutOnDrop, Call<Connection>)> {
-        let abort_handle = CutOnDrop::default();
-        let (broker, for_call) = (Arc::clone(&self.broker), abort_handle.0.clone());
-        let call = Call::start("amqp-open", move || broker.open(&for_call))?;
-        Ok((abort_handle, call))
+    fn begin(&self) -> Result<(CutOnDrop, BrokerCall<Connection>)> {
+        let abort_handle: CutOnDrop = guard(AbortHandle::default(), |handle| handle.abort());
+        let (broker, for_call) = (Arc::clone(&self.broker), AbortHandle::clone(&abort_handle));
+        let call = Call::start("amqp-open", move || broker.open(&for_call));
+        Ok((abort_handle, call.map_err(no_thread)?))
     }
 }
 
@@ -174,28 +174,12 @@ impl Broker {
 }
 
 /// A call that may hang, until the connection that it waits for is cut.
-struct Call<T> {
-    /// Given when it has ended.
-    ended: StopSignal,
-    thread: JoinHandle<Result<T>>,
-}
+type BrokerCall<T> = Call<Result<T>>;
 
-impl<T: Send + 'static> Call<T> {
-    fn start(name: &str, call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<Self> {
-        let (at_end, ended) = StopSignal::pair();
-        let thread = Builder::new().name(name.into()).spawn(move || {
-            let _at_end = at_end;
-            call()
-        });
-        let thread = thread.map_err(|error| lost(format!("no thread: {error}")))?;
-        Ok(Self { ended, thread })
-    }
-
-    /// Waits for its end.
-    fn join(self) -> Result<T> {
-        let panicked = |_| Err(lost("a call to the broker panicked"));
-        self.thread.join().unwrap_or_else(panicked)
-    }
+/// Waits for its end.
+fn join<T: Send + 'static>(call: BrokerCall<T>) -> Result<T> {
+    let panicked = || Err(lost("a call to the broker panicked"));
+    call.join().unwrap_or_else(panicked)
 }
 
 #[cfg(test)]
@@ -360,10 +344,10 @@ mod tests {
         let late = opener.open_within(IMPATIENCE, &StopSignal::never());
         assert!(late.is_err());
         let (abort_handle, attempt) = opener.looking_up.take().unwrap();
-        abort_handle.0.abort();
+        abort_handle.abort();
         *GATE.0.lock().unwrap() = true;
         GATE.1.notify_all();
-        let error = attempt.join().err().unwrap();
+        let error = join(attempt).err().unwrap();
         assert!(error.to_string().contains("too late"), "{error}");
     }
 }

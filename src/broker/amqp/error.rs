@@ -1,7 +1,7 @@
 //! What went wrong with the broker, told by what the caller does next.
 
 use std::fmt::Display;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 
 use amiquip::Error;
 
@@ -51,6 +51,10 @@ pub(super) fn bad_login() -> AmqpError {
 /// Something is gone, or did not come: what, says `text`.
 pub fn lost(text: impl Into<String>) -> AmqpError {
     AmqpError::Lost(text.into())
+}
+
+pub fn no_thread(error: io::Error) -> AmqpError {
+    lost(format!("no thread: {error}"))
 }
 
 /// Sorts a close by the broker (AMQP 0-9-1, section 1.1.2, reply codes) that came while `what` was

@@ -3,18 +3,7 @@
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions, QueueDeleteOptions};
 
 use super::channel::Channel;
-use super::connection::AmqpConnection;
 use super::error::{Result, during};
-
-impl AmqpConnection {
-    /// The broker's version, if it tells.
-    pub fn version(&self) -> Option<&str> {
-        match self.connection.server_properties().get("version") {
-            Some(AmqpValue::LongString(text)) => Some(text),
-            _ => None,
-        }
-    }
-}
 
 impl Channel {
     /// Declares a queue that is this connection's alone and goes with it.

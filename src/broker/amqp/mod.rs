@@ -19,7 +19,7 @@ mod socket;
 
 pub use self::channel::{AmqpDelivery, Argument, Channel, Consumer, ExchangeKind};
 pub use self::connection::{AmqpConnection, Opener};
-pub use self::error::{AmqpError, Result, lost};
+pub use self::error::{AmqpError, Result, lost, no_thread};
 #[cfg(feature = "reference")]
 pub use self::publish::{Alarm, Confirms, Outcome};
 pub use self::socket::AbortHandle;

@@ -10,6 +10,7 @@ use amiquip::IoStream;
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 use parking_lot::Mutex;
+use scopeguard::ScopeGuard;
 
 use super::sanitize::Frames;
 
@@ -78,14 +79,7 @@ impl AbortHandle {
 }
 
 /// Cuts when it is dropped.
-#[derive(Default)]
-pub struct CutOnDrop(pub AbortHandle);
-
-impl Drop for CutOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+pub type CutOnDrop = ScopeGuard<AbortHandle, fn(AbortHandle)>;
 
 impl Socket {
     /// Begins to connect to `address`; `abort_handle` ends it, and knows how far it has come.

@@ -8,7 +8,7 @@
 use std::mem;
 use std::sync::{Arc, OnceLock};
 
-use super::{Deliverer, DeliveryError, catch_up, decode, ensure, for_one, id_behind};
+use super::{Deliverer, DeliveryError, catch_up, decode, for_one, id_behind};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
@@ -16,6 +16,7 @@ use crate::client::connection::Connection;
 use crate::client::failpoint;
 use crate::client::frame::Frame;
 use crate::client::protocol::Push;
+use crate::error::ensure;
 use crate::ids::{GroupId, UserId};
 use crate::metrics::PushType;
 use crate::services::proto::{GroupMembersChanged, Message};
@@ -162,7 +163,8 @@ impl Deliverer {
                 let push = |connection: &Connection, frame: &Frame| {
                     connection.push_batch(frame, batch.pushes_to(connection))
                 };
-                self.enqueue_for(&*batch.members, || batch.frame(), push);
+                let kind = PushType::GroupMessage;
+                self.enqueue_for(kind, &*batch.members, || batch.frame(), push);
             }
             None => {}
         }
