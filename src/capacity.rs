@@ -17,7 +17,7 @@ use crate::config::Config;
 /// Descriptors of everything that is no connection, each part at its most. The services have more,
 /// by the number of their addresses.
 const SPARE_DESCRIPTORS: usize =
-    REFUSED + ACCEPTING + PROCESS + RUNTIMES + BROKER + EMBEDDED + ROOM;
+    REFUSED + ACCEPTING + PROCESS + RUNTIMES + BROKER + EMBEDDED + ADMIN + ETCD + ROOM;
 /// Connections that wait for their refusal.
 const REFUSED: usize = refuser::CAPACITY;
 /// The listener, its spare one, a connection that is being admitted, and one with a thread that
@@ -25,8 +25,8 @@ const REFUSED: usize = refuser::CAPACITY;
 const ACCEPTING: usize = 4;
 /// Standard input, output and error, the log, the signals' two, and a file that is being read.
 const PROCESS: usize = 7;
-/// tokio's, of the calls and of the reference services.
-const RUNTIMES: usize = 2 * 4;
+/// tokio's, of the calls, of etcd and of the reference services.
+const RUNTIMES: usize = 3 * 4;
 /// A connection that is being closed and one that is being opened, each with its socket, its poll
 /// and what wakes it; and a look-up of the broker's name.
 const BROKER: usize = 2 * 8 + 2;
@@ -35,6 +35,10 @@ const BROKER: usize = 2 * 8 + 2;
 const EMBEDDED: usize = 1 + 2 * SERVICES + 5;
 /// User, Message and Presence Service.
 const SERVICES: usize = 3;
+/// The admin listener, its connections, and one that is told that there are too many.
+const ADMIN: usize = 1 + 16 + 1;
+/// A connection that ends, one that is being opened, and a look-up of its name.
+const ETCD: usize = 3;
 /// What libraries open for a moment.
 const ROOM: usize = 32;
 /// A connection that ends, one that is being opened, and a look-up of its name.

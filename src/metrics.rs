@@ -44,7 +44,7 @@ pub struct Metrics {
     pub connections: IntCounter,
     /// By the reason in one word ([`CloseReason::name`](crate::client::close::CloseReason::name)).
     pub disconnects: IntCounterVec,
-    /// By the reason in one word ([`HttpResponse::reason`](crate::http::HttpResponse::reason)).
+    /// By the reason in one word ([`Refusal::reason`](crate::http::Refusal::reason)).
     pub rejected: IntCounterVec,
     /// By the request's type.
     received: IntCounterVec,

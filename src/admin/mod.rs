@@ -3,8 +3,8 @@
 //!
 //! A request comes in at the [`listener`], which has threads and limits of its own; [`guard`] says who
 //! may ask; [`console`] answers. [`history`] and [`measured`] have decorators, of the
-//! [`ConnectionObserver`](crate::client::ConnectionObserver) and of
-//! [`Services`](crate::services::Services): they note what [`scrape`] and the console show.
+//! [`ConnectionObserver`] and of
+//! [`Services`]: they note what [`scrape`] and the console show.
 
 mod console;
 mod guard;
