@@ -42,7 +42,7 @@ impl Registry {
     pub fn remove(&self, connection: &Connection) {
         let mut users = self.users.write();
         if let Some(connections) = users.get_mut(connection.user()) {
-            connections.retain(|other| other.id() != connection.id());
+            connections.retain(|other| other.id != connection.id);
             if connections.is_empty() {
                 users.remove(connection.user());
             }

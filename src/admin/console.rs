@@ -180,7 +180,7 @@ impl Console {
         let activity = *connection.activity.lock();
         let peer = json!(connection.peer);
         // By the name of its thread (`client/accept.rs`).
-        let reader = format!("r-{}", connection.id().short());
+        let reader = format!("r-{}", connection.id.short());
         let call = self
             .sources
             .context
@@ -194,7 +194,7 @@ impl Console {
             None => "reading".into(),
         };
         json!({
-            "id": connection.id().to_string(),
+            "id": connection.id.to_string(),
             "user": connection.user().as_str(),
             "address": peer["address"],
             "address_source": peer["address_source"],

@@ -125,7 +125,7 @@ impl ConnectionObserver for Noted {
             Ended {
                 user: connection.user().to_string(),
                 peer: connection.peer,
-                connection_id: connection.id().to_string(),
+                connection_id: connection.id.to_string(),
                 code: reason.code(),
                 reason: reason.to_string(),
                 at: now(),

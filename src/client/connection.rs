@@ -17,7 +17,7 @@ use crate::ids::{ConnectionId, UserId};
 
 /// An authenticated connection. The registry holds it, its two threads serve it.
 pub struct Connection {
-    id: ConnectionId,
+    pub id: ConnectionId,
     user: UserId,
     pub peer: Peer,
     /// When it was upgraded.
@@ -69,10 +69,6 @@ impl Connection {
             expires_at: AtomicI64::new(accepted.identity.expires_at),
             reader_done: AtomicBool::new(false),
         }
-    }
-
-    pub fn id(&self) -> ConnectionId {
-        self.id
     }
 
     pub fn user(&self) -> &UserId {

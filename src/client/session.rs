@@ -135,7 +135,7 @@ impl Session {
             Route::Away => now,
         };
         let (connection, context) = (Arc::clone(&self.connection), Arc::clone(&self.context));
-        let name = format!("w-{}", connection.id().short());
+        let name = format!("w-{}", connection.id.short());
         let writer = thread::Builder::new().name(name).stack_size(STACK);
         let writer = writer.spawn(move || super::writer::run(&connection, &context, catch_up_at));
         self.writer = Some(writer.map_err(|error| {

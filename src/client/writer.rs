@@ -70,7 +70,7 @@ impl<'c> Writer<'c> {
             connection,
             context,
             // Spreads the pings of clients that came together over one interval.
-            next_ping: since + session.ping_interval.mul_f64(connection.id().fraction()),
+            next_ping: since + session.ping_interval.mul_f64(connection.id.fraction()),
             liveness: Liveness::new(session.idle_timeout, session.write_timeout, since),
             is_behind: false,
             token_check: TokenCheck::new(Arc::clone(context)),
@@ -149,7 +149,7 @@ fn leave(connection: &Connection, patience: Duration) {
         _ => patience,
     };
     let deadline = Instant::now() + patience;
-    let close = reason.frame(connection.id().fraction());
+    let close = reason.frame(connection.id.fraction());
     connection.outbox.finish_close(close, patience);
     while reason.lingers() && !connection.is_reader_done() && Instant::now() < deadline {
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));

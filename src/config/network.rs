@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::Ipv6Net;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_untagged::UntaggedEnumVisitor;
 
 /// The length of the prefix that makes an IPv6 address out of an IPv4 one (`::ffff:0:0`).
 const MAPPED: u8 = 96;
@@ -71,8 +72,10 @@ impl Serialize for Network {
 
 impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Network::parse(&text).map_err(Error::custom)
+        UntaggedEnumVisitor::new()
+            .expecting("an address such as \"10.0.0.1\" or a network such as \"10.0.0.0/8\"")
+            .string(|text| Network::parse(text).map_err(Error::custom))
+            .deserialize(deserializer)
     }
 }
 
