@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::console::Console;
 use crate::http::{Head, HttpResponse, parse_head};
@@ -40,6 +41,7 @@ impl AdminListener {
     /// Answers with `console` whoever connects to `socket`. `fatal` is told if that cannot go on.
     pub fn start(socket: TcpListener, console: Arc<Console>, fatal: &Fatal) -> io::Result<Self> {
         let addr = socket.local_addr()?;
+        socket.set_nonblocking(true)?;
         let (socket, threads) = (Arc::new(socket), Arc::<Threads>::default());
         let (listener, own) = (Arc::clone(&socket), Arc::clone(&threads));
         let accepting = Worker::start("admin", fatal, move |stop| {
@@ -79,9 +81,13 @@ fn accept(
 ) {
     let places = Semaphore::new(MAX_CONNECTIONS);
     while !stop.is_given() {
+        // Not in accept, which would keep a descriptor for whoever comes next. A failed poll is news
+        // that accept explains.
+        let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], None);
         let socket = match listener.accept() {
             Ok((socket, _)) => socket,
             Err(_) if stop.is_given() => return,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
             Err(error) => {
                 warn!("Admin accept failed, will be retried: error={error}");
                 thread::sleep(ACCEPT_RETRY);
