@@ -174,10 +174,8 @@ impl Console {
     fn describe(&self, connection: &Connection) -> Value {
         let now = Instant::now();
         let since = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
-        let received = connection.activity.lock().received;
-        let sent = connection.outbox.sent();
-        let (queued_frames, queued_bytes) = connection.outbox.queued();
         let activity = *connection.activity.lock();
+        let (queued_frames, queued_bytes) = connection.outbox.queued();
         let peer = json!(connection.peer);
         // By the name of its thread (`client/accept.rs`).
         let reader = format!("r-{}", connection.id.short());
@@ -205,8 +203,8 @@ impl Console {
             "queue_frames": queued_frames,
             "queue_bytes": queued_bytes,
             "queue_high_water": connection.outbox.high_water(),
-            "bytes_received": received,
-            "bytes_sent": sent,
+            "bytes_received": activity.received,
+            "bytes_sent": connection.outbox.sent(),
             "closing": connection.outbox.closing().map(ToString::to_string),
         })
     }

@@ -9,6 +9,8 @@ use crate::support::ledger::Report;
 pub struct Figures {
     /// Messages whose sender has had `message_sent`.
     pub committed: usize,
+    /// Messages that were sent, each time that they were.
+    pub asked: usize,
     /// Pushes that reached a device for the first time.
     pub delivered: usize,
     /// Pushes of an id that the device had already.

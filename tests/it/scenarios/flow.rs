@@ -151,11 +151,6 @@ impl Flow {
         }
     }
 
-    /// How many messages were sent so far, each time that they were.
-    pub fn asked(&self) -> usize {
-        self.shared.asked.load(Ordering::SeqCst)
-    }
-
     /// Those who were told when to come back, and did, so far.
     pub fn returns(&self) -> Vec<Return> {
         self.shared.returned.lock().unwrap().clone()
@@ -306,6 +301,7 @@ impl Flow {
         let live = shared.ledger.report();
         let mut figures = Figures {
             committed: live.committed,
+            asked: shared.asked.load(Ordering::SeqCst),
             delivered: live.delivered,
             duplicated: live.duplicated,
             missing: live.missing,
