@@ -142,7 +142,7 @@ impl Gateway {
             config,
         });
         // Last of all: whoever asks is told of every check.
-        let listener = Listener::start(socket, Arc::clone(&context), fatal)?;
+        let listener = Listener::start(socket, edges.opener(), Arc::clone(&context), fatal)?;
         let limits = listener.limits();
         readiness.add("capacity", true, move || {
             ensure(limits.have_room(), "limits.max_connections is reached")

@@ -209,7 +209,7 @@ impl Outbox {
     /// client has been sent once it is.
     pub(super) fn ping(&self) -> u64 {
         let mut side = self.write_side.lock();
-        let begun = side.begun();
+        let begun = side.begun(self.socket.begun());
         side.unsent.insert(begun, Frame::ping());
         // Nothing is half written where nothing is begun.
         let end: usize = side.unsent.range(..=begun).map(Frame::len).sum();
@@ -417,7 +417,7 @@ impl Outbox {
     pub fn finish_close(&self, close: Option<Frame>, patience: Duration) {
         let mut side = self.write_side.lock();
         while self.pop().is_some() {}
-        let begun = side.begun();
+        let begun = side.begun(self.socket.begun());
         side.unsent.truncate(begun);
         if let Some(close) = close {
             side.unsent.push_back(close);
@@ -449,10 +449,16 @@ impl WriteSide {
         self.unsent.iter().map(Frame::len).sum()
     }
 
-    /// How many frames nothing may overtake: one that is half written, and the opening, without which
-    /// a client understands nothing.
-    fn begun(&self) -> usize {
-        usize::from(self.written > 0 || self.sent == 0).min(self.unsent.len())
+    /// How many frames nothing may overtake: one that is half written, those in the bytes that the
+    /// transport has `begun` with, and the opening, without which a client understands nothing.
+    fn begun(&self, begun: usize) -> usize {
+        let end = (self.written + begun).max(usize::from(self.sent == 0));
+        let starts = self.unsent.iter().scan(0, |next, frame| {
+            let start = *next;
+            *next += frame.len();
+            Some(start)
+        });
+        starts.take_while(|&start| start < end).count()
     }
 
     /// A share of the unsent bytes, side by side: one plain write of them is cheaper than a

@@ -117,7 +117,8 @@ impl Refused {
                 Ok(None) => return is_open && now < self.responder.deadline,
                 Ok(Some(head)) => {
                     failpoint::reached("answer", self.peer.address());
-                    self.peer = client_address(&head, self.peer, &context.config.listen);
+                    let peer = self.responder.socket.client().unwrap_or(self.peer);
+                    self.peer = client_address(&head, peer, &context.config.listen);
                     let upgrade = expect_upgrade(&head, context);
                     upgrade.err().unwrap_or_else(|| refusal.clone())
                 }

@@ -54,7 +54,8 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     let Some(head) = read? else {
         return Ok(None);
     };
-    let client = client_address(&head, admission.peer, &context.config.listen);
+    let peer = admission.socket.client().unwrap_or(admission.peer);
+    let client = client_address(&head, peer, &context.config.listen);
     let counted = admission.count_for(client);
     // Pages are shown to those as well who are too many.
     expect_upgrade(&head, context)?;

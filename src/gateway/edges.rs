@@ -15,6 +15,7 @@ use crate::admin::{Admin, Sources};
 use crate::broker::DeliveryContext;
 use crate::broker::source::DeliverySource;
 use crate::client::accept::Listener;
+use crate::client::transport::{self, Opener};
 use crate::client::{ConnectionObserver, Context};
 use crate::config::{Config, Mode};
 #[cfg(feature = "discovery")]
@@ -98,6 +99,11 @@ impl Edges {
         #[cfg(feature = "admin")]
         let observer = self.admin.noted(observer);
         observer
+    }
+
+    /// What a client's socket is to be.
+    pub fn opener(&self) -> Opener {
+        transport::plain()
     }
 
     /// Registers the gateway, and answers operators from now on.
