@@ -161,8 +161,9 @@ impl Gateway {
 
     /// Where clients connect.
     pub fn url(&self) -> String {
-        let (addr, path) = (self.listener.addr(), &self.context.config.listen.path);
-        format!("ws://{addr}{path}")
+        let (addr, config) = (self.listener.addr(), &self.context.config);
+        let scheme = if config.tls.cert.is_empty() { "ws" } else { "wss" };
+        format!("{scheme}://{addr}{}", config.listen.path)
     }
 
     /// Where the tokens of [`reload`](Self::reload) let users in; `None`: it has none of its own.
@@ -174,6 +175,11 @@ impl Gateway {
     /// Where operators ask, if anywhere.
     pub fn admin_url(&self) -> Option<String> {
         self.edges.admin_url()
+    }
+
+    /// Reads the certificate again.
+    pub fn reload_files(&self) {
+        self.edges.reload();
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.

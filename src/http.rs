@@ -306,6 +306,11 @@ impl HttpResponse {
         Self::bad_request(message)
     }
 
+    /// What came is not what is below HTTP here, TLS or the PROXY protocol: nobody may be left to be told.
+    pub fn bad_transport(error: &impl fmt::Display) -> Self {
+        Self::bad_request(&error.to_string()).because("bad_transport")
+    }
+
     pub fn unauthorized(message: &str) -> Self {
         Self::error(401, ErrorCode::Unauthenticated, message)
     }

@@ -137,3 +137,5 @@ pub mod reference;
 pub mod registry;
 pub mod services;
 pub mod threads;
+#[cfg(feature = "tls")]
+pub mod tls;

@@ -45,7 +45,8 @@ struct Arguments {
 
 const AFTER_HELP: &str = "Without a command, the gateway runs. GATEWAY_TABLE__KEY in the environment \
 overrides a key: GATEWAY_LISTEN__ADDR=127.0.0.1:9000. SIGTERM and SIGINT end it gracefully, a second \
-one at once; SIGHUP makes the reference services read their tokens and groups again.";
+one at once; SIGHUP has the certificate read again, and by the reference services their tokens and \
+groups.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -143,6 +144,7 @@ fn run(arguments: Arguments) -> Outcome {
             connect,
         }) => {
             let config = load()?;
+            check_files(&config)?;
             print(&config::display(&config));
             #[cfg(feature = "check")]
             run_check(&config, connect)?;
@@ -159,6 +161,7 @@ fn run(arguments: Arguments) -> Outcome {
 }
 
 fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
+    check_files(&config)?;
     start_logging(&config)?;
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let (id, mode) = (&config.gateway.id, config.backend.mode);
@@ -169,6 +172,7 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     admin.inspect(|url| announce(&format!("listening admin {url}")));
     let outcome = main_loop.run(|| {
         logging::reopen();
+        gateway.reload_files();
         match gateway.lets_in_at() {
             Some(addr) => reload(file, addr, |config| gateway.reload(config)),
             None => info!("No tokens to read again: only the embedded services have their own"),
@@ -176,6 +180,16 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     });
     gateway.stop();
     outcome.map_err(failure)
+}
+
+/// Whether the files that the configuration names hold what they should.
+#[cfg_attr(not(feature = "tls"), allow(unused_variables, clippy::unnecessary_wraps))]
+fn check_files(config: &Config) -> Outcome {
+    #[cfg(feature = "tls")]
+    if !config.tls.cert.is_empty() {
+        ws_gateway::tls::read(&config.tls).map_err(usage)?;
+    }
+    Ok(())
 }
 
 /// Warns of what is risky and, with `connect`, looks whether what is needed is there.

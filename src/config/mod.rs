@@ -100,8 +100,9 @@ tables! {
     }
 
     tls: Tls {
-        cert: String = String::new() => unset,
-        key: String = String::new() => unset,
+        /// PEM files: the certificate with its chain, and its key. Both empty: no TLS.
+        cert: String = String::new() => with_tls,
+        key: String = String::new() => with_tls,
     }
 
     limits: Limits {

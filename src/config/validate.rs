@@ -50,6 +50,10 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
     let (settle, drain) = (config.shutdown.settle, config.shutdown.drain);
     check("shutdown.settle", ensure(settle * 2 <= drain, reason))?;
     discovery(&config)?;
+    let (cert, key) = (&config.tls.cert, &config.tls.key);
+    let missing = if cert.is_empty() { "tls.cert" } else { "tls.key" };
+    let reason = "is needed: a certificate and its key go together";
+    check(missing, ensure(cert.is_empty() == key.is_empty(), reason))?;
     if config.backend.mode == Mode::Embedded {
         check("listen.addr", may_listen(&config, config.listen.addr))?;
     }
@@ -169,6 +173,11 @@ pub fn origins(origins: &[String]) -> Checked {
 pub fn built_in(mode: &Mode) -> Checked {
     let reason = "this binary was built without the embedded services";
     ensure(cfg!(feature = "reference") || *mode == Mode::Remote, reason)
+}
+
+pub fn with_tls(path: &str) -> Checked {
+    let reason = "this binary was built without TLS (the feature `tls`)";
+    ensure(cfg!(feature = "tls") || path.is_empty(), reason)
 }
 
 pub fn services(addresses: &[String]) -> Checked {

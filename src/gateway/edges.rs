@@ -28,6 +28,8 @@ use crate::reference::embedded;
 use crate::registry::Registry;
 use crate::services::{Services, Upstream};
 use crate::threads::Fatal;
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 /// The services in this process, where they are.
 pub(super) struct Embedded {
@@ -68,6 +70,8 @@ pub(super) struct Edges {
     /// Once it is started.
     #[cfg(feature = "discovery")]
     discovery: Option<Discovery>,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
 }
 
 impl Edges {
@@ -84,6 +88,8 @@ impl Edges {
             })?,
             #[cfg(feature = "discovery")]
             discovery: None,
+            #[cfg(feature = "tls")]
+            tls: Tls::new(&config.tls, metrics).map_err(StartError::Part)?,
         })
     }
 
@@ -103,7 +109,19 @@ impl Edges {
 
     /// What a client's socket is to be.
     pub fn opener(&self) -> Opener {
-        transport::plain()
+        let opener = transport::plain();
+        #[cfg(feature = "tls")]
+        let opener = match &self.tls {
+            Some(tls) => tls.opener(opener),
+            None => opener,
+        };
+        opener
+    }
+
+    /// Has what is read from files read again.
+    pub fn reload(&self) {
+        #[cfg(feature = "tls")]
+        self.tls.iter().for_each(Tls::reload);
     }
 
     /// Registers the gateway, and answers operators from now on.
@@ -116,6 +134,10 @@ impl Edges {
         upstreams: [Arc<Upstream>; 3],
         fatal: &Fatal,
     ) -> io::Result<()> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            tls.start(&readiness, fatal)?;
+        }
         #[cfg(feature = "admin")]
         let admin = Some(self.admin.addr());
         #[cfg(not(feature = "admin"))]
@@ -161,6 +183,8 @@ impl Edges {
     pub fn stop(self, deadline: Instant) {
         #[cfg(feature = "discovery")]
         self.discovery.into_iter().for_each(|it| it.stop(deadline));
+        #[cfg(feature = "tls")]
+        self.tls.into_iter().for_each(|tls| tls.stop(deadline));
         #[cfg(feature = "admin")]
         self.admin.stop(deadline);
     }

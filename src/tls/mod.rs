@@ -1,0 +1,8 @@
+//! TLS on the client listener: the second implementation of the transport seam, [`socket`], with the
+//! certificate that [`certificate`] reads and [`reload`] reads again.
+
+pub mod certificate;
+mod reload;
+mod socket;
+
+pub use reload::{Tls, read};

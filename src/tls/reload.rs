@@ -1,0 +1,223 @@
+//! The certificate in force. Its files are read again every few seconds, and at SIGHUP, and go by their
+//! contents: so it does not matter whether a symbolic link was moved, as Kubernetes and certbot do, or
+//! a file was written in place. A pair that cannot be used changes nothing.
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam::channel::{Sender, TrySendError, after, bounded, select};
+use log::{error, info, warn};
+use parking_lot::RwLock;
+use prometheus::PullingGauge;
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use super::certificate::{Certificate, Files};
+use super::socket::TlsSocket;
+use crate::client::transport::Opener;
+use crate::config;
+use crate::metrics::{Metrics, register};
+use crate::readiness::{LastOutcome, Readiness};
+use crate::threads::{Fatal, Worker};
+
+/// How often the files are read.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// How long before its end a certificate is warned of: certbot renews 30 days before, cert-manager
+/// when a third is left.
+const SOON: Duration = Duration::from_hours(7 * 24);
+
+/// TLS on the client listener, once its thread is started.
+pub struct Tls {
+    config: Arc<ServerConfig>,
+    files: config::Tls,
+    current: Arc<Current>,
+    thread: Option<(Worker, Sender<()>)>,
+}
+
+/// Shown to each newcomer.
+#[derive(Debug)]
+struct Current(RwLock<Arc<Certificate>>);
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().key))
+    }
+}
+
+impl Current {
+    fn expires_at(&self) -> SystemTime {
+        self.0.read().expires_at
+    }
+
+    /// An error is what clients would say of it.
+    fn check(&self) -> Result<(), String> {
+        let expires_at = self.expires_at();
+        let is_expired = expires_at <= SystemTime::now();
+        let expired = || format!("the certificate expired at {}", written(expires_at));
+        (!is_expired).then_some(()).ok_or_else(expired)
+    }
+
+    /// Seconds until it expires; negative since it has.
+    fn seconds_left(&self) -> f64 {
+        let expires_at = self.expires_at();
+        let left = expires_at.duration_since(SystemTime::now());
+        left.map_or_else(|over| -over.duration().as_secs_f64(), |left| left.as_secs_f64())
+    }
+}
+
+/// Reads the certificate, as a start does.
+///
+/// # Errors
+///
+/// A file that cannot be read, or what is wrong with what it holds, with the key of the configuration.
+pub fn read(config: &config::Tls) -> Result<Certificate, String> {
+    Files::read(config)?.certificate(&ring::default_provider())
+}
+
+impl Tls {
+    /// TLS 1.2 and 1.3 with the certificate of `config`; nothing, where it names none.
+    pub fn new(config: &config::Tls, metrics: &Metrics) -> Result<Option<Self>, String> {
+        if config.cert.is_empty() {
+            return Ok(None);
+        }
+        let certificate = read(config)?;
+        let current = Arc::new(Current(RwLock::new(Arc::new(certificate))));
+        let failed = |error: rustls::Error| format!("tls: {error}");
+        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+        let builder = builder.with_safe_default_protocol_versions();
+        let mut server = builder
+            .map_err(failed)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::<Current>::clone(&current));
+        // So that those who come back after a restart of their network need no new key exchange.
+        server.ticketer = ring::Ticketer::new().map_err(failed)?;
+        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let shown = Arc::clone(&current);
+        let gauge = PullingGauge::new(
+            "gateway_tls_certificate_expiry_seconds",
+            "Seconds until the certificate of the client listener expires; negative once it has.",
+            Box::new(move || shown.seconds_left()),
+        );
+        register(metrics.registry(), gauge);
+        Ok(Some(Self {
+            config: Arc::new(server),
+            files: config.clone(),
+            current,
+            thread: None,
+        }))
+    }
+
+    /// Puts TLS on what `inner` makes of a socket.
+    pub fn opener(&self, inner: Opener) -> Opener {
+        let config = Arc::clone(&self.config);
+        Box::new(move |socket: TcpStream, peer| {
+            let session = TlsSocket::new(inner(socket, peer), Arc::clone(&config));
+            Arc::new(session)
+        })
+    }
+
+    /// Reads the files again from now on.
+    pub fn start(&mut self, readiness: &Readiness, fatal: &Fatal) -> io::Result<()> {
+        let outcome = LastOutcome::new(Ok(()));
+        let (last, current) = (outcome.clone(), Arc::clone(&self.current));
+        readiness.add("certificate", false, move || last.get().and_then(|()| current.check()));
+        let mut reload = Reload {
+            in_force: Files::read(&self.files).ok(),
+            files: self.files.clone(),
+            current: Arc::clone(&self.current),
+            doubt: None,
+            outcome,
+            warn_at: Instant::now(),
+        };
+        let (ask, asked) = bounded(1);
+        let thread = Worker::start("tls-reload", fatal, move |stop| {
+            reload.warn();
+            loop {
+                select! {
+                    recv(stop.receiver()) -> _ => return,
+                    recv(asked) -> _ => reload.look(true),
+                    recv(after(INTERVAL)) -> _ => reload.look(false),
+                }
+                reload.warn();
+            }
+        })?;
+        self.thread = Some((thread, ask));
+        Ok(())
+    }
+
+    /// Has the files read at once.
+    pub fn reload(&self) {
+        if let Some((_, ask)) = &self.thread {
+            // One that waits to be heard is as good, and a thread that has ended hears none.
+            let asked = ask.try_send(());
+            debug_assert!(!matches!(asked, Err(TrySendError::Disconnected(()))));
+        }
+    }
+
+    pub fn stop(self, deadline: Instant) {
+        self.thread.map(|(thread, _)| thread.stop(deadline));
+    }
+}
+
+/// What the thread knows.
+struct Reload {
+    files: config::Tls,
+    /// The files' contents that the current certificate is of.
+    in_force: Option<Files>,
+    current: Arc<Current>,
+    /// What was wrong at the last look.
+    doubt: Option<String>,
+    outcome: LastOutcome,
+    warn_at: Instant,
+}
+
+impl Reload {
+    /// Puts a new pair in force. What cannot be used is looked at once more before it is said so, since
+    /// two files are not replaced at once; unless an operator has asked.
+    fn look(&mut self, asked: bool) {
+        let looked = self.judge();
+        let doubt = looked.as_ref().err().cloned();
+        if doubt.is_some() && doubt != self.doubt && !asked {
+            self.doubt = doubt;
+            return;
+        }
+        self.doubt = doubt;
+        match &looked {
+            _ if !self.outcome.record(&looked) => {}
+            Ok(()) => info!("Certificate files are in order again"),
+            Err(reason) => error!("Certificate not changed, the old one stays: {reason}"),
+        }
+    }
+
+    fn judge(&mut self) -> Result<(), String> {
+        let files = Files::read(&self.files)?;
+        if self.in_force.as_ref() == Some(&files) {
+            return Ok(());
+        }
+        let certificate = files.certificate(&ring::default_provider())?;
+        let (subject, until) = (&certificate.subject, written(certificate.expires_at));
+        info!("Certificate in force: subject={subject}, expires={until}");
+        *self.current.0.write() = Arc::new(certificate);
+        self.in_force = Some(files);
+        self.warn_at = Instant::now();
+        Ok(())
+    }
+
+    /// Once a day while it is due.
+    fn warn(&mut self) {
+        let left = self.current.seconds_left();
+        if left < SOON.as_secs_f64() && Instant::now() >= self.warn_at {
+            let until = written(self.current.expires_at());
+            warn!("Certificate expires soon, or has: expires={until}; replace tls.cert and tls.key");
+            self.warn_at = Instant::now() + Duration::from_hours(24);
+        }
+    }
+}
+
+fn written(time: SystemTime) -> impl std::fmt::Display {
+    humantime::format_rfc3339_seconds(time)
+}
