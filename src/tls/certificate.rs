@@ -123,3 +123,66 @@ fn out_of_order(what: impl Display) -> String {
          each issuer's behind the one that it issued"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::ring;
+
+    use super::super::tests::issued;
+    use super::*;
+
+    fn judged(cert: &str, key: &str) -> Result<Certificate, String> {
+        let (cert, key) = (cert.into(), key.into());
+        Files { cert, key }.certificate(&ring::default_provider())
+    }
+
+    #[test]
+    fn a_certificate_with_its_chain_and_key_is_taken_until_the_first_of_them_expires() {
+        let of = issued(2040);
+        let certificate = judged(&format!("{}{}", of.cert, of.root), &of.key).unwrap();
+        assert_eq!(certificate.key.cert.len(), 2);
+        assert_eq!(certificate.subject, "CN=the gateway");
+        let expires_at = humantime::format_rfc3339_seconds(certificate.expires_at);
+        assert_eq!(expires_at.to_string(), "2040-01-01T00:00:00Z");
+        judged(&of.cert, &of.key).expect("a chain of one");
+        let both = format!("{}{}", of.key, of.cert);
+        judged(&both, &both).expect("both in one file");
+    }
+
+    #[test]
+    fn every_fault_is_named_with_its_cure() {
+        let (of, other) = (issued(2090), issued(2090));
+        let swapped = format!("{}{}", of.root, of.cert);
+        let foreign = format!("{}{}", of.cert, other.cert);
+        let encrypted = of.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+        let traditional = format!(
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----"
+        );
+        let broken = of.cert.replace("MII", "M!!");
+        let no_x509 = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let no_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        for (cert, key, fault) in [
+            ("", &*of.key, "tls.cert: holds no certificate"),
+            (&of.key, &of.key, "tls.cert: holds no certificate"),
+            (&broken, &of.key, "tls.cert: not PEM"),
+            (no_x509, &of.key, "tls.cert: not an X.509 certificate"),
+            (&of.cert, "", "tls.key: holds no private key"),
+            (&of.cert, &of.cert, "tls.key: holds no private key"),
+            (&of.cert, no_key, "tls.key: not a key that TLS can use"),
+            (&of.cert, &encrypted, "tls.key: the key is encrypted"),
+            (&of.cert, &traditional, "tls.key: the key is encrypted"),
+            (&of.cert, &other.key, "tls.key: does not belong to the certificate"),
+            (&swapped, &of.key, "wrong order: tls.key belongs to certificate 2 of 2"),
+            (&foreign, &of.key, "wrong order: certificate 1 was issued by CN=the root, and behind"),
+        ] {
+            let error = judged(cert, key).unwrap_err();
+            assert!(error.contains(fault), "{fault}: {error}");
+        }
+        let missing = config::Tls {
+            cert: "/nowhere/cert.pem".into(),
+            key: String::new(),
+        };
+        let error = Files::read(&missing).err().unwrap();
+        assert!(error.starts_with("tls.cert: cannot read /nowhere/cert.pem: No such"), "{error}");
+    }
+}

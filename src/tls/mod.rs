@@ -4,5 +4,7 @@
 pub mod certificate;
 mod reload;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use reload::{Tls, read};

@@ -221,3 +221,134 @@ impl Reload {
 fn written(time: SystemTime) -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(time)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use super::super::tests::{Issued, issued};
+    use super::*;
+
+    /// A folder as Kubernetes mounts a secret: `..data` points to the folder in force.
+    struct Mounted {
+        directory: tempfile::TempDir,
+        versions: usize,
+    }
+
+    impl Mounted {
+        fn new(issued: &Issued) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            for file in ["tls.crt", "tls.key"] {
+                symlink(format!("..data/{file}"), directory.path().join(file)).unwrap();
+            }
+            let mut mounted = Self {
+                directory,
+                versions: 0,
+            };
+            mounted.replace(issued);
+            mounted
+        }
+
+        fn path(&self) -> &Path {
+            self.directory.path()
+        }
+
+        fn replace(&mut self, issued: &Issued) {
+            self.versions += 1;
+            let version = self.path().join(format!("..{}", self.versions));
+            fs::create_dir(&version).unwrap();
+            fs::write(version.join("tls.crt"), &issued.cert).unwrap();
+            fs::write(version.join("tls.key"), &issued.key).unwrap();
+            let link = self.path().join("..new");
+            symlink(&version, &link).unwrap();
+            fs::rename(link, self.path().join("..data")).unwrap();
+        }
+
+        fn config(&self) -> config::Tls {
+            let file = |name: &str| self.path().join(name).display().to_string();
+            config::Tls {
+                cert: file("tls.crt"),
+                key: file("tls.key"),
+            }
+        }
+    }
+
+    fn reload(config: &config::Tls) -> Reload {
+        Reload {
+            in_force: Files::read(config).ok(),
+            files: config.clone(),
+            current: Arc::new(Current(RwLock::new(Arc::new(read(config).unwrap())))),
+            doubt: None,
+            outcome: LastOutcome::new(Ok(())),
+            warn_at: Instant::now(),
+        }
+    }
+
+    fn years_left(reload: &Reload) -> f64 {
+        (reload.current.seconds_left() / 86_400.0 / 365.25).round()
+    }
+
+    #[test]
+    fn a_link_that_is_moved_is_a_new_certificate() {
+        let (old, new) = (issued(2090), issued(2190));
+        let mut mounted = Mounted::new(&old);
+        let mut reload = reload(&mounted.config());
+        let before = years_left(&reload);
+        reload.look(false);
+        assert_eq!(years_left(&reload), before);
+        mounted.replace(&new);
+        reload.look(false);
+        assert_eq!(years_left(&reload), before + 100.0);
+        assert_eq!(reload.outcome.get(), Ok(()));
+    }
+
+    #[test]
+    fn two_files_need_not_be_written_at_once() {
+        let (old, new) = (issued(2090), issued(2190));
+        let mounted = Mounted::new(&old);
+        let config = mounted.config();
+        let mut reload = reload(&config);
+        let before = years_left(&reload);
+        fs::write(&config.cert, &new.cert).unwrap();
+        reload.look(false);
+        assert_eq!(reload.outcome.get(), Ok(()), "not for so short a time");
+        fs::write(&config.key, &new.key).unwrap();
+        reload.look(false);
+        assert_eq!(years_left(&reload), before + 100.0);
+    }
+
+    #[test]
+    fn a_bad_pair_is_said_to_be_one_and_the_old_one_stays() {
+        let (old, new) = (issued(2090), issued(2190));
+        let mounted = Mounted::new(&old);
+        let config = mounted.config();
+        let mut reload = reload(&config);
+        let before = years_left(&reload);
+        fs::write(&config.cert, &new.cert).unwrap();
+        reload.look(false);
+        reload.look(false);
+        let reason = reload.outcome.get().unwrap_err();
+        assert!(reason.starts_with("tls.key: does not belong"), "{reason}");
+        assert_eq!(years_left(&reload), before);
+        fs::remove_file(&config.key).unwrap();
+        reload.look(true);
+        let reason = reload.outcome.get().unwrap_err();
+        assert!(reason.starts_with("tls.key: cannot read"), "{reason}");
+        fs::write(&config.cert, &old.cert).unwrap();
+        fs::write(&config.key, &old.key).unwrap();
+        reload.look(false);
+        assert_eq!(reload.outcome.get(), Ok(()));
+        assert_eq!(years_left(&reload), before);
+    }
+
+    #[test]
+    fn one_that_has_expired_is_told_by_readiness() {
+        let mounted = Mounted::new(&issued(2020));
+        let reload = reload(&mounted.config());
+        assert!(reload.current.seconds_left() < 0.0);
+        let reason = reload.current.check().unwrap_err();
+        assert_eq!(reason, "the certificate expired at 2020-01-01T00:00:00Z");
+    }
+}
