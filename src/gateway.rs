@@ -162,7 +162,11 @@ impl Gateway {
     /// Where clients connect.
     pub fn url(&self) -> String {
         let (addr, config) = (self.listener.addr(), &self.context.config);
-        let scheme = if config.tls.cert.is_empty() { "ws" } else { "wss" };
+        let scheme = if config.tls.cert.is_empty() {
+            "ws"
+        } else {
+            "wss"
+        };
         format!("{scheme}://{addr}{}", config.listen.path)
     }
 

@@ -183,7 +183,10 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
 }
 
 /// Whether the files that the configuration names hold what they should.
-#[cfg_attr(not(feature = "tls"), allow(unused_variables, clippy::unnecessary_wraps))]
+#[cfg_attr(
+    not(feature = "tls"),
+    allow(unused_variables, clippy::unnecessary_wraps)
+)]
 fn check_files(config: &Config) -> Outcome {
     #[cfg(feature = "tls")]
     if !config.tls.cert.is_empty() {

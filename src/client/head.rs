@@ -28,7 +28,11 @@ pub(super) fn read_head<'b>(
 ) -> http::Result<Option<Head<'b>>> {
     while let Ok(None) = parse_head(bytes) {
         let read = read_some(socket, bytes);
-        if let Some(error) = read.as_ref().err().filter(|it| it.kind() == ErrorKind::InvalidData) {
+        if let Some(error) = read
+            .as_ref()
+            .err()
+            .filter(|it| it.kind() == ErrorKind::InvalidData)
+        {
             return Err(HttpResponse::bad_transport(error));
         }
         if !is_open(&read) {

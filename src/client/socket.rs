@@ -26,7 +26,11 @@ pub(super) enum Incoming {
 }
 
 /// Reads frames; blocks as long as none comes.
-pub(super) struct FrameReader(WebSocket<ReadSide>);
+pub(super) struct FrameReader {
+    websocket: WebSocket<ReadSide>,
+    /// What follows is no frame: tungstenite, asked again, would take it for one.
+    is_broken: bool,
+}
 
 /// The socket for reading only.
 struct ReadSide {
@@ -52,18 +56,23 @@ impl FrameReader {
             limit: max_message_size * 2 + READ_BUFFER,
         };
         let websocket = WebSocket::from_raw_socket(stream, Role::Server, Some(config));
-        Self(websocket)
+        Self {
+            websocket,
+            is_broken: false,
+        }
     }
 
     /// How many bytes came.
     pub fn received(&self) -> u64 {
-        self.0.get_ref().received
+        self.websocket.get_ref().received
     }
 
     /// The next frame, or why there will be none.
     pub fn read(&mut self) -> Result<Incoming, CloseReason> {
-        let message = self.0.read().map_err(reason)?;
-        self.0.get_mut().since_message = 0;
+        let read = self.websocket.read();
+        self.is_broken = read.is_err();
+        let message = read.map_err(reason)?;
+        self.websocket.get_mut().since_message = 0;
         match message {
             Message::Text(text) => Ok(Incoming::Text(text)),
             Message::Ping(payload) => Ok(Incoming::Ping(payload.into())),
@@ -80,15 +89,12 @@ impl FrameReader {
     /// Reads and drops what still comes, until the client's Close frame or its end of the socket,
     /// or until the socket is cut.
     pub fn discard(&mut self) {
-        loop {
-            match self.read() {
-                Ok(_) => {}
-                Err(CloseReason::ClientClosed(_) | CloseReason::Vanished) => return,
-                Err(_) => break,
+        while !self.is_broken {
+            if let Err(CloseReason::ClientClosed(_) | CloseReason::Vanished) = self.read() {
+                return;
             }
         }
-        // What follows a broken frame is no frame.
-        let socket = &*self.0.get_ref().socket;
+        let socket = &*self.websocket.get_ref().socket;
         let mut bytes = [0; 1024];
         while matches!(read(socket, &mut bytes), Ok(1..)) {}
     }

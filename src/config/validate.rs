@@ -51,7 +51,11 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
     check("shutdown.settle", ensure(settle * 2 <= drain, reason))?;
     discovery(&config)?;
     let (cert, key) = (&config.tls.cert, &config.tls.key);
-    let missing = if cert.is_empty() { "tls.cert" } else { "tls.key" };
+    let missing = if cert.is_empty() {
+        "tls.cert"
+    } else {
+        "tls.key"
+    };
     let reason = "is needed: a certificate and its key go together";
     check(missing, ensure(cert.is_empty() == key.is_empty(), reason))?;
     if config.backend.mode == Mode::Embedded {

@@ -48,12 +48,15 @@ impl Files {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.cert).collect();
         let chain = chain.map_err(|error| format!("tls.cert: not PEM: {error}"))?;
         if chain.is_empty() {
-            return Err("tls.cert: holds no certificate: it is to begin with the gateway's own, in PEM \
+            return Err(
+                "tls.cert: holds no certificate: it is to begin with the gateway's own, in PEM \
                         (BEGIN CERTIFICATE)"
-                .into());
+                    .into(),
+            );
         }
         let parsed: Result<Vec<_>, _> = chain.iter().map(|der| X509::from_der(der)).collect();
-        let parsed = parsed.map_err(|error| format!("tls.cert: not an X.509 certificate: {error}"))?;
+        let parsed =
+            parsed.map_err(|error| format!("tls.cert: not an X.509 certificate: {error}"))?;
         let key = provider.key_provider.load_private_key(self.key()?);
         let key = key.map_err(|error| format!("tls.key: not a key that TLS can use: {error}"))?;
 
@@ -88,7 +91,9 @@ impl Files {
                 )));
             }
         }
-        let expiries = parsed.iter().map(|it| it.tbs_certificate().validity().not_after);
+        let expiries = parsed
+            .iter()
+            .map(|it| it.tbs_certificate().validity().not_after);
         let expiries = expiries.map(|time| time.to_system_time());
         Ok(Certificate {
             key: Arc::new(CertifiedKey::new(chain, key)),
@@ -171,9 +176,21 @@ mod tests {
             (&of.cert, no_key, "tls.key: not a key that TLS can use"),
             (&of.cert, &encrypted, "tls.key: the key is encrypted"),
             (&of.cert, &traditional, "tls.key: the key is encrypted"),
-            (&of.cert, &other.key, "tls.key: does not belong to the certificate"),
-            (&swapped, &of.key, "wrong order: tls.key belongs to certificate 2 of 2"),
-            (&foreign, &of.key, "wrong order: certificate 1 was issued by CN=the root, and behind"),
+            (
+                &of.cert,
+                &other.key,
+                "tls.key: does not belong to the certificate",
+            ),
+            (
+                &swapped,
+                &of.key,
+                "wrong order: tls.key belongs to certificate 2 of 2",
+            ),
+            (
+                &foreign,
+                &of.key,
+                "wrong order: certificate 1 was issued by CN=the root, and behind",
+            ),
         ] {
             let error = judged(cert, key).unwrap_err();
             assert!(error.contains(fault), "{fault}: {error}");
@@ -183,6 +200,9 @@ mod tests {
             key: String::new(),
         };
         let error = Files::read(&missing).err().unwrap();
-        assert!(error.starts_with("tls.cert: cannot read /nowhere/cert.pem: No such"), "{error}");
+        assert!(
+            error.starts_with("tls.cert: cannot read /nowhere/cert.pem: No such"),
+            "{error}"
+        );
     }
 }

@@ -65,7 +65,10 @@ impl Current {
     fn seconds_left(&self) -> f64 {
         let expires_at = self.expires_at();
         let left = expires_at.duration_since(SystemTime::now());
-        left.map_or_else(|over| -over.duration().as_secs_f64(), |left| left.as_secs_f64())
+        left.map_or_else(
+            |over| -over.duration().as_secs_f64(),
+            |left| left.as_secs_f64(),
+        )
     }
 }
 
@@ -124,7 +127,9 @@ impl Tls {
     pub fn start(&mut self, readiness: &Readiness, fatal: &Fatal) -> io::Result<()> {
         let outcome = LastOutcome::new(Ok(()));
         let (last, current) = (outcome.clone(), Arc::clone(&self.current));
-        readiness.add("certificate", false, move || last.get().and_then(|()| current.check()));
+        readiness.add("certificate", false, move || {
+            last.get().and_then(|()| current.check())
+        });
         let mut reload = Reload {
             in_force: Files::read(&self.files).ok(),
             files: self.files.clone(),
@@ -212,7 +217,9 @@ impl Reload {
         let left = self.current.seconds_left();
         if left < SOON.as_secs_f64() && Instant::now() >= self.warn_at {
             let until = written(self.current.expires_at());
-            warn!("Certificate expires soon, or has: expires={until}; replace tls.cert and tls.key");
+            warn!(
+                "Certificate expires soon, or has: expires={until}; replace tls.cert and tls.key"
+            );
             self.warn_at = Instant::now() + Duration::from_hours(24);
         }
     }

@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    date_time_ymd,
 };
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -100,7 +101,9 @@ fn pair(only: &'static SupportedProtocolVersion, stingy: bool) -> (Client, TlsSo
     let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
     let server = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let server = server.with_safe_default_protocol_versions().unwrap();
-    let server = server.with_no_client_auth().with_single_cert(vec![cert], key);
+    let server = server
+        .with_no_client_auth()
+        .with_single_cert(vec![cert], key);
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_slice(issued.root.as_bytes()).unwrap();
     roots.add(root).unwrap();
@@ -252,11 +255,18 @@ fn both_ways(only: &'static SupportedProtocolVersion, volume: usize) {
         let start = Instant::now();
         let mut round = 0_usize;
         while sent < volume || received < volume || client.tls.wants_write() {
-            assert!(start.elapsed() < DEADLINE, "{sent} sent, {received} received");
+            assert!(
+                start.elapsed() < DEADLINE,
+                "{sent} sent, {received} received"
+            );
             round += 1;
             if sent < volume && !client.tls.wants_write() {
                 let some = (round * 331 % 40_000 + 1).min(volume - sent);
-                client.tls.writer().write_all(&patterned(sent, some)).unwrap();
+                client
+                    .tls
+                    .writer()
+                    .write_all(&patterned(sent, some))
+                    .unwrap();
                 sent += some;
                 if updates && round % 8 == 0 {
                     client.tls.refresh_traffic_keys().unwrap();
@@ -317,7 +327,10 @@ fn nothing_counts_before_all_of_it_has_left() {
     assert!(begun > 0);
     assert!(socket.has_output());
     let in_flight = usize::try_from(socket.in_flight()).unwrap();
-    assert!(in_flight <= sent + sent / 100 + 10_000, "{in_flight} of {sent}");
+    assert!(
+        in_flight <= sent + sent / 100 + 10_000,
+        "{in_flight} of {sent}"
+    );
     thread::scope(|threads| {
         threads.spawn(|| send_all(&socket, &bytes[sent..]));
         let mut received = vec![0; bytes.len()];
@@ -385,7 +398,9 @@ fn both_ends_tell_that_they_end() {
 #[test]
 fn what_is_no_tls_is_an_error_that_says_so_and_gets_no_plaintext() {
     let (client, socket) = pair(&version::TLS13, false);
-    (&client.stream).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    (&client.stream)
+        .write_all(b"GET / HTTP/1.1\r\n\r\n")
+        .unwrap();
     let error = read(&socket, &mut [0; 100]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidData);
     assert!(error.to_string().contains("wss://"), "{error}");

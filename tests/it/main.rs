@@ -61,6 +61,10 @@ mod publishing;
 mod shutdown;
 /// Starting, stopping, and being told nonsense.
 mod start;
+/// TLS on the client listener.
+#[cfg(feature = "tls")]
+mod tls;
+
 /// What is left of a gateway that has stopped.
 mod stopping;
 

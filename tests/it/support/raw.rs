@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::Value;
 
 use super::DEADLINE;
+use super::stream::Stream;
 
 pub const CONTINUATION: u8 = 0x0;
 pub const TEXT: u8 = 0x1;
@@ -26,7 +27,7 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// One connection.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Stream,
     /// Read and not yet consumed.
     buffer: Vec<u8>,
 }
@@ -72,7 +73,7 @@ impl Raw {
             .set_write_timeout(Some(DEADLINE))
             .expect("a socket option");
         Self {
-            stream,
+            stream: Stream::over(stream),
             buffer: Vec::new(),
         }
     }
@@ -330,7 +331,7 @@ impl Raw {
 
     /// Cuts the connection with a reset: no Close, no FIN.
     pub fn reset(self) {
-        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO))
+        rustix::net::sockopt::set_socket_linger(&*self.stream, Some(Duration::ZERO))
             .expect("option");
     }
 
@@ -340,7 +341,7 @@ impl Raw {
 
     /// The socket; what was read and not consumed is forgotten.
     pub fn into_stream(self) -> TcpStream {
-        self.stream
+        self.stream.into_tcp()
     }
 
     fn exactly(&mut self, length: usize) -> Vec<u8> {
