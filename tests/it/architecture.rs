@@ -63,7 +63,7 @@ const RULES: [Rule; 11] = [
             "check/",
             "recipes/",
             "discovery/",
-            "tls.rs",
+            "tls/",
             "chat.rs",
         ],
         never_names: &EDGES,
@@ -337,7 +337,7 @@ const LAYERS: [&[&str]; 9] = [
     &["client"],
     &["capacity", "registry"],
     &["broker", "presence"],
-    &["admin", "discovery", "reference"],
+    &["admin", "discovery", "reference", "tls"],
     &["check", "gateway", "recipes"],
     &["main", "lib", "signals"],
 ];
