@@ -58,6 +58,7 @@
 //! | what the core does without | `gateway/edges.rs` |
 //! | what is counted, and what operators see | [`metrics`], `admin/` (an edge) |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
+//! | TLS with clients, and the certificate | `tls/` (an edge) |
 //! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
 //! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
@@ -78,8 +79,8 @@
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
 //! | `etcd` | keeps this gateway registered in etcd, and follows the services' addresses there |
 //! | `admin`, `admin-request` | takes operators' connections; one for each of these |
+//! | `tls-reload` | reads the certificate again |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
-//! | `admin`, `admin-request` | the admin listener: takes connections; answers one |
 //! | `signals` | signals as messages to the main thread |
 //!
 //! # Invariants

@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+#[cfg(feature = "tls")]
+use super::certificate;
 #[cfg(feature = "discovery")]
 use super::etcd;
 use super::{Report, broker, services, system};
@@ -10,6 +12,8 @@ use crate::config::{Config, Mode};
 /// Takes as long as those who do not answer are waited for: 3 s for the broker, `services.timeout` for
 /// each address of a service.
 pub fn connect(config: &Config, report: &mut Report<impl Write>) {
+    #[cfg(feature = "tls")]
+    certificate::check(config, report);
     #[cfg(feature = "discovery")]
     let found = etcd::check(config, report);
     #[cfg(not(feature = "discovery"))]

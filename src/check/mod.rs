@@ -2,6 +2,8 @@
 //! and with `--connect` whether [what it names is there](connect()).
 
 mod broker;
+#[cfg(feature = "tls")]
+mod certificate;
 mod connect;
 #[cfg(feature = "discovery")]
 mod etcd;

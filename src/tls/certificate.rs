@@ -28,7 +28,8 @@ pub struct Certificate {
     pub(super) key: Arc<CertifiedKey>,
     /// Of the chain, whatever expires first.
     pub expires_at: SystemTime,
-    pub(super) subject: String,
+    /// Whom it is for.
+    pub subject: String,
 }
 
 impl Files {

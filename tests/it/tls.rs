@@ -16,7 +16,7 @@ use crate::support::process::Signal;
 use crate::support::raw::Raw;
 use crate::support::stream::{Stream, trusting};
 use crate::support::wait::wait_until_within;
-use crate::support::{Gateway, Settings, wait_until};
+use crate::support::{Gateway, Settings, gateway, wait_until};
 
 fn settings() -> Settings {
     chat::settings().tls()
@@ -159,6 +159,15 @@ fn the_metric_says_when_the_certificate_expires() {
     assert!(left < -5.0 * year && left > -100.0 * year, "{left}");
     let reason = Installed::check(&gateway)["reason"].to_string();
     assert!(reason.contains("expired at 2020-12-31"), "{reason}");
+    let config = gateway.directory.join("gateway.toml");
+    let asked = gateway::binary()
+        .arg("check")
+        .arg("--connect")
+        .arg("--config")
+        .arg(config)
+        .output();
+    let found = String::from_utf8_lossy(&asked.expect("an answer").stdout).into_owned();
+    assert!(found.contains("failed: tls.cert: "), "{found}");
     assert!(
         gateway
             .stderr()
@@ -281,10 +290,7 @@ fn a_client_of_openssls_is_served_with_either_version_and_resumes() {
         openssl.args(["-cipher", "ALL:@SECLEVEL=0"]);
         let output = openssl.stdin(std::process::Stdio::null()).output();
         let output = String::from_utf8_lossy(&output.expect("openssl").stderr).into_owned();
-        assert!(
-            output.contains("SSL alert number"),
-            "{version}: {output}"
-        );
+        assert!(output.contains("SSL alert number"), "{version}: {output}");
     }
 }
 
