@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::chat;
+use crate::scenarios::tls;
 use crate::support::certificates::{Authority, Identity, path, self_signed};
 use crate::support::process::Signal;
 use crate::support::raw::Raw;
@@ -324,6 +325,11 @@ fn a_start_with_a_bad_pair_says_what_is_wrong() {
         let said = process.stderr();
         assert!(said.contains(fault), "{fault}: {said}");
     }
+}
+
+#[test]
+fn both_directions_at_full_rate_lose_nothing() {
+    tls::both_ways(8, Duration::from_secs(4)).assert_sound();
 }
 
 /// Large pushes to clients that read late, through what TLS has half sent, with pings among them.

@@ -77,6 +77,11 @@ impl Stream {
         self.tls.as_deref_mut()
     }
 
+    /// The socket below, and the session on it.
+    pub fn into_parts(self) -> (TcpStream, Option<ClientConnection>) {
+        (self.tcp, self.tls.map(|tls| *tls))
+    }
+
     /// The socket below; what TLS has of it is lost.
     pub fn into_tcp(self) -> TcpStream {
         self.tcp
