@@ -17,6 +17,9 @@ use super::transport::{Socket, Transport};
 /// tungstenite's default is 128 KiB.
 const READ_BUFFER: usize = 512;
 
+/// Of a client's ping or pong: opcode, length, mask.
+const CONTROL_HEADER: usize = 6;
+
 /// A frame from the client that concerns the session.
 pub(super) enum Incoming {
     Text(Utf8Bytes),
@@ -33,8 +36,8 @@ struct ReadSide {
     socket: Socket,
     /// Bytes read since the beginning.
     received: u64,
-    /// Bytes read since the last message. tungstenite gathers fragments without a limit on their
-    /// number, so that empty ones would keep it in `read()` for ever.
+    /// Bytes read since the last message, pings and pongs apart. tungstenite gathers fragments without
+    /// a limit on their number, so that empty ones would never end.
     since_message: usize,
     limit: usize,
 }
@@ -63,7 +66,14 @@ impl FrameReader {
     /// The next frame, or why there will be none.
     pub fn read(&mut self) -> Result<Incoming, CloseReason> {
         let message = self.0.read().map_err(reason)?;
-        self.0.get_mut().since_message = 0;
+        let since_message = &mut self.0.get_mut().since_message;
+        *since_message = match &message {
+            // It may be between two fragments, and is no part of their message.
+            Message::Ping(payload) | Message::Pong(payload) => {
+                since_message.saturating_sub(CONTROL_HEADER + payload.len())
+            }
+            _ => 0,
+        };
         match message {
             Message::Text(text) => Ok(Incoming::Text(text)),
             Message::Ping(payload) => Ok(Incoming::Ping(payload.into())),

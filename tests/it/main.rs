@@ -46,6 +46,8 @@ mod metrics;
 
 /// Whose connection it is, behind proxies and with IPv6.
 mod addresses;
+/// Clients that would have the gateway work, or hold memory, without end.
+mod hostile_clients;
 /// Request heads as balancers and proxies send them, and as attackers do.
 mod heads;
 /// Requests that are almost JSON objects.
