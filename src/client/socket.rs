@@ -66,14 +66,11 @@ impl FrameReader {
     /// The next frame, or why there will be none.
     pub fn read(&mut self) -> Result<Incoming, CloseReason> {
         let message = self.0.read().map_err(reason)?;
+        // A ping may be between two fragments, and is no part of their message.
+        let is_control = message.is_ping() || message.is_pong();
+        let own = is_control.then(|| CONTROL_HEADER + message.len());
         let since_message = &mut self.0.get_mut().since_message;
-        *since_message = match &message {
-            // It may be between two fragments, and is no part of their message.
-            Message::Ping(payload) | Message::Pong(payload) => {
-                since_message.saturating_sub(CONTROL_HEADER + payload.len())
-            }
-            _ => 0,
-        };
+        *since_message = since_message.saturating_sub(own.unwrap_or(usize::MAX));
         match message {
             Message::Text(text) => Ok(Incoming::Text(text)),
             Message::Ping(payload) => Ok(Incoming::Ping(payload.into())),
@@ -90,17 +87,13 @@ impl FrameReader {
     /// Reads and drops what still comes, until the client's Close frame or its end of the socket,
     /// or until the socket is cut.
     pub fn discard(&mut self) {
-        loop {
-            match self.read() {
-                Ok(_) => {}
-                Err(CloseReason::ClientClosed(_) | CloseReason::Vanished) => return,
-                Err(_) => break,
-            }
+        let reason = std::iter::repeat_with(|| self.read()).find_map(Result::err);
+        if !matches!(reason, Some(CloseReason::ClientClosed(_))) {
+            // What follows a broken frame is no frame.
+            let socket = &*self.0.get_ref().socket;
+            let mut bytes = [0; 1024];
+            while matches!(read(socket, &mut bytes), Ok(1..)) {}
         }
-        // What follows a broken frame is no frame.
-        let socket = &*self.0.get_ref().socket;
-        let mut bytes = [0; 1024];
-        while matches!(read(socket, &mut bytes), Ok(1..)) {}
     }
 }
 
