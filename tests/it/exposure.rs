@@ -94,7 +94,7 @@ fn as_it_is_shipped_only_loopback_addresses_are_listened_on() {
 #[test]
 fn what_is_listened_on_is_seen() {
     let any: HashMap<&str, &str> = [("listen.addr", "0.0.0.0:0"), ("admin.addr", "[::]:0")].into();
-    let mut settings = Settings::new().users(["alice"]);
+    let mut settings = Settings::new().users(["dave"]);
     any.iter().for_each(|(key, addr)| settings.put(key, *addr));
     let (mut process, _directory) = Gateway::launch(&settings, &[]);
     process.stdout_line("listening ws://0.0.0.0:");

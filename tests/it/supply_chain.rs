@@ -50,15 +50,15 @@ const FLOORS: [(&str, &str, Presence, &str); 8] = [
     ),
     (
         "rustls",
-        "0.23.18",
+        "0.23.45",
         WherePresent,
-        "RUSTSEC-2024-0399: a panic in accepting",
+        "RUSTSEC-2024-0399 (0.23.18): a panic in accepting; RUSTSEC-2026-0285: plaintext in a TLS 1.3 handshake where it has to be encrypted",
     ),
     (
         "rustls-webpki",
         "0.103.13",
         WherePresent,
-        "certificates and revocation lists that are wrong are taken or panic",
+        "RUSTSEC-2026-0098, -0099, -0104: name constraints that do not bind, a panic in parsing a CRL",
     ),
     (
         "time",
