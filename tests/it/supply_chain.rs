@@ -1,8 +1,6 @@
 //! The dependencies, as `Cargo.lock` pins them: none older than what mended a known fault, and what
 //! amiquip holds back is what the README says it is, and comes in by amiquip alone.
 
-use std::collections::BTreeSet;
-
 use toml::{Table, Value};
 
 /// Whether a dependency has to be there.
@@ -84,15 +82,15 @@ struct Package {
 }
 
 impl Package {
+    fn depends_on(&self, other: &Self) -> bool {
+        self.dependencies.iter().any(|name| other.is_named(name))
+    }
+
     fn is_named(&self, dependency: &str) -> bool {
         let (name, version) = dependency
             .split_once(' ')
             .unwrap_or((dependency, &self.version));
         self.name == name && self.version == version
-    }
-
-    fn is(&self, name: &str, beginning: &str) -> bool {
-        self.name == name && self.version.starts_with(beginning)
     }
 }
 
@@ -165,17 +163,18 @@ fn an_older_one_is_found() {
     assert_eq!(found, ["0.3.27", "0.4.4-rc.1", "0.4.3+more"]);
 }
 
-/// Whoever depends on a package, through others or not, up to this crate.
-fn dependents<'p>(packages: &'p [Package], of: &'p Package) -> BTreeSet<&'p str> {
-    let mut found = BTreeSet::new();
-    let mut left = vec![of];
-    while let Some(one) = left.pop() {
-        for package in packages {
-            let is_dependent = package.dependencies.iter().any(|name| one.is_named(name));
-            if is_dependent && found.insert(package.name.as_str()) {
-                left.push(package);
+/// A package, and whoever of `packages` depends on it, through others or not.
+fn with_dependents<'p>(packages: &[&'p Package], package: &'p Package) -> Vec<&'p Package> {
+    let mut found = vec![package];
+    let mut next = 0;
+    while let Some(&one) = found.get(next) {
+        for other in packages {
+            let is_new = found.iter().all(|known| !std::ptr::eq(*known, *other));
+            if is_new && other.depends_on(one) {
+                found.push(other);
             }
         }
+        next += 1;
     }
     found
 }
@@ -186,30 +185,29 @@ fn dependents<'p>(packages: &'p [Package], of: &'p Package) -> BTreeSet<&'p str>
 fn what_amiquip_holds_back_comes_in_by_amiquip_alone_and_is_told() {
     let packages = lock();
     let readme = include_str!("../../README.md");
-    let security = readme.split("\n## Security\n").nth(1).expect("the section");
+    let security = readme.split("\n## Security\n").nth(1);
+    let security = security.and_then(|text| text.split("\n## ").next());
+    let security = security.expect("the section");
+    let all: Vec<&Package> = packages.iter().collect();
+    let named = |name: &str| all.iter().find(|package| package.name == name);
+    let gateway = named("ws-gateway").expect("this crate");
+    let amiquip = named("amiquip").expect("what the section is about");
+    let is_other = |package: &&Package| !["ws-gateway", "amiquip"].contains(&&*package.name);
+    let others: Vec<&Package> = packages.iter().filter(is_other).collect();
     for (name, beginning) in HELD_BACK {
-        let found = packages.iter().find(|package| package.is(name, beginning));
-        let package = found.unwrap_or_else(|| panic!("{name} {beginning} is gone: README.md"));
+        let is_it =
+            |package: &&&Package| package.name == name && package.version.starts_with(beginning);
+        let found = all.iter().find(is_it);
+        let found = found.unwrap_or_else(|| panic!("{name} {beginning} is gone: README.md"));
         let told = format!("{name} {}", beginning.trim_end_matches('.'));
         assert!(security.contains(&told), "README.md, Security: {told}");
-        let without = |package: &Package| package.name != "amiquip" && package.name != "ws-gateway";
-        let others: Vec<Package> = lock().into_iter().filter(without).collect();
-        let all = dependents(&packages, package);
-        assert!(
-            all.contains("amiquip") && all.contains("ws-gateway"),
-            "{name}: {all:?}"
-        );
-        // Without amiquip, nobody that anybody depends on needs it.
-        let left = dependents(&others, package);
-        let mut gateway = packages.iter().filter(|one| one.name == "ws-gateway");
-        let own = &gateway.next().expect("this crate").dependencies;
-        let needs = own
-            .iter()
-            .filter(|name| left.contains(name.split(' ').next().unwrap_or_default()));
-        let needs: Vec<_> = needs.filter(|name| !name.starts_with("mio 0.6.")).collect();
-        assert!(
-            needs.is_empty(),
-            "{name} is needed without amiquip, for {needs:?}"
-        );
+        let by_amiquip = with_dependents(&all, found);
+        let by_amiquip = by_amiquip.iter().any(|one| std::ptr::eq(*one, *amiquip));
+        assert!(by_amiquip, "amiquip does not need {name}");
+        let mut ways = with_dependents(&others, found);
+        let is_sockets_type = |one: &Package| one.name == "mio" && one.version.starts_with("0.6.");
+        ways.retain(|one| gateway.depends_on(one) && !is_sockets_type(one));
+        let ways: Vec<&str> = ways.iter().map(|one| one.name.as_str()).collect();
+        assert!(ways.is_empty(), "{name} also comes in by {ways:?}");
     }
 }
