@@ -281,10 +281,9 @@ impl Admission {
     /// The head has come, or will not. An error is for a client that had to give way meanwhile.
     pub fn head_is_over(&self) -> http::Result<()> {
         let silent = self.limits.table.lock().silent.remove(&self.id);
-        let message = "Others wait, and the request head did not come at once";
-        silent
-            .map(drop)
-            .ok_or_else(|| HttpResponse::timed_out(message))
+        let late =
+            || HttpResponse::timed_out("Others wait, and the request head did not come at once");
+        silent.map(drop).ok_or_else(late)
     }
 
     /// The head is read and the token validated: the next one may begin.

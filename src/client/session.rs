@@ -116,11 +116,9 @@ impl Session {
             writer: None,
         };
         // It is in the registry, so that a shutdown that begins after this look finds it there.
-        context.reject_if_draining().inspect_err(|_| {
-            session
-                .connection
-                .close(CloseReason::Shutdown(Duration::ZERO));
-        })?;
+        let shutdown = CloseReason::Shutdown(Duration::ZERO);
+        let let_in = context.reject_if_draining();
+        let_in.inspect_err(|_| session.connection.close(shutdown))?;
         session.start_writer(route)?;
         Ok(session)
     }
@@ -170,11 +168,13 @@ impl Session {
     /// One request at a time, until there is a reason to end.
     fn read(&self, reader: &mut FrameReader) -> Result<Infallible, CloseReason> {
         let limits = &self.context.config.limits;
-        let mut rate = RateLimit::new(limits.rate, limits.burst, Instant::now());
+        let limit = || RateLimit::new(limits.rate, limits.burst, Instant::now());
+        let (mut requests, mut pings) = (limit(), limit());
         loop {
             let incoming = reader.read()?;
+            let now = Instant::now();
             let mut activity = self.connection.activity.lock();
-            (activity.last_frame, activity.received) = (Some(Instant::now()), reader.received());
+            (activity.last_frame, activity.received) = (Some(now), reader.received());
             if matches!(incoming, Incoming::Pong)
                 && let Some(pinged_at) = activity.pinged_at.take()
             {
@@ -186,8 +186,9 @@ impl Session {
                 return Err(reason.clone());
             }
             let answer = match incoming {
-                Incoming::Text(text) => self.answer(&text, &mut rate)?,
-                Incoming::Ping(payload) => Frame::pong(&payload),
+                Incoming::Text(text) => self.answer(&text, &mut requests)?,
+                // Each is answered; too many end the connection as too many requests do.
+                Incoming::Ping(payload) => pings.allows(now).map(|_| Frame::pong(&payload))?,
                 Incoming::Pong => continue,
             };
             self.connection.outbox.send(&answer);

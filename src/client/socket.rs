@@ -17,6 +17,9 @@ use super::transport::{Socket, Transport};
 /// tungstenite's default is 128 KiB.
 const READ_BUFFER: usize = 512;
 
+/// Of a client's ping or pong: opcode, length, mask.
+const CONTROL_HEADER: usize = 6;
+
 /// A frame from the client that concerns the session.
 pub(super) enum Incoming {
     Text(Utf8Bytes),
@@ -37,8 +40,8 @@ struct ReadSide {
     socket: Socket,
     /// Bytes read since the beginning.
     received: u64,
-    /// Bytes read since the last message. tungstenite gathers fragments without a limit on their
-    /// number, so that empty ones would keep it in `read()` for ever.
+    /// Bytes read since the last message, pings and pongs apart. tungstenite gathers fragments without
+    /// a limit on their number, so that empty ones would never end.
     since_message: usize,
     limit: usize,
 }
@@ -72,7 +75,11 @@ impl FrameReader {
         let read = self.websocket.read();
         self.is_broken = read.is_err();
         let message = read.map_err(reason)?;
-        self.websocket.get_mut().since_message = 0;
+        // A ping may be between two fragments, and is no part of their message.
+        let is_control = message.is_ping() || message.is_pong();
+        let own = is_control.then(|| CONTROL_HEADER + message.len());
+        let since_message = &mut self.websocket.get_mut().since_message;
+        *since_message = since_message.saturating_sub(own.unwrap_or(usize::MAX));
         match message {
             Message::Text(text) => Ok(Incoming::Text(text)),
             Message::Ping(payload) => Ok(Incoming::Ping(payload.into())),

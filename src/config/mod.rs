@@ -114,9 +114,9 @@ tables! {
         max_handshakes: usize = 256 => at_least_one,
         /// Of a message from a client, in bytes.
         max_message_size: usize = 65_536 => within(128..=16 << 20, " bytes"),
-        /// Requests per second and connection, on average.
+        /// Requests per second and connection, on average; and as many pings.
         rate: u32 = 20 => at_least_one,
-        /// Requests that may come at once.
+        /// Requests, and pings, that may come at once.
         burst: u32 = 40 => at_least_one,
     }
 

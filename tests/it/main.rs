@@ -39,6 +39,8 @@ mod discovery;
 
 /// What an operator asks of a running gateway.
 mod admin;
+/// Pages of other sites, in the browser of an operator.
+mod foreign_pages;
 /// Its page, in a browser.
 mod live_page;
 /// What it counts.
@@ -48,6 +50,8 @@ mod metrics;
 mod addresses;
 /// Request heads as balancers and proxies send them, and as attackers do.
 mod heads;
+/// Clients that would have the gateway work, or hold memory, without end.
+mod hostile_clients;
 /// Requests that are almost JSON objects.
 mod request_shapes;
 
@@ -75,9 +79,14 @@ mod recipes;
 
 /// Who may know whom in src/.
 mod architecture;
+/// What others reach, and where secrets could be found.
+mod exposure;
+/// What the dependencies must not be, and what holds them back.
+mod supply_chain;
+
 /// Ten thousand connects leave nothing behind.
 mod churn;
-/// Configuration keys that no other test shows to act.
+/// Every configuration key has a test that shows that it acts.
 mod keys;
 /// No log line in src/ is written under a lock.
 mod locks;

@@ -145,13 +145,18 @@ impl Gateway {
 
     /// As [`Self::raw_session`], of a client with next to no receive buffer.
     pub fn reluctant(&self, user: &str) -> TcpStream {
+        self.raw_session_buffering(user, 4_096).into_stream()
+    }
+
+    /// As [`Self::raw_session`], of a client with a receive buffer of so many bytes.
+    pub fn raw_session_buffering(&self, user: &str, bytes: usize) -> Raw {
         let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
         let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).expect("a socket");
-        sockopt::set_socket_recv_buffer_size(&socket, 4_096).expect("an option");
+        sockopt::set_socket_recv_buffer_size(&socket, bytes).expect("an option");
         rustix::net::connect(&socket, &self.addr).expect("the gateway listens");
         let mut raw = Raw::over(TcpStream::from(socket));
         raw.upgrade(&self.path, &token_of(user));
-        raw.into_stream()
+        raw
     }
 
     pub fn get(&self, path: &str) -> Response {

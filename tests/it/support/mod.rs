@@ -20,6 +20,7 @@ pub mod gateway;
 pub mod hog;
 pub mod http2;
 pub mod ledger;
+pub mod named;
 pub mod paths;
 pub mod process;
 pub mod prometheus;

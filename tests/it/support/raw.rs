@@ -198,7 +198,8 @@ impl Raw {
         self.frame(FIN | TEXT, text);
     }
 
-    /// The next frame; `None` when the connection ended first.
+    /// The next frame, which is one that a server without extensions may send; `None` when the
+    /// connection ended first.
     pub fn try_read_frame(&mut self) -> Option<Frame> {
         while self.buffer.len() < 2 {
             if !self.fill() {
@@ -206,6 +207,12 @@ impl Raw {
             }
         }
         let start = self.exactly(2);
+        let opcode = start[0] & 0x0f;
+        assert_eq!(start[0] & 0x70, 0, "no extension was agreed upon");
+        assert!(
+            matches!(opcode, CONTINUATION..=BINARY | CLOSE..=PONG),
+            "opcode {opcode}"
+        );
         assert_eq!(start[1] & 0x80, 0, "a server's frames are not masked");
         let length = match start[1] {
             126 => usize::from(u16::from_be_bytes(
@@ -214,10 +221,15 @@ impl Raw {
             127 => u64::from_be_bytes(self.exactly(8).try_into().expect("8 bytes")) as usize,
             short => usize::from(short),
         };
+        let shortest = announce(start[0], length as u64)[1] & 0x7f;
+        assert_eq!(start[1], shortest, "{length} bytes in the shortest form");
+        let fin = start[0] & FIN != 0;
+        let is_control_frame = opcode >= CLOSE;
+        assert!(!is_control_frame || (fin && length <= 125), "whole, short");
         let payload = self.exactly(length);
         Some(Frame {
-            fin: start[0] & FIN != 0,
-            opcode: start[0] & 0x0f,
+            fin,
+            opcode,
             payload,
         })
     }
