@@ -12,6 +12,7 @@ pub mod backend;
 pub mod balancer;
 pub mod broker;
 pub mod browser;
+pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod etcd;
