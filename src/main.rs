@@ -135,7 +135,7 @@ fn run(arguments: Arguments) -> Outcome {
     // The file that was asked for, or the default one if it is there.
     let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|file| file.exists());
     let file = arguments.config.or_else(default);
-    let load = || config::load(file.as_deref(), None).map_err(usage);
+    let load = || load(file.as_deref()).map_err(usage);
     match arguments.command {
         None => run_gateway(load()?, file.as_deref()),
         Some(Command::Check {
@@ -156,6 +156,21 @@ fn run(arguments: Arguments) -> Outcome {
         #[cfg(feature = "reference")]
         Some(Command::Services(arguments)) => run_services(load()?, arguments, file.as_deref()),
     }
+}
+
+fn load(file: Option<&Path>) -> Result<Config, String> {
+    let config = config::load(file, None)?;
+    #[cfg(feature = "tls")]
+    ws_gateway::tls::check(&config).map_err(|(key, reason)| {
+        let variable = format!("GATEWAY_{}", key.to_uppercase().replace('.', "__"));
+        let file = file.map(|file| file.display().to_string());
+        let origin = match std::env::var_os(&variable) {
+            Some(_) => variable,
+            None => file.unwrap_or_else(|| "(defaults)".into()),
+        };
+        format!("{origin}: {reason}")
+    })?;
+    Ok(config)
 }
 
 fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
@@ -198,6 +213,7 @@ fn run_check(config: &Config, connect: bool) -> Outcome {
 fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&Path>) -> Outcome {
     use std::time::{Duration, Instant};
     use ws_gateway::broker::Endpoint;
+    use ws_gateway::broker::amqp::Opener;
     use ws_gateway::reference::{AmqpPublisher, Reference};
 
     /// How long a publication waits for its confirm.
@@ -209,8 +225,13 @@ fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let url = arguments.broker.as_ref().unwrap_or(&config.broker.url);
     let endpoint = Endpoint::parse(url).map_err(|error| usage(format!("--broker: {error}")))?;
-    let heartbeat = config.broker.heartbeat;
-    let publisher = Box::new(AmqpPublisher::new(endpoint, heartbeat, CONFIRM_TIMEOUT));
+    let config::Broker { ca, heartbeat, .. } = &config.broker;
+    #[cfg(feature = "tls")]
+    let wrap = ws_gateway::tls::to_broker(&endpoint, ca).map_err(usage)?;
+    #[cfg(not(feature = "tls"))]
+    let wrap = None;
+    let opener = Opener::new(endpoint, "ws-gateway services".into(), *heartbeat, wrap);
+    let publisher = Box::new(AmqpPublisher::new(opener, CONFIRM_TIMEOUT));
     if let Some(database) = arguments.database {
         config.embedded.database = database;
     }

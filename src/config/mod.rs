@@ -23,7 +23,7 @@ use self::values::{addresses, duration};
 use crate::logging::Levels;
 
 pub use endpoint::Endpoint;
-pub use forms::{in_etcd, is_host_and_port, is_service};
+pub use forms::{in_etcd, is_address, is_host_and_port, is_service};
 pub use load::load;
 pub use network::Network;
 pub use secrets::display;
@@ -139,7 +139,8 @@ tables! {
         /// The deadline of each call.
         timeout: Duration as "duration" = Duration::from_secs(3) => positive,
         worker_threads: usize = 1 => within(1..=8, ""),
-        ca: String = String::new() => unset,
+        /// A PEM file of authorities for `https://` addresses; empty: the system's.
+        ca: String = String::new() => ca,
     }
 
     broker: Broker {
@@ -147,7 +148,8 @@ tables! {
         /// Deliveries that are on their way to a consumer, or in its hand.
         prefetch: u16 = 512 => within(1..=u16::MAX, ""),
         heartbeat: Duration as "duration" = Duration::from_secs(10) => whole_seconds(1..=60, r#""1s" to "60s""#),
-        ca: String = String::new() => unset,
+        /// As `services.ca`, for `amqps://`.
+        ca: String = String::new() => ca,
     }
 
     groups: Groups {

@@ -7,7 +7,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{in_etcd, is_host_and_port, is_of_a_path, is_origin, is_service};
+use super::forms::{WITHOUT_TLS, in_etcd, is_address, is_host_and_port, is_of_a_path};
+use super::forms::{is_origin, is_service};
 use super::{Config, Embedded, Endpoint, Mode, check_rules};
 use crate::error::ensure;
 use crate::ids::is_id;
@@ -118,6 +119,11 @@ pub fn bearer(token: &str) -> Checked {
     ensure(is_visible, "must be printable ASCII without spaces")
 }
 
+/// What the file holds is looked at by whoever needs it.
+pub fn ca(file: &str) -> Checked {
+    ensure(cfg!(feature = "tls") || file.is_empty(), WITHOUT_TLS)
+}
+
 pub fn not_empty(path: &Path) -> Checked {
     ensure(!path.as_os_str().is_empty(), "must not be empty")
 }
@@ -185,9 +191,9 @@ pub fn services(addresses: &[String]) -> Checked {
 fn service(address: &str) -> Checked {
     let reason = match address.split_once("://") {
         Some(("etcd", _)) => ": etcd:///name stands alone, beside no address",
-        Some(("https", _)) => ": only http:// addresses are supported by this version",
         _ if is_service(address) => return Ok(()),
-        _ => " is not of the form http://host:port",
+        _ if is_address("https", address) => &format!(": {WITHOUT_TLS}"),
+        _ => " is not of the form http://host:port or https://host:port",
     };
     // What may be a password is not repeated.
     let shown = address.rsplit('@').next().unwrap_or_default();
@@ -197,7 +203,8 @@ fn service(address: &str) -> Checked {
 pub fn etcd(endpoints: &[String]) -> Checked {
     let is_built = cfg!(feature = "discovery") || endpoints.is_empty();
     ensure(is_built, "this binary was built without discovery")?;
-    endpoints.iter().try_for_each(|endpoint| service(endpoint))
+    let are_plain = endpoints.iter().all(|at| is_address("http", at));
+    ensure(are_plain, "must each be of the form http://host:port")
 }
 
 fn is_path(text: &str) -> bool {
@@ -211,10 +218,8 @@ pub fn prefix(prefix: &str) -> Checked {
 
 pub fn advertise(address: &str) -> Checked {
     let is_address = address.is_empty() || is_host_and_port(address);
-    ensure(
-        is_address,
-        "must be of the form host:port (empty: listen.addr)",
-    )
+    let reason = "must be of the form host:port (empty: listen.addr)";
+    ensure(is_address, reason)
 }
 
 pub fn url(url: &str) -> Checked {

@@ -12,8 +12,9 @@ use std::time::Instant;
 use super::StartError;
 #[cfg(feature = "admin")]
 use crate::admin::{Admin, Sources};
-use crate::broker::DeliveryContext;
+use crate::broker::amqp::Opener;
 use crate::broker::source::DeliverySource;
+use crate::broker::{DeliveryContext, Endpoint};
 use crate::client::accept::Listener;
 use crate::client::{ConnectionObserver, Context};
 use crate::config::{Config, Mode};
@@ -25,8 +26,10 @@ use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
 use crate::reference::embedded;
 use crate::registry::Registry;
-use crate::services::{Services, Upstream};
+use crate::services::{Services, Tls, Upstream};
 use crate::threads::Fatal;
+#[cfg(feature = "tls")]
+use crate::tls;
 
 /// The services in this process, where they are.
 pub(super) struct Embedded {
@@ -58,6 +61,28 @@ pub(super) fn embedded(config: &mut Config, fatal: &Fatal) -> Result<Option<Embe
         let reason = "backend.mode: this binary was built without the embedded services";
         Err(StartError::Part(reason.into()))
     }
+}
+
+/// TLS to the services, where it is built in.
+pub(super) fn tls(config: &Config) -> Option<Arc<dyn Tls>> {
+    #[cfg(feature = "tls")]
+    return Some(Arc::new(tls::ServicesTls::new(&config.services.ca)));
+    #[cfg(not(feature = "tls"))]
+    None
+}
+
+/// What opens connections to the broker. An error names the key that cannot be used.
+pub(super) fn opener(config: &Config) -> Result<Opener, StartError> {
+    let (broker, id) = (&config.broker, &config.gateway.id);
+    let endpoint = Endpoint::parse(&broker.url);
+    let endpoint = endpoint.map_err(|error| StartError::Part(format!("broker.url: {error}")))?;
+    #[cfg(feature = "tls")]
+    let wrap = tls::to_broker(&endpoint, &broker.ca).map_err(StartError::Part)?;
+    // TLS is refused as a URL.
+    #[cfg(not(feature = "tls"))]
+    let wrap = None;
+    let name = format!("ws-gateway {id}");
+    Ok(Opener::new(endpoint, name, broker.heartbeat, wrap))
 }
 
 /// The edges of one gateway.
