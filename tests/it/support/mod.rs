@@ -28,6 +28,7 @@ pub mod raw;
 pub mod raw_amqp;
 pub mod recipe;
 pub mod settings;
+pub mod terminator;
 pub mod wait;
 pub mod watchdog;
 pub mod wire;
