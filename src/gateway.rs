@@ -77,7 +77,7 @@ impl Gateway {
         let embedded = edges::embedded(&mut config, fatal)?;
         capacity::lower(&mut config);
 
-        let grpc = Grpc::start(&config.services)
+        let grpc = Grpc::start(&config.services, edges::to_services(&config))
             .map_err(|error| StartError::Part(format!("services: {error}")))?;
         let upstreams = grpc.upstreams();
         let grpc: Arc<dyn Services> = Arc::new(grpc);
@@ -107,7 +107,7 @@ impl Gateway {
             None => {
                 let owned = Arc::clone(&presence);
                 let supervisor = Supervisor::start(
-                    Settings::new(&config).map_err(StartError::Part)?,
+                    Settings::new(&config, edges::to_broker(&config)?),
                     deliver,
                     Arc::clone(&routes),
                     fatal,

@@ -50,6 +50,7 @@
 //! | where deliveries come from | `broker/source.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
 //! | what of a delivery reaches amiquip | `broker/amqp/sanitize.rs` |
+//! | TLS to the broker and the services, and whom it trusts | `tls/` (an edge) |
 //! | whom a group's message is for | `broker/groups.rs`, `broker/waiting.rs`, `broker/deliver/group.rs` |
 //! | what is published again, and when | `reference/lanes.rs`, `reference/rabbit.rs`, `broker/amqp/publish.rs` |
 //! | a call to a service | `services/mod.rs`, `services/grpc.rs`; what counts as an answer, and what a failure means: `services/unary.rs`, `services/failure.rs`, `services/upstream.rs` |
@@ -103,13 +104,13 @@
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
-//!   `broker` and `presence`, `reference`, `admin` and `discovery`, `gateway`. No circle among files. A client's
+//!   `broker` and `presence`, `reference`, `admin`, `discovery` and `tls`, `gateway`. No circle among files. A client's
 //!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
 //!   `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
-//!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
-//!   and tokio in `services`, `discovery` and `reference`. `tests/it/architecture.rs` holds the code
-//!   to this.
+//!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, rustls
+//!   in `tls`, tonic and tokio in `services`, `discovery`, `reference` and `tls/services.rs`.
+//!   `tests/it/architecture.rs` holds the code to this.
 
 #[cfg(feature = "admin")]
 mod admin;

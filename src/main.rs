@@ -136,7 +136,7 @@ fn run(arguments: Arguments) -> Outcome {
     // The file that was asked for, or the default one if it is there.
     let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|file| file.exists());
     let file = arguments.config.or_else(default);
-    let load = || config::load(file.as_deref(), None).map_err(usage);
+    let load = || load(file.as_deref()).map_err(usage);
     match arguments.command {
         None => run_gateway(load()?, file.as_deref()),
         Some(Command::Check {
@@ -144,7 +144,7 @@ fn run(arguments: Arguments) -> Outcome {
             connect,
         }) => {
             let config = load()?;
-            check_files(&config)?;
+            check_certificate(&config, file.as_deref())?;
             print(&config::display(&config));
             #[cfg(feature = "check")]
             run_check(&config, connect)?;
@@ -160,8 +160,27 @@ fn run(arguments: Arguments) -> Outcome {
     }
 }
 
+fn load(file: Option<&Path>) -> Result<Config, String> {
+    let config = config::load(file, None)?;
+    #[cfg(feature = "tls")]
+    ws_gateway::tls::check(&config).map_err(|(key, reason)| located(file, key, &reason))?;
+    Ok(config)
+}
+
+/// Says where the key stands whose value cannot be used.
+#[cfg(feature = "tls")]
+fn located(file: Option<&Path>, key: &str, reason: &str) -> String {
+    let variable = format!("GATEWAY_{}", key.to_uppercase().replace('.', "__"));
+    let file = file.map(|file| file.display().to_string());
+    let origin = match std::env::var_os(&variable) {
+        Some(_) => variable,
+        None => file.unwrap_or_else(|| "(defaults)".into()),
+    };
+    format!("{origin}: {reason}")
+}
+
 fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
-    check_files(&config)?;
+    check_certificate(&config, file)?;
     start_logging(&config)?;
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let (id, mode) = (&config.gateway.id, config.backend.mode);
@@ -182,15 +201,13 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     outcome.map_err(failure)
 }
 
-/// Whether the files that the configuration names hold what they should.
-#[cfg_attr(
-    not(feature = "tls"),
-    allow(unused_variables, clippy::unnecessary_wraps)
-)]
-fn check_files(config: &Config) -> Outcome {
+/// Whether the gateway can show its clients the certificate.
+#[cfg_attr(not(feature = "tls"), allow(unused_variables, clippy::unnecessary_wraps))]
+fn check_certificate(config: &Config, file: Option<&Path>) -> Outcome {
     #[cfg(feature = "tls")]
     if !config.tls.cert.is_empty() {
-        ws_gateway::tls::read(&config.tls).map_err(usage)?;
+        let read = ws_gateway::tls::read(&config.tls);
+        read.map_err(|(key, reason)| usage(located(file, key, &reason)))?;
     }
     Ok(())
 }
@@ -215,6 +232,7 @@ fn run_check(config: &Config, connect: bool) -> Outcome {
 fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&Path>) -> Outcome {
     use std::time::{Duration, Instant};
     use ws_gateway::broker::Endpoint;
+    use ws_gateway::broker::amqp::Opener;
     use ws_gateway::reference::{AmqpPublisher, Reference};
 
     /// How long a publication waits for its confirm.
@@ -226,8 +244,13 @@ fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let url = arguments.broker.as_ref().unwrap_or(&config.broker.url);
     let endpoint = Endpoint::parse(url).map_err(|error| usage(format!("--broker: {error}")))?;
-    let heartbeat = config.broker.heartbeat;
-    let publisher = Box::new(AmqpPublisher::new(endpoint, heartbeat, CONFIRM_TIMEOUT));
+    let config::Broker { ca, heartbeat, .. } = &config.broker;
+    #[cfg(feature = "tls")]
+    let wrap = ws_gateway::tls::to_broker(&endpoint, ca).map_err(usage)?;
+    #[cfg(not(feature = "tls"))]
+    let wrap = None;
+    let opener = Opener::new(endpoint, "ws-gateway services".into(), *heartbeat, wrap);
+    let publisher = Box::new(AmqpPublisher::new(opener, CONFIRM_TIMEOUT));
     if let Some(database) = arguments.database {
         config.embedded.database = database;
     }

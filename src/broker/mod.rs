@@ -17,7 +17,7 @@ pub mod routes;
 pub mod source;
 pub mod supervisor;
 #[cfg(all(test, feature = "reference"))]
-mod support;
+pub(crate) mod support;
 pub mod topology;
 mod waiting;
 

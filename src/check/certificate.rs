@@ -25,6 +25,6 @@ pub fn check(config: &Config, report: &mut Report<impl Write>) {
             }
         }
         // It was read before anything was looked at.
-        Err(reason) => report.lacking(reason, "put the right files there"),
+        Err((_, reason)) => report.lacking(reason, "put the right files there"),
     }
 }

@@ -2,11 +2,18 @@
 
 use std::net::Ipv6Addr;
 
-/// `http://host:port`.
+/// What is wrong with an address that asks for TLS, where there is none.
+pub(super) const WITHOUT_TLS: &str = "this binary was built without TLS (cargo's feature tls)";
+
+/// `http://host:port`; or `https://host:port`, where TLS is built in.
 pub fn is_service(address: &str) -> bool {
-    let scheme = address.split_once("://").map(|(scheme, _)| scheme);
-    let is_http = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("http"));
-    is_http && is_origin(address.strip_suffix('/').unwrap_or(address))
+    is_address("http", address) || cfg!(feature = "tls") && is_address("https", address)
+}
+
+/// `scheme://host:port`.
+pub fn is_address(scheme: &str, text: &str) -> bool {
+    let written = text.split_once("://").map_or("", |(written, _)| written);
+    written.eq_ignore_ascii_case(scheme) && is_origin(text.strip_suffix('/').unwrap_or(text))
 }
 
 /// `scheme://host` or `scheme://host:port`, as a browser writes it.

@@ -23,7 +23,7 @@ use self::values::{addresses, duration};
 use crate::logging::Levels;
 
 pub use endpoint::Endpoint;
-pub use forms::{in_etcd, is_host_and_port, is_service};
+pub use forms::{in_etcd, is_address, is_host_and_port, is_service};
 pub use load::load;
 pub use network::Network;
 pub use secrets::display;
@@ -101,8 +101,8 @@ tables! {
 
     tls: Tls {
         /// PEM files: the certificate with its chain, and its key. Both empty: no TLS.
-        cert: String = String::new() => with_tls,
-        key: String = String::new() => with_tls,
+        cert: String = String::new() => tls_file,
+        key: String = String::new() => tls_file,
     }
 
     limits: Limits {
@@ -140,7 +140,8 @@ tables! {
         /// The deadline of each call.
         timeout: Duration as "duration" = Duration::from_secs(3) => positive,
         worker_threads: usize = 1 => within(1..=8, ""),
-        ca: String = String::new() => unset,
+        /// A PEM file of authorities for `https://` addresses; empty: the system's.
+        ca: String = String::new() => tls_file,
     }
 
     broker: Broker {
@@ -148,7 +149,8 @@ tables! {
         /// Deliveries that are on their way to a consumer, or in its hand.
         prefetch: u16 = 512 => within(1..=u16::MAX, ""),
         heartbeat: Duration as "duration" = Duration::from_secs(10) => whole_seconds(1..=60, r#""1s" to "60s""#),
-        ca: String = String::new() => unset,
+        /// As `services.ca`, for `amqps://`.
+        ca: String = String::new() => tls_file,
     }
 
     groups: Groups {

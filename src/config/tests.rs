@@ -47,7 +47,8 @@ fn addresses_of_services_are_what_can_be_connected_to() {
         "http://h:1#fragment",
         "http://hush-hush@h:1",
         "http://u:hush-hush@h:1",
-        "https://h:1",
+        "https://",
+        "https://h:1/path",
         "https://u:hush-hush@h:1",
         "etcd:///user-service",
         "unix:/run/user.sock",
@@ -76,6 +77,15 @@ fn addresses_of_services_are_what_can_be_connected_to() {
         "http://[fe80::1]",
     ] {
         accepted(&format!("[services]\nuser = {address:?}\n"));
+    }
+    for address in ["https://h", "HTTPS://h:1/", "https://[::1]:1"] {
+        let text = format!("[services]\nuser = {address:?}\n");
+        if cfg!(feature = "tls") {
+            accepted(&text);
+        } else {
+            let error = error(&text, &[], None);
+            assert!(error.contains("feature tls"), "{error}");
+        }
     }
 }
 

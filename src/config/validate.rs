@@ -7,7 +7,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{in_etcd, is_host_and_port, is_of_a_path, is_origin, is_service};
+use super::forms::{WITHOUT_TLS, in_etcd, is_address, is_host_and_port, is_of_a_path};
+use super::forms::{is_origin, is_service};
 use super::{Config, Embedded, Endpoint, Mode, check_rules};
 use crate::error::ensure;
 use crate::ids::is_id;
@@ -114,16 +115,15 @@ pub fn may_listen(config: &Config, addr: SocketAddr) -> Result<(), String> {
     ensure(!has_sample || is_local, reason)
 }
 
-/// Of parts that are not built yet: better an error than a setting without effect.
-pub fn unset<T: Default + PartialEq>(value: &T) -> Checked {
-    let reason = "is not supported by this version: leave it empty";
-    ensure(*value == T::default(), reason)
-}
-
 /// As it stands in a header field: `Authorization: Bearer T`.
 pub fn bearer(token: &str) -> Checked {
     let is_visible = token.bytes().all(|byte| byte.is_ascii_graphic());
     ensure(is_visible, "must be printable ASCII without spaces")
+}
+
+/// What the file holds is looked at by whoever needs it.
+pub fn tls_file(file: &str) -> Checked {
+    ensure(cfg!(feature = "tls") || file.is_empty(), WITHOUT_TLS)
 }
 
 pub fn not_empty(path: &Path) -> Checked {
@@ -179,11 +179,6 @@ pub fn built_in(mode: &Mode) -> Checked {
     ensure(cfg!(feature = "reference") || *mode == Mode::Remote, reason)
 }
 
-pub fn with_tls(path: &str) -> Checked {
-    let reason = "this binary was built without TLS (the feature `tls`)";
-    ensure(cfg!(feature = "tls") || path.is_empty(), reason)
-}
-
 pub fn services(addresses: &[String]) -> Checked {
     ensure(!addresses.is_empty(), "needs at least one address")?;
     match in_etcd(addresses) {
@@ -198,9 +193,9 @@ pub fn services(addresses: &[String]) -> Checked {
 fn service(address: &str) -> Checked {
     let reason = match address.split_once("://") {
         Some(("etcd", _)) => ": etcd:///name stands alone, beside no address",
-        Some(("https", _)) => ": only http:// addresses are supported by this version",
         _ if is_service(address) => return Ok(()),
-        _ => " is not of the form http://host:port",
+        _ if is_address("https", address) => &format!(": {WITHOUT_TLS}"),
+        _ => " is not of the form http://host:port or https://host:port",
     };
     // What may be a password is not repeated.
     let shown = address.rsplit('@').next().unwrap_or_default();
@@ -210,7 +205,8 @@ fn service(address: &str) -> Checked {
 pub fn etcd(endpoints: &[String]) -> Checked {
     let is_built = cfg!(feature = "discovery") || endpoints.is_empty();
     ensure(is_built, "this binary was built without discovery")?;
-    endpoints.iter().try_for_each(|endpoint| service(endpoint))
+    let are_plain = endpoints.iter().all(|at| is_address("http", at));
+    ensure(are_plain, "must each be of the form http://host:port")
 }
 
 fn is_path(text: &str) -> bool {
@@ -224,10 +220,8 @@ pub fn prefix(prefix: &str) -> Checked {
 
 pub fn advertise(address: &str) -> Checked {
     let is_address = address.is_empty() || is_host_and_port(address);
-    ensure(
-        is_address,
-        "must be of the form host:port (empty: listen.addr)",
-    )
+    let reason = "must be of the form host:port (empty: listen.addr)";
+    ensure(is_address, reason)
 }
 
 pub fn url(url: &str) -> Checked {

@@ -12,8 +12,8 @@ use std::time::Instant;
 use super::StartError;
 #[cfg(feature = "admin")]
 use crate::admin::{Admin, Sources};
-use crate::broker::DeliveryContext;
 use crate::broker::source::DeliverySource;
+use crate::broker::{DeliveryContext, Endpoint, amqp};
 use crate::client::accept::Listener;
 use crate::client::transport::{self, Opener};
 use crate::client::{ConnectionObserver, Context};
@@ -26,10 +26,10 @@ use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
 use crate::reference::embedded;
 use crate::registry::Registry;
-use crate::services::{Services, Upstream};
+use crate::services::{self, Services, Upstream};
 use crate::threads::Fatal;
 #[cfg(feature = "tls")]
-use crate::tls::Tls;
+use crate::tls;
 
 /// The services in this process, where they are.
 pub(super) struct Embedded {
@@ -63,6 +63,28 @@ pub(super) fn embedded(config: &mut Config, fatal: &Fatal) -> Result<Option<Embe
     }
 }
 
+/// TLS to the services, where it is built in.
+pub(super) fn to_services(config: &Config) -> Option<Arc<dyn services::Tls>> {
+    #[cfg(feature = "tls")]
+    return Some(Arc::new(tls::ServicesTls::new(&config.services.ca)));
+    #[cfg(not(feature = "tls"))]
+    None
+}
+
+/// What opens connections to the broker. An error names the key that cannot be used.
+pub(super) fn to_broker(config: &Config) -> Result<amqp::Opener, StartError> {
+    let (broker, id) = (&config.broker, &config.gateway.id);
+    let endpoint = Endpoint::parse(&broker.url);
+    let endpoint = endpoint.map_err(|error| StartError::Part(format!("broker.url: {error}")))?;
+    #[cfg(feature = "tls")]
+    let wrap = tls::to_broker(&endpoint, &broker.ca).map_err(StartError::Part)?;
+    // TLS is refused as a URL.
+    #[cfg(not(feature = "tls"))]
+    let wrap = None;
+    let name = format!("ws-gateway {id}");
+    Ok(amqp::Opener::new(endpoint, name, broker.heartbeat, wrap))
+}
+
 /// The edges of one gateway.
 pub(super) struct Edges {
     #[cfg(feature = "admin")]
@@ -71,7 +93,7 @@ pub(super) struct Edges {
     #[cfg(feature = "discovery")]
     discovery: Option<Discovery>,
     #[cfg(feature = "tls")]
-    tls: Option<Tls>,
+    tls: Option<tls::Tls>,
 }
 
 impl Edges {
@@ -89,7 +111,7 @@ impl Edges {
             #[cfg(feature = "discovery")]
             discovery: None,
             #[cfg(feature = "tls")]
-            tls: Tls::new(&config.tls, metrics).map_err(StartError::Part)?,
+            tls: tls::Tls::new(&config.tls, metrics).map_err(StartError::Part)?,
         })
     }
 
@@ -121,7 +143,7 @@ impl Edges {
     /// Has what is read from files read again.
     pub fn reload(&self) {
         #[cfg(feature = "tls")]
-        self.tls.iter().for_each(Tls::reload);
+        self.tls.iter().for_each(tls::Tls::reload);
     }
 
     /// Registers the gateway, and answers operators from now on.

@@ -134,7 +134,7 @@ fn out_of_order(what: impl Display) -> String {
 mod tests {
     use rustls::crypto::ring;
 
-    use super::super::tests::issued;
+    use crate::tls::support::issued;
     use super::*;
 
     fn judged(cert: &str, key: &str) -> Result<Certificate, String> {

@@ -76,9 +76,14 @@ impl Current {
 ///
 /// # Errors
 ///
-/// A file that cannot be read, or what is wrong with what it holds, with the key of the configuration.
-pub fn read(config: &config::Tls) -> Result<Certificate, String> {
-    Files::read(config)?.certificate(&ring::default_provider())
+/// The key of the configuration, and what is wrong with its file, which names the key too.
+pub fn read(config: &config::Tls) -> Result<Certificate, (&'static str, String)> {
+    let files = Files::read(config);
+    let read = files.and_then(|files| files.certificate(&ring::default_provider()));
+    read.map_err(|reason| match reason.starts_with("tls.key") {
+        true => ("tls.key", reason),
+        false => ("tls.cert", reason),
+    })
 }
 
 impl Tls {
@@ -87,7 +92,7 @@ impl Tls {
         if config.cert.is_empty() {
             return Ok(None);
         }
-        let certificate = read(config)?;
+        let certificate = read(config).map_err(|(_, reason)| reason)?;
         let current = Arc::new(Current(RwLock::new(Arc::new(certificate))));
         let failed = |error: rustls::Error| format!("tls: {error}");
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -235,7 +240,7 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::path::Path;
 
-    use super::super::tests::{Issued, issued};
+    use crate::tls::support::{Issued, issued};
     use super::*;
 
     /// A folder as Kubernetes mounts a secret: `..data` points to the folder in force.

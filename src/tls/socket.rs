@@ -7,6 +7,9 @@
 //! What is encrypted has to leave in that order and whole, or the client's TLS cannot go on. So what
 //! the socket below does not take at once is kept as [`Sealed`], and goes out before anything else.
 
+#[cfg(test)]
+mod tests;
+
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::Shutdown;

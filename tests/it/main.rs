@@ -37,6 +37,10 @@ mod http_errors;
 #[cfg(feature = "discovery")]
 mod discovery;
 
+/// TLS towards the broker and the services.
+#[cfg(feature = "tls")]
+mod outward_tls;
+
 /// What an operator asks of a running gateway.
 mod admin;
 /// Pages of other sites, in the browser of an operator.

@@ -22,4 +22,4 @@ pub use self::connection::{AmqpConnection, Opener};
 pub use self::error::{AmqpError, Result, lost, no_thread};
 #[cfg(feature = "reference")]
 pub use self::publish::{Alarm, Confirms, Outcome};
-pub use self::socket::AbortHandle;
+pub use self::socket::{AbortHandle, Stream, Wrap};

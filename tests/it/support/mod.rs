@@ -30,6 +30,7 @@ pub mod raw_amqp;
 pub mod recipe;
 pub mod settings;
 pub mod stream;
+pub mod terminator;
 pub mod wait;
 pub mod watchdog;
 pub mod wire;

@@ -8,10 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
-    date_time_ymd,
-};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,42 +15,11 @@ use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion, version,
 };
 
-use super::socket::TlsSocket;
+use super::TlsSocket;
 use crate::client::transport::{Socket, Transport};
+use crate::tls::support::issued;
 
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// An issuer and what it issued for localhost, as PEM: its certificate, the other one, its key.
-pub(super) struct Issued {
-    pub root: String,
-    pub cert: String,
-    pub key: String,
-}
-
-/// `until`: the year in which it expires.
-pub(super) fn issued(until: i32) -> Issued {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name = named("the root");
-    let key = KeyPair::generate().unwrap();
-    let root = params.self_signed(&key).unwrap().pem();
-    let issuer = Issuer::new(params, key);
-    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
-    params.distinguished_name = named("the gateway");
-    params.not_after = date_time_ymd(until, 1, 1);
-    let key = KeyPair::generate().unwrap();
-    Issued {
-        root,
-        cert: params.signed_by(&key, &issuer).unwrap().pem(),
-        key: key.serialize_pem(),
-    }
-}
-
-fn named(name: &str) -> DistinguishedName {
-    let mut named = DistinguishedName::new();
-    named.push(DnType::CommonName, name);
-    named
-}
 
 /// A socket that takes a few bytes, or none at all, whatever room it has.
 struct Stingy {
