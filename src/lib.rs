@@ -60,6 +60,7 @@
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
 //! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
 //! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
+//! | how a proxy's header before the request is understood | `proxy_protocol.rs`, `proxy_protocol/header.rs` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //!
 //! # The threads
@@ -102,7 +103,7 @@
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
-//!   `broker` and `presence`, `reference`, `admin` and `discovery`, `gateway`. No circle among files. A client's
+//!   `broker` and `presence`, `reference`, `admin`, `discovery` and `proxy_protocol`, `gateway`. No circle among files. A client's
 //!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
 //!   `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
@@ -129,6 +130,8 @@ pub mod ids;
 pub mod logging;
 pub mod metrics;
 pub mod presence;
+#[cfg(feature = "proxy-protocol")]
+pub mod proxy_protocol;
 pub mod readiness;
 #[cfg(feature = "recipes")]
 pub mod recipes;

@@ -2,35 +2,30 @@
 
 use std::net::Ipv6Addr;
 
+use url::Position::BeforePath;
+use url::Url;
+
 /// `http://host:port`.
 pub fn is_service(address: &str) -> bool {
-    let scheme = address.split_once("://").map(|(scheme, _)| scheme);
-    let is_http = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("http"));
-    is_http && is_origin(address.strip_suffix('/').unwrap_or(address))
+    address.split_once("://").is_some_and(|(scheme, at)| {
+        let at = at.strip_suffix('/').unwrap_or(at);
+        scheme.eq_ignore_ascii_case("http") && (is_host(at) || is_host_and_port(at))
+    })
 }
 
-/// `scheme://host` or `scheme://host:port`, as a browser writes it.
+/// `scheme://host` or `scheme://host:port`, as a browser writes it: an address in its one form, and
+/// without the port that is its scheme's own.
 pub(super) fn is_origin(text: &str) -> bool {
-    let Some((scheme, authority)) = text.split_once("://") else {
-        return false;
-    };
-    let (host, port) = match authority.rsplit_once(':') {
-        // Else the colon is one of an IPv6 address.
-        Some((host, port)) if !port.ends_with(']') => (host, port),
-        _ => (authority, "0"),
-    };
-    let of_a_scheme = |b: u8| b.is_ascii_alphanumeric() || b"+.-".contains(&b);
-    scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-        && scheme.bytes().all(of_a_scheme)
-        && is_host(host)
-        && port.bytes().all(|b| b.is_ascii_digit())
-        && port.parse::<u16>().is_ok()
+    let is_whole = |url: Url| url.has_host() && url[..BeforePath].eq_ignore_ascii_case(text);
+    Url::parse(text).is_ok_and(is_whole) && !text.contains(['@', '*'])
 }
 
 /// `host:port`.
 pub fn is_host_and_port(text: &str) -> bool {
-    let has_port = |(_, port): (&str, &str)| port.parse().is_ok_and(|port: u16| port > 0);
-    text.rsplit_once(':').is_some_and(has_port) && is_origin(&format!("http://{text}"))
+    let is_digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let is_port = |text: &str| is_digits(text) && text.parse().is_ok_and(|port: u16| port > 0);
+    let parts = text.rsplit_once(':');
+    parts.is_some_and(|(host, port)| is_host(host) && is_port(port))
 }
 
 /// The name behind `etcd:///`, if that is where a service's addresses are found.

@@ -50,6 +50,9 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
     let (settle, drain) = (config.shutdown.settle, config.shutdown.drain);
     check("shutdown.settle", ensure(settle * 2 <= drain, reason))?;
     discovery(&config)?;
+    let has_proxies = !config.listen.proxy_protocol || !config.listen.trusted_proxies.is_empty();
+    let reason = "needs listen.trusted_proxies: from these alone a header is believed";
+    check("listen.proxy_protocol", ensure(has_proxies, reason))?;
     if config.backend.mode == Mode::Embedded {
         check("listen.addr", may_listen(&config, config.listen.addr))?;
     }
@@ -161,14 +164,15 @@ pub fn path(path: &str) -> Checked {
 
 pub fn origins(origins: &[String]) -> Checked {
     origins.iter().try_for_each(|origin| {
-        let reason = format!("`{origin}` is not of the form scheme://host or scheme://host:port");
+        let reason = format!("`{origin}` is no scheme://host[:port] as a browser sends it");
         ensure(is_origin(origin), reason)
     })
 }
 
-pub fn built_in(mode: &Mode) -> Checked {
-    let reason = "this binary was built without the embedded services";
-    ensure(cfg!(feature = "reference") || *mode == Mode::Remote, reason)
+/// A `part` that may be left out of the binary; only the value `without` does without it.
+pub fn built_in<T: PartialEq>(value: &T, is_built: bool, without: T, part: &str) -> Checked {
+    let reason = format!("this binary was built without {part}");
+    ensure(is_built || *value == without, reason)
 }
 
 pub fn services(addresses: &[String]) -> Checked {
@@ -195,8 +199,7 @@ fn service(address: &str) -> Checked {
 }
 
 pub fn etcd(endpoints: &[String]) -> Checked {
-    let is_built = cfg!(feature = "discovery") || endpoints.is_empty();
-    ensure(is_built, "this binary was built without discovery")?;
+    built_in(&endpoints, cfg!(feature = "discovery"), &[], "discovery")?;
     endpoints.iter().try_for_each(|endpoint| service(endpoint))
 }
 

@@ -48,6 +48,9 @@ mod metrics;
 mod addresses;
 /// Request heads as balancers and proxies send them, and as attackers do.
 mod heads;
+/// What a proxy says of its client before the request.
+#[cfg(feature = "proxy-protocol")]
+mod proxy_protocol;
 /// Requests that are almost JSON objects.
 mod request_shapes;
 
