@@ -32,6 +32,8 @@ mod error_codes;
 mod handshakes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
+/// Tokens and origins that let nobody in; and what is another's stays theirs.
+mod who_gets_in;
 
 /// Registered in etcd, and services found there, whatever becomes of it.
 #[cfg(feature = "discovery")]
