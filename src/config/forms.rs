@@ -22,10 +22,10 @@ pub(super) fn is_origin(text: &str) -> bool {
 
 /// `host:port`.
 pub fn is_host_and_port(text: &str) -> bool {
-    let is_digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    let is_port = |text: &str| is_digits(text) && text.parse().is_ok_and(|port: u16| port > 0);
-    let parts = text.rsplit_once(':');
-    parts.is_some_and(|(host, port)| is_host(host) && is_port(port))
+    // A number may have a sign.
+    let is_port = |text: &str| text.parse().is_ok_and(|it: u16| it > 0) && !text.starts_with('+');
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| is_host(host) && is_port(port))
 }
 
 /// The name behind `etcd:///`, if that is where a service's addresses are found.

@@ -36,6 +36,8 @@ fn addresses_of_services_are_what_can_be_connected_to() {
         "http://h:",
         "http://h:70000",
         "http://h:-1",
+        "http://h:+1",
+        "http://h:0",
         "http://h:1:2",
         "http://:1",
         "http://a b:1",

@@ -213,11 +213,8 @@ pub fn prefix(prefix: &str) -> Checked {
 }
 
 pub fn advertise(address: &str) -> Checked {
-    let is_address = address.is_empty() || is_host_and_port(address);
-    ensure(
-        is_address,
-        "must be of the form host:port (empty: listen.addr)",
-    )
+    let reason = "must be of the form host:port (empty: listen.addr)";
+    ensure(address.is_empty() || is_host_and_port(address), reason)
 }
 
 pub fn url(url: &str) -> Checked {
