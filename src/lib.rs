@@ -62,6 +62,7 @@
 //! | TLS with clients, and the certificate | `tls/` (an edge) |
 //! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
 //! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
+//! | how a proxy's header before the request is understood | `proxy_protocol.rs`, `proxy_protocol/header.rs` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //!
 //! # The threads
@@ -104,7 +105,8 @@
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
-//!   `broker` and `presence`, `reference`, `admin`, `discovery` and `tls`, `gateway`. No circle among files. A client's
+//!   `broker` and `presence`, `reference`, `admin`, `discovery`, `proxy_protocol` and `tls`, `gateway`. No
+//!   circle among files. A client's
 //!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
 //!   `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
@@ -131,6 +133,8 @@ pub mod ids;
 pub mod logging;
 pub mod metrics;
 pub mod presence;
+#[cfg(feature = "proxy-protocol")]
+pub mod proxy_protocol;
 pub mod readiness;
 #[cfg(feature = "recipes")]
 pub mod recipes;

@@ -50,12 +50,12 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     let deadline = admission.since + context.config.listen.handshake_timeout;
     let mut bytes = Vec::with_capacity(MAX_HEAD);
     let read = read_head(&admission.socket, deadline, &mut bytes);
+    admission.peer = admission.socket.client().unwrap_or(admission.peer);
     admission.head_is_over()?;
     let Some(head) = read? else {
         return Ok(None);
     };
-    let peer = admission.socket.client().unwrap_or(admission.peer);
-    let client = client_address(&head, peer, &context.config.listen);
+    let client = client_address(&head, admission.peer, &context.config.listen);
     let counted = admission.count_for(client);
     // Pages are shown to those as well who are too many.
     expect_upgrade(&head, context)?;

@@ -20,7 +20,8 @@ const SIOCOUTQ: Opcode = 0x5411;
 /// The contract, beyond what the methods say:
 /// - At most one thread reads and one sends at a time; they may do so at the same time.
 /// - [`Transport::read`] makes at most one read of the socket. Bytes that bring no plaintext yet are
-///   [`Interrupted`](io::ErrorKind::Interrupted): read again.
+///   [`Interrupted`](io::ErrorKind::Interrupted): read again. Bytes that cannot come here at all are
+///   [`InvalidData`](io::ErrorKind::InvalidData), and the error says to the client what has to come.
 /// - [`Transport::send`] counts a byte only once what carries it has left for the socket. What was not
 ///   counted is sent again, and a retry begins with the same bytes.
 /// - What the transport itself wants to write after a read ([`Transport::has_output`]) goes out with

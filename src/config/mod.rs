@@ -93,8 +93,11 @@ tables! {
         path: String = "/ws".into() => path,
         /// `scheme://host[:port]` of the pages that may connect; empty: any.
         allowed_origins: Vec<String> = Vec::new() => origins,
-        /// The proxies whose X-Forwarded-For is believed: addresses and networks.
+        /// The proxies whose X-Forwarded-For or PROXY header is believed: addresses and networks.
         trusted_proxies: Vec<Network> = Vec::new(),
+        /// From these a PROXY header comes first.
+        proxy_protocol: bool = false
+            => built_in(cfg!(feature = "proxy-protocol"), false, "the PROXY protocol"),
         /// For the whole request head, however slowly it comes.
         handshake_timeout: Duration as "duration" = Duration::from_secs(10) => positive,
     }
@@ -130,7 +133,8 @@ tables! {
     }
 
     backend: Backend {
-        mode: Mode = Mode::Embedded => built_in,
+        mode: Mode = Mode::Embedded
+            => built_in(cfg!(feature = "reference"), Mode::Remote, "the embedded services"),
     }
 
     services: Services {

@@ -52,9 +52,8 @@ pub fn display(config: &Config) -> String {
         shown.admin.token = HIDDEN.into();
     }
     let numbered = (1..).zip(config.embedded.tokens.values().cloned());
-    shown.embedded.tokens = numbered
-        .map(|(number, token)| (format!("{HIDDEN}{number}"), token))
-        .collect();
+    let hidden = numbered.map(|(number, token)| (format!("{HIDDEN}{number}"), token));
+    shown.embedded.tokens = hidden.collect();
     toml::to_string(&shown).unwrap_or_else(|error| format!("# not to be shown: {error}\n"))
 }
 

@@ -36,6 +36,8 @@ fn addresses_of_services_are_what_can_be_connected_to() {
         "http://h:",
         "http://h:70000",
         "http://h:-1",
+        "http://h:+1",
+        "http://h:0",
         "http://h:1:2",
         "http://:1",
         "http://a b:1",
@@ -250,6 +252,11 @@ fn paths_and_origins_are_ones_that_a_client_can_send() {
         "https://u@h",
         "https://h?q",
         "https://h h",
+        "https://h:443",
+        "http://h:80",
+        "http://h:08080",
+        "http://[0:0::1]",
+        "https://b\u{fc}cher.example",
         "://h",
         "1://h",
     ] {
@@ -264,10 +271,34 @@ fn paths_and_origins_are_ones_that_a_client_can_send() {
     for origin in [
         "https://chat.example.com",
         "http://[::1]:8080",
+        "HTTPS://Chat.Example.com",
+        "https://h:80",
         "app+x://host",
     ] {
         accepted(&format!("[listen]\nallowed_origins = [{origin:?}]\n"));
     }
+}
+
+#[cfg(not(feature = "proxy-protocol"))]
+#[test]
+fn a_proxy_header_is_not_expected_by_a_binary_that_knows_none() {
+    let on = "[listen]\nproxy_protocol = true\ntrusted_proxies = [\"10.0.0.1\"]\n";
+    let named = "the-file: listen.proxy_protocol: this binary was built without the PROXY protocol";
+    assert_eq!(error(on, &[], None), named);
+}
+
+#[cfg(feature = "proxy-protocol")]
+#[test]
+fn a_proxy_header_is_believed_from_proxies_that_are_named() {
+    let on = "[listen]\nproxy_protocol = true\n";
+    let error = error(on, &[], None);
+    assert!(
+        error.starts_with("the-file: listen.proxy_protocol: "),
+        "{error}"
+    );
+    assert!(error.contains("listen.trusted_proxies"), "{error}");
+    accepted(&format!("{on}trusted_proxies = [\"10.0.0.1\"]\n"));
+    accepted("[listen]\nproxy_protocol = false\n");
 }
 
 /// Whatever is wrong with a token, its text is not told; nor are other secrets.

@@ -51,12 +51,11 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
     let (settle, drain) = (config.shutdown.settle, config.shutdown.drain);
     check("shutdown.settle", ensure(settle * 2 <= drain, reason))?;
     discovery(&config)?;
+    let has_proxies = !config.listen.proxy_protocol || !config.listen.trusted_proxies.is_empty();
+    let reason = "needs listen.trusted_proxies: from these alone a header is believed";
+    check("listen.proxy_protocol", ensure(has_proxies, reason))?;
     let (cert, key) = (&config.tls.cert, &config.tls.key);
-    let missing = if cert.is_empty() {
-        "tls.cert"
-    } else {
-        "tls.key"
-    };
+    let missing = ["tls.key", "tls.cert"][usize::from(cert.is_empty())];
     let reason = "is needed: a certificate and its key go together";
     check(missing, ensure(cert.is_empty() == key.is_empty(), reason))?;
     if config.backend.mode == Mode::Embedded {
@@ -169,14 +168,15 @@ pub fn path(path: &str) -> Checked {
 
 pub fn origins(origins: &[String]) -> Checked {
     origins.iter().try_for_each(|origin| {
-        let reason = format!("`{origin}` is not of the form scheme://host or scheme://host:port");
+        let reason = format!("`{origin}` is no scheme://host[:port] as a browser sends it");
         ensure(is_origin(origin), reason)
     })
 }
 
-pub fn built_in(mode: &Mode) -> Checked {
-    let reason = "this binary was built without the embedded services";
-    ensure(cfg!(feature = "reference") || *mode == Mode::Remote, reason)
+/// A `part` that may be left out of the binary; only the value `without` does without it.
+pub fn built_in<T: PartialEq>(value: &T, is_built: bool, without: T, part: &str) -> Checked {
+    let reason = format!("this binary was built without {part}");
+    ensure(is_built || *value == without, reason)
 }
 
 pub fn services(addresses: &[String]) -> Checked {
@@ -203,8 +203,7 @@ fn service(address: &str) -> Checked {
 }
 
 pub fn etcd(endpoints: &[String]) -> Checked {
-    let is_built = cfg!(feature = "discovery") || endpoints.is_empty();
-    ensure(is_built, "this binary was built without discovery")?;
+    built_in(&endpoints, cfg!(feature = "discovery"), &[], "discovery")?;
     let are_plain = endpoints.iter().all(|at| is_address("http", at));
     ensure(are_plain, "must each be of the form http://host:port")
 }
@@ -219,9 +218,8 @@ pub fn prefix(prefix: &str) -> Checked {
 }
 
 pub fn advertise(address: &str) -> Checked {
-    let is_address = address.is_empty() || is_host_and_port(address);
     let reason = "must be of the form host:port (empty: listen.addr)";
-    ensure(is_address, reason)
+    ensure(address.is_empty() || is_host_and_port(address), reason)
 }
 
 pub fn url(url: &str) -> Checked {

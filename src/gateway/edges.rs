@@ -1,7 +1,12 @@
 //! What the core does without, each part a cargo feature: tied in around it here, and nowhere else.
 
 #![cfg_attr(
-    not(all(feature = "admin", feature = "discovery", feature = "reference")),
+    not(all(
+        feature = "admin",
+        feature = "discovery",
+        feature = "proxy-protocol",
+        feature = "reference"
+    )),
     allow(unused_variables, clippy::unused_self)
 )]
 
@@ -17,11 +22,15 @@ use crate::broker::{DeliveryContext, Endpoint, amqp};
 use crate::client::accept::Listener;
 use crate::client::transport::{self, Opener};
 use crate::client::{ConnectionObserver, Context};
+#[cfg(feature = "proxy-protocol")]
+use crate::config::Listen;
 use crate::config::{Config, Mode};
 #[cfg(feature = "discovery")]
 use crate::discovery::Discovery;
 use crate::http::Page;
 use crate::metrics::Metrics;
+#[cfg(feature = "proxy-protocol")]
+use crate::proxy_protocol;
 use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
 use crate::reference::embedded;
@@ -87,6 +96,8 @@ pub(super) fn to_broker(config: &Config) -> Result<amqp::Opener, StartError> {
 
 /// The edges of one gateway.
 pub(super) struct Edges {
+    #[cfg(feature = "proxy-protocol")]
+    listen: Listen,
     #[cfg(feature = "admin")]
     admin: Admin,
     /// Once it is started.
@@ -102,6 +113,8 @@ impl Edges {
         #[cfg(feature = "admin")]
         let (key, addr) = ("admin.addr", config.admin.addr);
         Ok(Self {
+            #[cfg(feature = "proxy-protocol")]
+            listen: config.listen.clone(),
             #[cfg(feature = "admin")]
             admin: Admin::bind(addr, Arc::clone(metrics)).map_err(|error| StartError::Listen {
                 key,
@@ -132,6 +145,9 @@ impl Edges {
     /// What a client's socket is to be.
     pub fn opener(&self) -> Opener {
         let opener = transport::plain();
+        #[cfg(feature = "proxy-protocol")]
+        let opener = proxy_protocol::opener(opener, &self.listen);
+        // What a proxy says comes before TLS.
         #[cfg(feature = "tls")]
         let opener = match &self.tls {
             Some(tls) => tls.opener(opener),

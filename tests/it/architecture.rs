@@ -17,12 +17,13 @@ struct Rule {
 }
 
 /// What the core does without: each could be deleted with its folder or file.
-const EDGES: [&str; 11] = [
+const EDGES: [&str; 12] = [
     "crate::check",
     "crate::recipes",
     "crate::reference",
     "crate::admin",
     "crate::discovery",
+    "crate::proxy_protocol",
     "crate::tls",
     "crate::chat",
     "crate::terminal",
@@ -345,7 +346,7 @@ const LAYERS: [&[&str]; 9] = [
     &["client"],
     &["capacity", "registry"],
     &["broker", "presence"],
-    &["admin", "discovery", "reference", "tls"],
+    &["admin", "discovery", "proxy_protocol", "reference", "tls"],
     &["check", "gateway", "recipes"],
     &["main", "lib", "signals"],
 ];

@@ -32,6 +32,8 @@ mod error_codes;
 mod handshakes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
+/// Tokens and origins that let nobody in; and what is another's stays theirs.
+mod who_gets_in;
 
 /// Registered in etcd, and services found there, whatever becomes of it.
 #[cfg(feature = "discovery")]
@@ -56,6 +58,9 @@ mod addresses;
 mod heads;
 /// Clients that would have the gateway work, or hold memory, without end.
 mod hostile_clients;
+/// What a proxy says of its client before the request.
+#[cfg(feature = "proxy-protocol")]
+mod proxy_protocol;
 /// Requests that are almost JSON objects.
 mod request_shapes;
 

@@ -218,7 +218,7 @@ fn who_speaks_no_tls_is_refused_with_the_reason_and_never_in_the_clear() {
     let _ = plain.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     let disconnects = || gateway.admin.ask("GET", "/disconnects", &[]).body;
-    wait_until("it is listed", || disconnects().contains("bad_transport"));
+    wait_until("it is listed", || disconnects().contains("bad_preamble"));
     assert!(disconnects().contains("ws://"), "{}", disconnects());
 
     // And who does not trust the certificate.

@@ -25,6 +25,7 @@ pub mod paths;
 pub mod process;
 pub mod prometheus;
 pub mod puppet;
+pub mod random;
 pub mod raw;
 pub mod raw_amqp;
 pub mod recipe;

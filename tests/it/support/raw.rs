@@ -59,8 +59,12 @@ impl Raw {
     pub fn connect_from(from: IpAddr, to: SocketAddr) -> Self {
         // Not to be inherited by the processes that other tests start meanwhile.
         let flags = SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
-        let socket = socket.expect("a socket");
+        let family = if from.is_ipv6() {
+            AddressFamily::INET6
+        } else {
+            AddressFamily::INET
+        };
+        let socket = socket_with(family, SocketType::STREAM, flags, None).expect("a socket");
         rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("of the loopback");
         rustix::net::connect(&socket, &to).expect("the gateway listens");
         Self::over(TcpStream::from(socket))
