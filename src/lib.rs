@@ -136,4 +136,5 @@ pub mod recipes;
 pub mod reference;
 pub mod registry;
 pub mod services;
+mod sync;
 pub mod threads;

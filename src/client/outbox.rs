@@ -34,18 +34,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::iter;
 use std::net::Shutdown;
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
-use std::thread;
 use std::time::{Duration, Instant};
-
-use crossbeam::queue::SegQueue;
-use parking_lot::{Mutex, MutexGuard};
 
 use super::close::CloseReason;
 use super::frame::Frame;
 use super::transport::Socket;
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, OnceLock};
+use crate::sync::{SegQueue, Thread, fence};
 
 /// What one system call carries at most, and what one deliverer writes to one connection before it
 /// hands over, so that a busy connection does not keep it from the others. In bytes.
@@ -72,7 +68,7 @@ pub struct Outbox {
     sent: AtomicU64,
     /// The write side belongs to the writer thread until the queue is empty.
     handed_over: AtomicBool,
-    writer: OnceLock<thread::Thread>,
+    writer: OnceLock<Thread>,
     closing: OnceLock<CloseReason>,
 }
 
@@ -132,7 +128,7 @@ impl Outbox {
     }
 
     /// Names the thread that [`Outbox::flush_blocking`]s after a hand-over.
-    pub fn set_writer(&self, writer: thread::Thread) {
+    pub fn set_writer(&self, writer: Thread) {
         // A second name would be a bug of the one caller; the first one stands.
         let _ = self.writer.set(writer);
     }
@@ -495,6 +491,7 @@ mod tests {
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
+    use std::thread;
 
     use rustix::net::sockopt;
 

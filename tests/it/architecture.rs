@@ -331,7 +331,9 @@ fn what_may_be_named_and_what_only_looks_like_a_name_is_let_through() {
 
 /// From the bottom up: a file names no part of the crate that is above its own.
 const LAYERS: [&[&str]; 9] = [
-    &["backoff", "drain", "error", "ids", "logging", "threads"],
+    &[
+        "backoff", "drain", "error", "ids", "logging", "sync", "threads",
+    ],
     &["config", "http", "metrics", "readiness"],
     &["services"],
     &["client"],
