@@ -22,7 +22,12 @@
 //! the right one, the left thread finds the write side free. Both columns from the fence on are
 //! [`Outbox::flush`], which therefore follows each push and each time that the write side was held.
 //! The same holds with the flag `handed_over` in the lock's place, which its owner clears before it
-//! unlocks.
+//! unlocks; and between whoever has something for the writer thread, such as that flag or a close, and
+//! wakes it, and the writer thread, which says who it is before it looks for the first time: the
+//! fences of [`Outbox::wake_writer`] and [`Outbox::set_writer`].
+//!
+//! `tests/run loom` tries it all in every interleaving, and finds the one that goes wrong where a
+//! fence is left out.
 //!
 //! Nobody waits here for a client but its own two threads: a push that finds no room is refused, and
 //! its connection falls back to its inbox (see [`gate`](super::gate)).
@@ -127,10 +132,12 @@ impl Outbox {
         }
     }
 
-    /// Names the thread that [`Outbox::flush_blocking`]s after a hand-over.
+    /// Names the thread that [`Outbox::flush_blocking`]s after a hand-over, before it looks whether
+    /// one has been.
     pub fn set_writer(&self, writer: Thread) {
         // A second name would be a bug of the one caller; the first one stands.
         let _ = self.writer.set(writer);
+        fence(SeqCst);
     }
 
     /// Queues `frame` (a frame or a batch) and writes nothing, save to make room for it: an
@@ -403,6 +410,7 @@ impl Outbox {
     }
 
     pub fn wake_writer(&self) {
+        fence(SeqCst);
         if let Some(writer) = self.writer.get() {
             writer.unpark();
         }

@@ -5,11 +5,11 @@
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 use loom::cell::{MutPtr, UnsafeCell};
 pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-pub use loom::thread::Thread;
 use loom::thread::yield_now;
 
 thread_local! {
@@ -20,7 +20,9 @@ thread_local! {
 /// The lines of `src/client/outbox.rs` that are a fence, counted from 1.
 pub fn fences() -> Vec<u32> {
     let lines = include_str!("../../../src/client/outbox.rs").lines();
-    let fences = (1..).zip(lines).filter(|(_, line)| line.trim() == "fence(SeqCst);");
+    let fences = (1..)
+        .zip(lines)
+        .filter(|(_, line)| line.trim() == "fence(SeqCst);");
     fences.map(|(number, _)| number).collect()
 }
 
@@ -36,6 +38,33 @@ pub fn fence(order: Ordering) {
     let left_out = LEFT_OUT.get().map(|index| fences()[index]);
     if left_out != Some(Location::caller().line()) {
         loom::sync::atomic::fence(order);
+    }
+}
+
+/// As std's, whose parker on Linux takes these steps. (loom's own forgets an `unpark` of a thread that
+/// waits for a lock.) Whoever waits comes back when nobody else can go on; that is any time after it
+/// was let go, since until then its step changes nothing, and so could as well have come later. One
+/// that is never let go makes the execution too long for loom.
+#[derive(Clone)]
+pub struct Thread {
+    is_let_go: Arc<AtomicBool>,
+}
+
+impl Thread {
+    pub fn new() -> Self {
+        let is_let_go = Arc::new(AtomicBool::new(false));
+        Self { is_let_go }
+    }
+
+    pub fn unpark(&self) {
+        self.is_let_go.swap(true, Release);
+    }
+
+    /// Parks the one thread that is this.
+    pub fn park(&self) {
+        while !self.is_let_go.swap(false, Acquire) {
+            yield_now();
+        }
     }
 }
 
@@ -150,7 +179,9 @@ impl<T> OnceLock<T> {
             if let Some(value) = self.get() {
                 return value;
             }
-            let begun = self.state.compare_exchange(EMPTY, RUNNING, Acquire, Acquire);
+            let begun = self
+                .state
+                .compare_exchange(EMPTY, RUNNING, Acquire, Acquire);
             match (begun, init.take()) {
                 (Ok(_), Some(init)) => {
                     let _ = self.value.set(init());

@@ -2,32 +2,67 @@
 
 #![cfg(loom)]
 
-use ws_gateway_loom::client::outbox_models as outbox;
+use ws_gateway_loom::client::{gate_models, outbox_models};
 use ws_gateway_loom::stand_ins::{fences, without_fence};
 
-#[test]
-fn two_push_and_flush() {
-    outbox::two_push_and_flush();
+/// One test for each model.
+macro_rules! models {
+    ($($models:ident: $($name:ident)+;)+) => {
+        $($(
+            #[test]
+            fn $name() {
+                $models::$name();
+            }
+        )+)+
+    };
 }
 
-#[test]
-fn two_go_past_the_queue() {
-    outbox::two_go_past_the_queue();
+models! {
+    outbox_models:
+        two_push_and_flush
+        two_go_past_the_queue
+        one_pushes_and_one_goes_past
+        one_pushes_and_one_answers
+        two_push_two_each
+        three_push_and_flush
+        one_pushes_and_one_looks_at_the_progress
+        one_pushes_and_one_catches_up
+        one_pushes_and_one_pings
+        a_full_socket_is_handed_over
+        two_push_to_a_full_socket
+        two_go_past_the_queue_to_a_full_socket
+        two_push_to_a_full_queue
+        one_answers_behind_a_full_queue
+        one_pushes_and_one_closes
+        one_goes_past_the_queue_and_one_closes
+        one_is_half_way_through_a_frame_and_one_closes;
 }
 
-#[test]
-fn one_pushes_and_one_goes_past() {
-    outbox::one_pushes_and_one_goes_past();
+/// One test for each fence, in the order in which they stand in the file: without it the model fails.
+macro_rules! fences {
+    ($($index:literal $name:ident: $model:ident, $fails:literal;)+) => {
+        $(
+            #[test]
+            #[should_panic(expected = $fails)]
+            fn $name() {
+                without_fence($index, outbox_models::$model);
+            }
+        )+
+
+        #[test]
+        fn each_fence_is_left_out_once() {
+            assert_eq!(fences().len(), [$($index),+].len());
+        }
+    };
 }
 
-#[test]
-#[should_panic]
-fn fence_0() {
-    without_fence(0, outbox::two_push_and_flush);
-}
-
-#[test]
-#[should_panic]
-fn fence_1() {
-    without_fence(1, outbox::two_push_and_flush);
+fences! {
+    0 a_writer_that_says_who_it_is_needs_its_fence:
+        a_full_socket_is_handed_over, "exceeded maximum number of branches";
+    1 whoever_queues_a_frame_needs_its_fence:
+        two_push_and_flush, "a frame is stranded";
+    2 whoever_frees_the_write_side_needs_its_fence:
+        two_push_and_flush, "a frame is stranded";
+    3 whoever_wakes_the_writer_needs_its_fence:
+        a_full_socket_is_handed_over, "exceeded maximum number of branches";
 }
