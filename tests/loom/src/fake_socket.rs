@@ -75,7 +75,9 @@ impl Transport for FakeSocket {
     /// A call that may block and takes nothing has waited for as long as the write timeout lets it.
     fn send(&self, bytes: &[u8], _: bool) -> io::Result<usize> {
         self.state(|state| {
-            assert!(!state.is_shut, "nothing is sent behind the end");
+            if state.is_shut {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             let takes = state.takes.pop_front().unwrap_or(usize::MAX);
             let sent = takes.min(bytes.len());
             state.taken.extend(&bytes[..sent]);
