@@ -5,17 +5,23 @@ use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use loom::cell::UnsafeCell;
 
 use super::transport::Transport;
+use crate::stand_ins::Waiting;
 
 /// Loom sees to it that two threads are never in it at once, nor one after the other with nothing
 /// that orders them: the write side is one holder's.
 pub struct FakeSocket {
     state: UnsafeCell<State>,
+    /// How many bytes it has taken, for who waits for so many.
+    count: AtomicUsize,
+    waiting: Waiting,
 }
 
 struct State {
@@ -42,13 +48,23 @@ impl FakeSocket {
             taken: Vec::new(),
             is_shut: false,
         };
-        let state = UnsafeCell::new(state);
-        Arc::new(Self { state })
+        Arc::new(Self {
+            state: UnsafeCell::new(state),
+            count: AtomicUsize::new(0),
+            waiting: Waiting::default(),
+        })
     }
 
     fn state<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
         // SAFETY: loom checks that one thread at a time is in it.
         self.state.with_mut(|state| look(unsafe { &mut *state }))
+    }
+
+    /// Waits until it has taken so many bytes. If it never does, loom calls that a deadlock.
+    pub fn wait_for(&self, bytes: usize) {
+        while self.count.load(Relaxed) < bytes {
+            self.waiting.wait();
+        }
     }
 
     /// All that it took, once nobody sends any more.
@@ -81,6 +97,8 @@ impl Transport for FakeSocket {
             let takes = state.takes.pop_front().unwrap_or(usize::MAX);
             let sent = takes.min(bytes.len());
             state.taken.extend(&bytes[..sent]);
+            self.count.fetch_add(sent, Relaxed);
+            self.waiting.wake();
             if sent == 0 {
                 return Err(io::ErrorKind::WouldBlock.into());
             }

@@ -72,7 +72,7 @@ impl Scene {
 
     /// As the writer thread does it, until the connection ends.
     fn writer_loop(&self) {
-        let thread = Thread::new();
+        let thread = Thread::default();
         self.outbox.set_writer(thread.clone());
         while self.outbox.closing().is_none() {
             if self.outbox.is_handed_over() {
@@ -83,12 +83,9 @@ impl Scene {
         }
     }
 
-    /// Waits until the writer thread has written what was left to it of so many frames. If it never
-    /// does, the execution is too long for loom.
-    fn wait_for(&self, frames: u64) {
-        while self.outbox.sent() < 1 + 2 * frames {
-            thread::yield_now();
-        }
+    /// Waits until the client got so many frames.
+    fn wait_for(&self, frames: usize) {
+        self.socket.wait_for(1 + 2 * frames);
     }
 
     /// The frames that the client got, each of them whole.

@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release, SeqCs
 
 use loom::cell::{MutPtr, UnsafeCell};
 pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use loom::thread::yield_now;
 
 thread_local! {
     /// A model runs on one thread of the system: this one.
@@ -41,29 +40,54 @@ pub fn fence(order: Ordering) {
     }
 }
 
+/// Threads that wait until something is so. Looking whether it is and waiting is one step to loom, as
+/// is making it so and waking: it switches threads at its own types alone. A thread may come back too
+/// early, and looks again.
+#[derive(Default)]
+pub(crate) struct Waiting(std::sync::Mutex<Vec<loom::thread::Thread>>);
+
+impl Waiting {
+    pub(crate) fn wait(&self) {
+        let thread = loom::thread::current();
+        self.0.lock().expect("nothing panics here").push(thread);
+        loom::thread::park();
+    }
+
+    pub(crate) fn wake(&self) {
+        let threads = std::mem::take(&mut *self.0.lock().expect("nothing panics here"));
+        threads.iter().for_each(loom::thread::Thread::unpark);
+    }
+}
+
 /// As std's, whose parker on Linux takes these steps. (loom's own forgets an `unpark` of a thread that
-/// waits for a lock.) Whoever waits comes back when nobody else can go on; that is any time after it
-/// was let go, since until then its step changes nothing, and so could as well have come later. One
-/// that is never let go makes the execution too long for loom.
-#[derive(Clone)]
-pub struct Thread {
-    is_let_go: Arc<AtomicBool>,
+/// yields.)
+#[derive(Clone, Default)]
+pub struct Thread(Arc<Parker>);
+
+struct Parker {
+    is_let_go: AtomicBool,
+    waiting: Waiting,
+}
+
+impl Default for Parker {
+    fn default() -> Self {
+        Self {
+            is_let_go: AtomicBool::new(false),
+            waiting: Waiting::default(),
+        }
+    }
 }
 
 impl Thread {
-    pub fn new() -> Self {
-        let is_let_go = Arc::new(AtomicBool::new(false));
-        Self { is_let_go }
-    }
-
     pub fn unpark(&self) {
-        self.is_let_go.swap(true, Release);
+        self.0.is_let_go.swap(true, Release);
+        self.0.waiting.wake();
     }
 
-    /// Parks the one thread that is this.
+    /// Parks the one thread that this is.
     pub fn park(&self) {
-        while !self.is_let_go.swap(false, Acquire) {
-            yield_now();
+        while !self.0.is_let_go.swap(false, Acquire) {
+            self.0.waiting.wait();
         }
     }
 }
@@ -71,6 +95,7 @@ impl Thread {
 /// As parking_lot's: `RawMutex` of 0.12, without its queue of sleepers, which only orders more.
 pub struct Mutex<T> {
     locked: AtomicBool,
+    waiting: Waiting,
     value: UnsafeCell<T>,
 }
 
@@ -89,13 +114,14 @@ impl<T> Mutex<T> {
     pub fn new(value: T) -> Self {
         Self {
             locked: AtomicBool::new(false),
+            waiting: Waiting::default(),
             value: UnsafeCell::new(value),
         }
     }
 
     pub fn lock(&self) -> MutexGuard<'_, T> {
         while !self.is_taken() {
-            yield_now();
+            self.waiting.wait();
         }
         self.guard()
     }
@@ -139,14 +165,20 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 impl<T> Drop for MutexGuard<'_, T> {
     fn drop(&mut self) {
         self.value = None;
+        // The model has failed, and loom is gone.
+        if std::thread::panicking() {
+            return;
+        }
         let freed = (self.mutex.locked).compare_exchange(true, false, Release, Relaxed);
         assert!(freed.is_ok(), "it was held");
+        self.mutex.waiting.wake();
     }
 }
 
 /// As std's, whose `Once` on Linux takes these steps.
 pub struct OnceLock<T> {
     state: AtomicUsize,
+    waiting: Waiting,
     value: std::sync::OnceLock<T>,
 }
 
@@ -158,6 +190,7 @@ impl<T> OnceLock<T> {
     pub fn new() -> Self {
         Self {
             state: AtomicUsize::new(EMPTY),
+            waiting: Waiting::default(),
             value: std::sync::OnceLock::new(),
         }
     }
@@ -186,11 +219,13 @@ impl<T> OnceLock<T> {
                 (Ok(_), Some(init)) => {
                     let _ = self.value.set(init());
                     self.state.swap(COMPLETE, AcqRel);
+                    self.waiting.wake();
                 }
-                (_, left) => {
+                (Err(RUNNING), left) => {
                     init = left;
-                    yield_now();
+                    self.waiting.wait();
                 }
+                (_, left) => init = left,
             }
         }
     }
@@ -205,6 +240,7 @@ pub struct SegQueue<T> {
 
 struct Slot<T> {
     is_written: AtomicBool,
+    waiting: Waiting,
     value: UnsafeCell<Option<T>>,
 }
 
@@ -220,6 +256,7 @@ impl<T> Default for SegQueue<T> {
     fn default() -> Self {
         let slot = || Slot {
             is_written: AtomicBool::new(false),
+            waiting: Waiting::default(),
             value: UnsafeCell::new(None),
         };
         Self {
@@ -240,6 +277,7 @@ impl<T> SegQueue<T> {
         // SAFETY: the tail was moved past it by this thread, so that it is nobody else's.
         slot.value.with_mut(|place| unsafe { *place = Some(value) });
         slot.is_written.store(true, Release);
+        slot.waiting.wake();
     }
 
     pub fn pop(&self) -> Option<T> {
@@ -255,8 +293,10 @@ impl<T> SegQueue<T> {
             }
         }
         let slot = &self.slots[head];
-        while !slot.is_written.load(Acquire) {
-            yield_now();
+        // crossbeam loads it until it is. What has been written last is read by an exchange alone.
+        let is_written = || slot.is_written.compare_exchange(true, true, Acquire, Acquire);
+        while is_written().is_err() {
+            slot.waiting.wait();
         }
         // SAFETY: the head was moved past it by this thread, and it is written.
         slot.value.with_mut(|place| unsafe { (*place).take() })

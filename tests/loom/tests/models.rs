@@ -58,11 +58,11 @@ macro_rules! fences {
 
 fences! {
     0 a_writer_that_says_who_it_is_needs_its_fence:
-        a_full_socket_is_handed_over, "exceeded maximum number of branches";
+        a_full_socket_is_handed_over, "deadlock";
     1 whoever_queues_a_frame_needs_its_fence:
         two_push_and_flush, "a frame is stranded";
     2 whoever_frees_the_write_side_needs_its_fence:
         two_push_and_flush, "a frame is stranded";
     3 whoever_wakes_the_writer_needs_its_fence:
-        a_full_socket_is_handed_over, "exceeded maximum number of branches";
+        a_full_socket_is_handed_over, "deadlock";
 }
