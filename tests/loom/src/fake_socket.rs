@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use loom::cell::UnsafeCell;
 
+use super::frame::Frame;
 use super::transport::Transport;
 use crate::stand_ins::Waiting;
 
@@ -123,4 +124,22 @@ impl Transport for FakeSocket {
     fn has_bytes(&self) -> bool {
         false
     }
+}
+
+/// A frame of two bytes, so that it can be half written.
+pub fn frame(number: u8) -> Frame {
+    Frame::raw(&[number, !number])
+}
+
+/// The numbers of the frames in what a client got behind an opening of one byte, each of them whole.
+pub fn numbers(taken: &[u8]) -> Vec<u8> {
+    let (opening, frames) = taken.split_first().expect("the opening");
+    assert_eq!(*opening, 0);
+    let (frames, rest) = frames.as_chunks();
+    assert!(rest.is_empty(), "half a frame: {taken:?}");
+    let number = |&[number, check]: &[u8; 2]| {
+        assert_eq!(check, !number, "torn: {taken:?}");
+        number
+    };
+    frames.iter().map(number).collect()
 }

@@ -32,6 +32,15 @@ pub mod client {
     pub mod gate_models;
     pub mod outbox_models;
 
+    /// Runs `model` in every interleaving in which threads are interrupted so often at most, apart from
+    /// where they wait.
+    fn check(interruptions: usize, model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(interruptions);
+        builder.max_branches = 2_000;
+        builder.check(model);
+    }
+
     mod address {
         pub type Peer = std::net::IpAddr;
     }

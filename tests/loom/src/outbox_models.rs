@@ -5,20 +5,12 @@ use std::time::Duration;
 
 use loom::thread::{self, JoinHandle};
 
+use super::check;
 use super::close::CloseReason;
-use super::fake_socket::FakeSocket;
+use super::fake_socket::{FakeSocket, frame, numbers};
 use super::frame::Frame;
 use super::outbox::Outbox;
 use crate::stand_ins::Thread;
-
-/// Runs `model` in every interleaving in which threads are interrupted so often at most, apart from
-/// where they wait.
-pub(super) fn check(interruptions: usize, model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(interruptions);
-    builder.max_branches = 2_000;
-    builder.check(model);
-}
 
 /// An outbox in front of a socket that takes so many bytes with each of its first calls.
 #[derive(Clone)]
@@ -57,13 +49,8 @@ impl Scene {
         thread::spawn(move || act(&scene))
     }
 
-    /// Two bytes, so that it can be half written.
-    fn frame(number: u8) -> Frame {
-        Frame::raw(&[number, !number])
-    }
-
     fn write(&self, way: Way, number: u8) -> bool {
-        way(&self.outbox, &Self::frame(number))
+        way(&self.outbox, &frame(number))
     }
 
     fn writer(&self) -> JoinHandle<()> {
@@ -88,18 +75,9 @@ impl Scene {
         self.socket.wait_for(1 + 2 * frames);
     }
 
-    /// The frames that the client got, each of them whole.
+    /// What the client got.
     fn read(&self) -> Vec<u8> {
-        let taken = self.socket.taken();
-        let (opening, frames) = taken.split_first().expect("the opening");
-        assert_eq!(*opening, 0);
-        let (frames, rest) = frames.as_chunks();
-        assert!(rest.is_empty(), "half a frame: {taken:?}");
-        let number = |&[number, check]: &[u8; 2]| {
-            assert_eq!(check, !number, "torn: {taken:?}");
-            number
-        };
-        frames.iter().map(number).collect()
+        numbers(&self.socket.taken())
     }
 
     /// That each of them came once, and those in order of which one thread wrote both.
@@ -190,7 +168,7 @@ pub fn one_pushes_and_one_looks_at_the_progress() {
 }
 
 pub fn one_pushes_and_one_catches_up() {
-    one_pushes_and_one(&[1, 2], |outbox| outbox.write_behind([Scene::frame(2)]));
+    one_pushes_and_one(&[1, 2], |outbox| outbox.write_behind([frame(2)]));
 }
 
 pub fn one_pushes_and_one_pings() {
@@ -199,11 +177,11 @@ pub fn one_pushes_and_one_pings() {
         let pusher = scene.spawn(|scene| assert!(scene.write(QUEUED, 1)));
         let end = scene.outbox.ping();
         pusher.join().unwrap();
-        let (ping, frame) = (Frame::ping(), Scene::frame(1));
-        let (ping, frame) = (ping.bytes(), frame.bytes());
-        let before = [&[0], ping, frame].concat();
+        let (ping, pushed) = (Frame::ping(), frame(1));
+        let (ping, pushed) = (ping.bytes(), pushed.bytes());
+        let before = [&[0], ping, pushed].concat();
         let taken = scene.socket.taken();
-        assert!(taken == before || taken == [&[0], frame, ping].concat());
+        assert!(taken == before || taken == [&[0], pushed, ping].concat());
         let position = taken.windows(2).position(|bytes| bytes == ping);
         assert_eq!(position, Some(end as usize - 2), "where it said");
     });
@@ -288,7 +266,7 @@ fn one_writes_and_one_closes(way: Way, takes: &'static [usize]) {
         let scene = Scene::new(8, takes);
         let writer = scene.spawn(|scene| {
             scene.writer_loop();
-            let close = Some(Scene::frame(CLOSE));
+            let close = Some(frame(CLOSE));
             scene.outbox.finish_close(close, Duration::from_secs(10));
         });
         let pusher = scene.spawn(move |scene| scene.write(way, 1));

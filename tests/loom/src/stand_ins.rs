@@ -294,7 +294,10 @@ impl<T> SegQueue<T> {
         }
         let slot = &self.slots[head];
         // crossbeam loads it until it is. What has been written last is read by an exchange alone.
-        let is_written = || slot.is_written.compare_exchange(true, true, Acquire, Acquire);
+        let is_written = || {
+            slot.is_written
+                .compare_exchange(true, true, Acquire, Acquire)
+        };
         while is_written().is_err() {
             slot.waiting.wait();
         }

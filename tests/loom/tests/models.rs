@@ -18,6 +18,16 @@ macro_rules! models {
 }
 
 models! {
+    gate_models:
+        what_comes_while_catch_up_runs_comes_once_and_in_order
+        what_is_let_go_while_catch_up_runs_is_brought_by_it
+        two_push_while_catch_up_runs
+        what_comes_while_ids_are_forgotten_comes_once
+        what_goes_past_a_catch_up_that_begins_is_not_out_of_order
+        nothing_new_comes_before_what_was_missed_without_a_route
+        what_goes_past_a_catch_up_that_is_not_through_comes_once
+        what_finds_no_room_comes_from_the_inbox
+        own_copies_come_once_or_the_client_is_told;
     outbox_models:
         two_push_and_flush
         two_go_past_the_queue
