@@ -123,6 +123,8 @@ pub mod config;
 pub mod discovery;
 pub mod drain;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod gateway;
 pub mod http;
 pub mod ids;

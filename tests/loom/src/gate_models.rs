@@ -299,8 +299,9 @@ pub fn nothing_new_comes_before_what_was_missed_without_a_route() {
         let broker = scene.spawn(|scene| {
             scene.connection.unrouted();
             scene.store.commit(1);
-            scene.connection.routed();
+            // It comes another way.
             scene.publish(2);
+            scene.connection.routed();
         });
         let mut stage = Stage::Settling;
         scene.catch_up(&mut stage);
