@@ -13,6 +13,7 @@ use crate::client::close::CloseReason;
 use crate::client::fuzzing::connection;
 use crate::config::Limits;
 use crate::fuzzing::Input;
+use crate::ids::is_id;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::services::fake::FakeServices;
@@ -87,6 +88,13 @@ fn deliver_one(deliver: &Arc<DeliveryContext>, input: &[u8]) {
             let kind = json["type"].as_str();
             let known = ["message", "group_message", "presence"];
             assert!(kind.is_some_and(|kind| known.contains(&kind)), "{text}");
+            let from = if kind == Some("presence") {
+                "user_id"
+            } else {
+                "from_user_id"
+            };
+            assert!(json[from].as_str().is_some_and(is_id), "{text}");
+            assert!(json["id"] != "", "{text}");
         }
         let closing = connection.outbox.closing();
         let may_close = queue == Queue::Single && kind == KIND_SESSION_REVOKED && taken.is_ok();
