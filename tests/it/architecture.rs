@@ -344,9 +344,15 @@ const LAYERS: [&[&str]; 9] = [
     &["main", "lib", "signals"],
 ];
 
-/// Every file but those that are compiled for unit tests alone.
+/// Every file but those that are compiled for unit tests, and fuzzers, alone.
 fn product() -> Vec<Source> {
-    const FOR_TESTS: [&str; 4] = ["fake.rs", "fixture.rs", "tests.rs", "support.rs"];
+    const FOR_TESTS: [&str; 5] = [
+        "fake.rs",
+        "fixture.rs",
+        "fuzzing.rs",
+        "tests.rs",
+        "support.rs",
+    ];
     let mut sources = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     sources.retain(|source| {
         let file = &source.file;

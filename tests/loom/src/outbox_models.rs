@@ -244,6 +244,21 @@ pub fn two_push_to_a_full_queue() {
     });
 }
 
+/// The same while the writer thread writes, and gives the write side back.
+pub fn one_pushes_to_a_full_queue_and_the_writer_writes() {
+    check(3, || {
+        let scene = Scene::new(1, &[0, 2, 0]);
+        let writer = scene.writer();
+        let queued: Vec<u8> = (1..=3)
+            .filter(|&number| scene.write(QUEUED, number))
+            .collect();
+        scene.wait_for(queued.len());
+        scene.outbox.close(CloseReason::Replaced);
+        writer.join().unwrap();
+        assert_eq!(scene.read(), queued);
+    });
+}
+
 /// The connection's own thread waits while the queue is full.
 pub fn one_answers_behind_a_full_queue() {
     check(3, || {

@@ -42,6 +42,7 @@ models! {
         two_push_to_a_full_socket
         two_go_past_the_queue_to_a_full_socket
         two_push_to_a_full_queue
+        one_pushes_to_a_full_queue_and_the_writer_writes
         one_answers_behind_a_full_queue
         one_pushes_and_one_closes
         one_goes_past_the_queue_and_one_closes
