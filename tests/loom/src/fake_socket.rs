@@ -14,7 +14,7 @@ use loom::cell::UnsafeCell;
 
 use super::frame::Frame;
 use super::transport::Transport;
-use crate::stand_ins::Waiting;
+use crate::sync::stand_ins::Waiting;
 
 /// Loom sees to it that two threads are never in it at once, nor one after the other with nothing
 /// that orders them: the write side is one holder's.

@@ -21,7 +21,7 @@ use super::handshake::{Accepted, Identity};
 use super::outbox::Outbox;
 use super::protocol::{Push, PushKind};
 use crate::ids::{ConnectionId, UserId};
-use crate::stand_ins::{Thread, Waiting};
+use crate::sync::stand_ins::{Thread, Waiting};
 
 #[derive(Clone)]
 struct Scene {

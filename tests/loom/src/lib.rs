@@ -9,9 +9,8 @@
 
 #[path = "../../../src/ids.rs"]
 mod ids;
-pub mod stand_ins;
 #[path = "../../../src/sync.rs"]
-mod sync;
+pub mod sync;
 
 #[path = "."]
 pub mod client {

@@ -10,7 +10,7 @@ use super::close::CloseReason;
 use super::fake_socket::{FakeSocket, frame, numbers};
 use super::frame::Frame;
 use super::outbox::Outbox;
-use crate::stand_ins::Thread;
+use crate::sync::stand_ins::Thread;
 
 /// An outbox in front of a socket that takes so many bytes with each of its first calls.
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 #![cfg(loom)]
 
 use ws_gateway_loom::client::{gate_models, outbox_models};
-use ws_gateway_loom::stand_ins::{fences, without_fence};
+use ws_gateway_loom::sync::stand_ins::{fences, without_fence};
 
 /// One test for each model.
 macro_rules! models {
