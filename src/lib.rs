@@ -45,7 +45,8 @@
 //! | a close code | `client/close.rs` |
 //! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/gate.rs` |
 //! | who is idle, stuck or slow | `client/liveness.rs` |
-//! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs` |
+//! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs`; in which order threads may take turns there: `sync.rs`, `tests/loom/` |
+//! | what must hold of all that comes from outside | `fuzzing.rs`, and the files of that name |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
 //! | where deliveries come from | `broker/source.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
@@ -127,6 +128,8 @@ pub mod config;
 pub mod discovery;
 pub mod drain;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod gateway;
 pub mod http;
 pub mod ids;
@@ -142,6 +145,7 @@ pub mod recipes;
 pub mod reference;
 pub mod registry;
 pub mod services;
+mod sync;
 pub mod threads;
 #[cfg(feature = "tls")]
 pub mod tls;

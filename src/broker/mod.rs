@@ -8,6 +8,8 @@
 pub mod amqp;
 mod consume;
 pub mod deliver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod groups;
 // They publish as the reference services do.
 mod connection;

@@ -13,12 +13,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use parking_lot::Mutex;
-
 use super::protocol::{Push, PushKind};
+use crate::sync::{AtomicBool, Mutex};
 
 /// How many ids are remembered at least: the newest so many. Older ones were published long ago.
 const REMEMBERED: usize = 1_024;

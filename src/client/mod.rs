@@ -21,6 +21,8 @@ mod dispatch;
 pub(crate) mod failpoint;
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gate;
 mod handshake;
 mod head;

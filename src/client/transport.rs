@@ -50,7 +50,8 @@ pub trait Transport: AsFd + Send + Sync {
     }
     /// `None`: sends wait for ever. Fails for zero alone.
     fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
-    /// Ends a half: of sending, and the client reads the end once it has read what was sent; of reading,
+    /// Ends a half: of sending, which fails from then on, and the client reads the end once it has read
+    /// what was sent; of reading,
     /// and whoever blocks on that reads the end at once. Or both: whoever blocks on the socket returns.
     fn shutdown(&self, how: Shutdown);
 

@@ -3,7 +3,7 @@
 //! folder knows gRPC or async.
 
 mod failure;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fake;
 pub mod grpc;
 pub mod probe;

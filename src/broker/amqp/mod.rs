@@ -10,6 +10,8 @@
 mod channel;
 mod connection;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 #[cfg(feature = "check")]
 mod inspect;
 #[cfg(feature = "reference")]
