@@ -87,9 +87,9 @@ impl FrameReader {
     /// Reads and drops what still comes, until the client's Close frame or its end of the socket,
     /// or until the socket is cut.
     pub fn discard(&mut self) {
-        let reason = std::iter::repeat_with(|| self.read()).find_map(Result::err);
-        if !matches!(reason, Some(CloseReason::ClientClosed(_))) {
-            // What follows a broken frame is no frame.
+        let error = std::iter::repeat_with(|| self.0.read()).find_map(Result::err);
+        if !matches!(error, Some(Error::ConnectionClosed)) {
+            // What follows a broken frame is no frame, and a flood, which all counts, no goodbye.
             let socket = &*self.0.get_ref().socket;
             let mut bytes = [0; 1024];
             while matches!(read(socket, &mut bytes), Ok(1..)) {}
