@@ -97,10 +97,12 @@ impl FrameReader {
     /// or until the socket is cut.
     pub fn discard(&mut self) {
         while !self.is_broken {
-            if let Err(CloseReason::ClientClosed(_) | CloseReason::Vanished) = self.read() {
-                return;
+            match self.websocket.read() {
+                Err(Error::ConnectionClosed) => return,
+                read => self.is_broken = read.is_err(),
             }
         }
+        // What follows a broken frame is no frame, and a flood, which all counts, no goodbye.
         let socket = &*self.websocket.get_ref().socket;
         let mut bytes = [0; 1024];
         while matches!(read(socket, &mut bytes), Ok(1..)) {}

@@ -40,14 +40,17 @@ fn unnoticed<T>(gateway: &Gateway, attack: impl FnOnce() -> T) -> (T, usize) {
         bob.expect_message(&id);
         start.elapsed()
     };
-    round_trip(&mut bob);
+    let mut usual: Vec<Duration> = (0..10).map(|_| round_trip(&mut bob)).collect();
+    usual.sort_unstable();
+    // The machine may be shared: what is a while depends on how long it takes at any other time.
+    let a_while = Duration::from_secs(1) + 20 * usual[usual.len() / 2];
     thread::scope(|scope| {
         let bystander = scope.spawn(|| {
             let mut trips = vec![round_trip(&mut bob)];
             while !over.load(Ordering::SeqCst) {
                 trips.push(round_trip(&mut bob));
-                // His pace, not a wait for anything.
-                thread::sleep(Duration::from_millis(5));
+                // His pace, not a wait for anything: no faster than `limits.rate` as it is shipped.
+                thread::sleep(Duration::from_millis(50));
             }
             trips
         });
@@ -61,8 +64,7 @@ fn unnoticed<T>(gateway: &Gateway, attack: impl FnOnce() -> T) -> (T, usize) {
         let p99 = trips[trips.len() * 99 / 100];
         let (count, longest, peak) = (trips.len(), trips[trips.len() - 1], outcome.1);
         println!("{count} round trips: p99 {p99:?}, longest {longest:?}; {peak} KiB more");
-        assert!(p99 < Duration::from_secs(1), "p99 {p99:?} of {count}");
-        assert!(longest < Duration::from_secs(3), "longest {longest:?}");
+        assert!(p99 < a_while, "p99 {p99:?} of {count}");
         outcome
     })
 }
@@ -224,14 +226,14 @@ fn messages_that_lack_their_last_byte_cost_their_size_and_no_more() {
 fn a_ping_flood_is_4006() {
     let settings = settings().set("limits.rate", 20).set("limits.burst", 40);
     let gateway = Gateway::start(&settings);
-    let ping = frame(FIN | PING, &[b'p'; 125]);
+    let pings = frame(FIN | PING, &[b'p'; 125]).repeat(100);
     let (pongs, peak) = unnoticed(&gateway, || {
         let one = || {
             let mut raw = gateway.raw_session("alice");
             let mut sender = raw.stream().try_clone().expect("a descriptor");
             let (mut pongs, mut code) = (0, None);
             thread::scope(|scope| {
-                scope.spawn(|| (0..100_000).all(|_| sender.write_all(&ping).is_ok()));
+                scope.spawn(|| (0..1_000).all(|_| sender.write_all(&pings).is_ok()));
                 while let Some(frame) = raw.try_read_frame() {
                     pongs += usize::from(frame.opcode == PONG);
                     if frame.opcode == CLOSE {
@@ -262,7 +264,7 @@ fn a_ping_flood_is_4006() {
 #[test]
 fn ping_floods_of_clients_that_never_read_end_with_the_write_timeout() {
     const CLIENTS: usize = 20;
-    let gateway = Gateway::start(&settings().set("session.write_timeout", "2s"));
+    let gateway = Gateway::start(&settings().set("session.write_timeout", "1s"));
     let pings = frame(FIN | PING, &[b'p'; 125]).repeat(100);
     let connect = |_| gateway.reluctant("alice");
     let mut sockets: Vec<_> = (0..CLIENTS).map(connect).collect();
