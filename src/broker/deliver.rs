@@ -17,7 +17,6 @@ use super::waiting::Waiting;
 use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
-use crate::client::failpoint;
 use crate::client::protocol::Push;
 use crate::error::ensure;
 use crate::ids::{UserId, is_id};
@@ -26,7 +25,7 @@ use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
 use crate::threads::fan_out::FanOut;
-use crate::threads::{StopSignal, contain};
+use crate::threads::{StopSignal, contain, failpoint};
 use group::GroupBatch;
 
 /// What every consumer shares.

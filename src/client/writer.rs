@@ -12,13 +12,12 @@ use super::Context;
 use super::catch_up::CatchUp;
 use super::close::CloseReason;
 use super::connection::Connection;
-use super::failpoint;
 use super::liveness::{Liveness, Next, Seen};
 use super::stack;
 use super::token::seconds_left;
 use super::token_check::TokenCheck;
 use crate::metrics::observe;
-use crate::threads::contain;
+use crate::threads::{contain, failpoint};
 
 /// The longest sleep, so that a change of the wall clock is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(60);

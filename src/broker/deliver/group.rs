@@ -13,13 +13,13 @@ use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
 use crate::client::connection::Connection;
-use crate::client::failpoint;
 use crate::client::frame::Frame;
 use crate::client::protocol::Push;
 use crate::error::ensure;
 use crate::ids::{GroupId, UserId};
 use crate::metrics::PushType;
 use crate::services::proto::{GroupMembersChanged, Message};
+use crate::threads::failpoint;
 
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
 /// the default `session.send_queue`, so that they find room.
