@@ -145,7 +145,6 @@ fn run(arguments: Arguments) -> Outcome {
         }) => {
             let config = load()?;
             check_files(&config)?;
-            print(&config::display(&config));
             #[cfg(feature = "check")]
             run_check(&config, connect)?;
             Ok(())
@@ -195,9 +194,10 @@ fn check_files(config: &Config) -> Outcome {
     Ok(())
 }
 
-/// Warns of what is risky and, with `connect`, looks whether what is needed is there.
+/// Prints it, warns of what is risky and, with `connect`, looks whether what is needed is there.
 #[cfg(feature = "check")]
 fn run_check(config: &Config, connect: bool) -> Outcome {
+    print(&check::display(config));
     for warning in check::warnings(config) {
         eprintln!("warning: {warning}");
     }

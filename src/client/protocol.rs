@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use log::warn;
 use serde::Serialize;
+use strum::IntoStaticStr;
 
 use super::frame::Frame;
 use crate::ids::{UserId, is_id};
@@ -157,7 +158,7 @@ pub(super) struct History<'a> {
     pub has_more: bool,
 }
 
-/// Everything else. `request_id` is left out where there was none.
+/// Everything else that comes unasked.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Outgoing<'a> {
@@ -175,45 +176,58 @@ pub(super) enum Outgoing<'a> {
         status: &'a str,
         timestamp: i64,
     },
-    MessageSent {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
-        id: &'a str,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        client_message_id: &'a str,
-        timestamp: i64,
-    },
-    Acked {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
-        timestamp: i64,
-    },
-    TokenRefreshed {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
-        /// In Unix seconds; 0 means never.
-        expires_at: i64,
-        timestamp: i64,
-    },
     OfflineComplete {
         count: usize,
         timestamp: i64,
     },
-    Pong {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
-        timestamp: i64,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(flatten)]
+    answer: Answer<'a>,
+    timestamp: i64,
+}
+
+/// What a request is answered, a [`History`] apart: its name is its `type`.
+#[derive(Serialize, IntoStaticStr)]
+#[serde(untagged)]
+#[strum(serialize_all = "snake_case")]
+pub(super) enum Answer<'a> {
+    MessageSent {
+        id: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        client_message_id: &'a str,
     },
+    Acked,
+    TokenRefreshed {
+        /// In Unix seconds; 0 means never.
+        expires_at: i64,
+    },
+    Pong,
     Error {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
         code: &'a str,
         message: &'a str,
-        timestamp: i64,
     },
 }
 
-/// The text frame of a [`ChatMessage`], a [`History`] or an [`Outgoing`].
+impl Answer<'_> {
+    /// Its text frame, with the request's id, where it had one.
+    pub fn frame(self, request_id: Option<&str>, timestamp: i64) -> Frame {
+        frame(&Envelope {
+            kind: (&self).into(),
+            request_id,
+            answer: self,
+            timestamp,
+        })
+    }
+}
+
+/// The text frame of a [`ChatMessage`], an [`Outgoing`] or a [`History`].
 pub(super) fn frame(json: &impl Serialize) -> Frame {
     Frame::text(|bytes| {
         // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
@@ -232,15 +246,26 @@ mod tests {
 
     #[test]
     fn an_error_is_the_seeds_field_for_field() {
-        let outgoing = Outgoing::Error {
-            request_id: None,
-            code: ErrorCode::InvalidMessage.as_str(),
-            message: "Invalid",
-            timestamp: 7,
+        let error = |request_id| {
+            let code = ErrorCode::InvalidMessage.as_str();
+            let message = "Invalid";
+            Answer::Error { code, message }.frame(request_id, 7)
         };
         assert_eq!(
-            text(&frame(&outgoing)),
+            text(&error(None)),
             r#"{"type":"error","code":"INVALID_MESSAGE","message":"Invalid","timestamp":7}"#
+        );
+        assert_eq!(
+            text(&error(Some("1"))),
+            r#"{"type":"error","request_id":"1","code":"INVALID_MESSAGE","message":"Invalid","timestamp":7}"#
+        );
+    }
+
+    #[test]
+    fn an_answer_without_a_field_of_its_own_has_the_common_ones() {
+        assert_eq!(
+            text(&Answer::Pong.frame(Some("7"), 7)),
+            r#"{"type":"pong","request_id":"7","timestamp":7}"#
         );
     }
 
