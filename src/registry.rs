@@ -55,12 +55,9 @@ impl Registry {
     }
 
     /// The users' connections here, each user's oldest first, all looked up under one lock.
-    pub fn connections_of<'a>(
-        &self,
-        users: impl IntoIterator<Item = &'a UserId>,
-    ) -> Vec<Arc<Connection>> {
+    pub fn connections_of(&self, users: &[UserId]) -> Vec<Arc<Connection>> {
         let map = self.users.read();
-        let connected = users.into_iter().filter_map(|user| map.get(user));
+        let connected = users.iter().filter_map(|user| map.get(user));
         connected.flatten().cloned().collect()
     }
 

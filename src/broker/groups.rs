@@ -113,7 +113,8 @@ impl Groups {
 
     /// The group's list, which [`Self::fresh`] has looked for: so it counts as used.
     fn list(&mut self, group: &GroupId) -> &mut List {
-        self.lists.entry(group.clone()).or_insert_with(List::default)
+        let list = self.lists.entry(group.clone());
+        list.or_insert_with(List::default)
     }
 }
 

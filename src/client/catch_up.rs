@@ -17,7 +17,7 @@ use log::{debug, warn};
 use super::Context;
 use super::connection::Connection;
 use super::gate::Finish;
-use super::protocol::{ChatMessage, Outgoing, Push, frame, timestamp};
+use super::protocol::{ChatMessage, Outgoing, Push, timestamp};
 use crate::backoff::Backoff;
 use crate::services::ErrorCode;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
@@ -212,9 +212,8 @@ impl CatchUp {
                 return;
             }
             if let Some(count) = self.sent.take() {
-                let timestamp = timestamp();
-                let complete = Outgoing::OfflineComplete { count, timestamp };
-                connection.outbox.write_behind([frame(&complete)]);
+                let complete = Outgoing::OfflineComplete { count }.frame(None, timestamp());
+                connection.outbox.write_behind([complete]);
             }
             let Finish::Pushes(pushes) = finish else {
                 self.stage = Stage::Settling(now + SETTLING);

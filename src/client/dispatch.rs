@@ -5,7 +5,7 @@ use log::{Level, log};
 use super::Context;
 use super::connection::Connection;
 use super::frame::Frame;
-use super::protocol::{Answer, ChatMessage, History, frame, timestamp};
+use super::protocol::{ChatMessage, History, Outgoing, frame, timestamp};
 use super::request::{Body, Request};
 use super::token::{self, TokenError};
 use crate::services::proto::{GetHistoryResponse, SendMessageResponse};
@@ -31,7 +31,7 @@ pub(super) fn answer(context: &Context, connection: &Connection, request: Reques
     served.unwrap_or_else(|error| {
         context.metrics.error(error.code);
         let (code, message) = (error.code.as_str(), error.message.as_str());
-        Answer::Error { code, message }.frame(request_id, timestamp())
+        Outgoing::Error { code, message }.frame(request_id, timestamp())
     })
 }
 
@@ -44,7 +44,7 @@ fn serve(
     let services = &context.services;
     let message_sent = |client_message_id: &str, sent: &SendMessageResponse| {
         let id = &sent.id;
-        let answer = Answer::MessageSent {
+        let answer = Outgoing::MessageSent {
             id,
             client_message_id,
         };
@@ -83,13 +83,13 @@ fn serve(
         }
         Body::Ack(request) => {
             services.ack_messages(request)?;
-            Answer::Acked.frame(request_id, timestamp())
+            Outgoing::Acked.frame(request_id, timestamp())
         }
         Body::RefreshToken(token) => {
             let expires_at = refresh_token(context, connection, &token)?;
-            Answer::TokenRefreshed { expires_at }.frame(request_id, timestamp())
+            Outgoing::TokenRefreshed { expires_at }.frame(request_id, timestamp())
         }
-        Body::Ping => Answer::Pong.frame(request_id, timestamp()),
+        Body::Ping => Outgoing::Pong.frame(request_id, timestamp()),
     })
 }
 

@@ -15,8 +15,7 @@ use crate::services::proto;
 
 /// Unix time in seconds, as it stands in every frame.
 pub fn timestamp() -> i64 {
-    let elapsed = UNIX_EPOCH.elapsed().unwrap_or_default();
-    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+    UNIX_EPOCH.elapsed().map_or(0, |now| now.as_secs() as i64)
 }
 
 /// Something that a connection is sent unasked, encoded once for all of its recipients.
@@ -62,13 +61,9 @@ impl Push {
 
     /// `user` came online or went offline at `timestamp`, in Unix seconds.
     pub fn presence(user: &UserId, online: bool, timestamp: i64) -> Self {
-        let presence = Outgoing::Presence {
-            user_id: user.as_str(),
-            status: if online { "online" } else { "offline" },
-            timestamp,
-        };
+        let (user_id, status) = (user.as_str(), if online { "online" } else { "offline" });
         Self {
-            frame: frame(&presence),
+            frame: Outgoing::Presence { user_id, status }.frame(None, timestamp),
             push_type: PushType::Presence,
             kind: PushKind::Presence,
             message_id: None,
@@ -158,9 +153,10 @@ pub(super) struct History<'a> {
     pub has_more: bool,
 }
 
-/// Everything else that comes unasked.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+/// Everything else: its name is its `type`.
+#[derive(Serialize, IntoStaticStr)]
+#[serde(untagged)]
+#[strum(serialize_all = "snake_case")]
 pub(super) enum Outgoing<'a> {
     Connected {
         connection_id: &'a str,
@@ -169,35 +165,11 @@ pub(super) enum Outgoing<'a> {
         /// In seconds.
         ping_interval: u64,
         max_message_size: usize,
-        timestamp: i64,
     },
     Presence {
         user_id: &'a str,
         status: &'a str,
-        timestamp: i64,
     },
-    OfflineComplete {
-        count: usize,
-        timestamp: i64,
-    },
-}
-
-#[derive(Serialize)]
-struct Envelope<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    request_id: Option<&'a str>,
-    #[serde(flatten)]
-    answer: Answer<'a>,
-    timestamp: i64,
-}
-
-/// What a request is answered, a [`History`] apart: its name is its `type`.
-#[derive(Serialize, IntoStaticStr)]
-#[serde(untagged)]
-#[strum(serialize_all = "snake_case")]
-pub(super) enum Answer<'a> {
     MessageSent {
         id: &'a str,
         #[serde(skip_serializing_if = "str::is_empty")]
@@ -208,6 +180,9 @@ pub(super) enum Answer<'a> {
         /// In Unix seconds; 0 means never.
         expires_at: i64,
     },
+    OfflineComplete {
+        count: usize,
+    },
     Pong,
     Error {
         code: &'a str,
@@ -215,19 +190,31 @@ pub(super) enum Answer<'a> {
     },
 }
 
-impl Answer<'_> {
-    /// Its text frame, with the request's id, where it had one.
+/// What all of them have in common.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(flatten)]
+    outgoing: Outgoing<'a>,
+    timestamp: i64,
+}
+
+impl Outgoing<'_> {
+    /// Its text frame, with the id of the request that it answers, if that has one.
     pub fn frame(self, request_id: Option<&str>, timestamp: i64) -> Frame {
         frame(&Envelope {
             kind: (&self).into(),
             request_id,
-            answer: self,
+            outgoing: self,
             timestamp,
         })
     }
 }
 
-/// The text frame of a [`ChatMessage`], an [`Outgoing`] or a [`History`].
+/// The text frame of a [`ChatMessage`] or a [`History`].
 pub(super) fn frame(json: &impl Serialize) -> Frame {
     Frame::text(|bytes| {
         // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
@@ -249,7 +236,7 @@ mod tests {
         let error = |request_id| {
             let code = ErrorCode::InvalidMessage.as_str();
             let message = "Invalid";
-            Answer::Error { code, message }.frame(request_id, 7)
+            Outgoing::Error { code, message }.frame(request_id, 7)
         };
         assert_eq!(
             text(&error(None)),
@@ -264,7 +251,7 @@ mod tests {
     #[test]
     fn an_answer_without_a_field_of_its_own_has_the_common_ones() {
         assert_eq!(
-            text(&Answer::Pong.frame(Some("7"), 7)),
+            text(&Outgoing::Pong.frame(Some("7"), 7)),
             r#"{"type":"pong","request_id":"7","timestamp":7}"#
         );
     }

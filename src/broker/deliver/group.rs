@@ -71,10 +71,8 @@ impl Deliverer {
 
     /// The group's members, unless earlier messages wait for them.
     fn members(&mut self, group: &GroupId) -> Option<Members> {
-        if self.waiting.contains(group) {
-            return None;
-        }
-        self.groups.fresh(group)
+        let are_awaited = self.waiting.contains(group);
+        self.groups.fresh(group).filter(|_| !are_awaited)
     }
 
     /// Has a message wait for its group's members.
@@ -137,7 +135,7 @@ impl Deliverer {
             self.groups.invalidate(&group);
         }
         let missing = if waited.let_go { &members } else { &new };
-        catch_up(&self.deliver.registry.connections_of(&**missing));
+        catch_up(&self.deliver.registry.connections_of(missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
             let (members, messages) = (Arc::clone(&members), messages.to_vec());
             self.write(GroupBatch { members, messages });
@@ -164,7 +162,7 @@ impl Deliverer {
                     connection.push_batch(frame, batch.pushes_to(connection))
                 };
                 let kind = PushType::GroupMessage;
-                self.enqueue_for(kind, &*batch.members, || batch.frame(), push);
+                self.enqueue_for(kind, &batch.members, || batch.frame(), push);
             }
             None => {}
         }
