@@ -215,13 +215,16 @@ mod tests {
     use super::super::tests::{Scene, group_message, scene};
     use super::*;
     use crate::broker::Queue;
-    use crate::broker::waiting::{MAX_ASKED, MAX_ASKED_AGAIN, MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
+    use crate::broker::waiting::{MAX_ASKED, MAX_ASKED_AGAIN, MAX_BYTES, MAX_GROUPS};
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
     use crate::services::fake::FakeServices;
     use crate::threads::StopSignal;
 
     const PATIENCE: Duration = Duration::from_secs(20);
+    /// So many small messages find no room to wait, and so many do.
+    const TOO_MANY: usize = MAX_BYTES / 100;
+    const MANY: usize = MAX_BYTES / 200;
 
     impl Scene {
         fn group_deliverer(&self) -> Deliverer {
@@ -251,6 +254,17 @@ mod tests {
         fn gets_from(&mut self, sender: &str, id: &str, group: &str) {
             let body = group_message(id, sender, group).encode_to_vec();
             self.gets(group, KIND_MESSAGE, &body);
+        }
+
+        /// Takes small messages until what waits has room for `spare` bytes at most.
+        fn fills_up(&mut self, group: &str, spare: usize) {
+            let mut probe = group_message("m", "alice", group);
+            probe.content = "x".repeat(spare);
+            let probe = (UserId::new("alice").unwrap(), Push::group_message(&probe));
+            let id = GroupId::new(group).unwrap();
+            while !self.waiting.is_full(&id, &probe) {
+                self.gets_message("m", group);
+            }
         }
 
         fn gets_change(&mut self, group: &str) {
@@ -452,7 +466,7 @@ mod tests {
             let mut deliverer = s.group_deliverer();
             deliverer.gets_message("f1", "few");
             deliverer.gets_message("b1", "bad");
-            for _ in 2..=MAX_MESSAGES {
+            for _ in 0..TOO_MANY {
                 deliverer.gets_from("carol", "b", "bad");
             }
             deliverer.flush();
@@ -487,9 +501,7 @@ mod tests {
         deliverer.gets_message("m", "team");
         deliverer.flush();
         s.users.slow_group("other");
-        for _ in 0..MAX_MESSAGES - 1 {
-            deliverer.gets_message("o", "other");
-        }
+        deliverer.fills_up("other", 200);
         s.users.drop_question();
         s.users.slow_group("team");
         deliverer.gets_change("team");
@@ -515,9 +527,7 @@ mod tests {
         s.users.slow_group("late");
         let mut deliverer = s.group_deliverer();
         deliverer.gets_message("late", "late");
-        for _ in 1..MAX_MESSAGES {
-            deliverer.gets_message("m", "slow");
-        }
+        deliverer.fills_up("slow", 0);
         let start = Instant::now();
         s.users.set("new", &["bob"]);
         for number in 0..1_000 {
@@ -538,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded_in_bytes_too() {
+    fn large_messages_fill_the_room_sooner() {
         let s = scene();
         let [bob] = s.join(["bob"]);
         s.users.slow_group("team");
@@ -638,7 +648,7 @@ mod tests {
         let [bob, carol] = s.join(["bob", "carol"]);
         s.users.slow_group("team");
         let mut deliverer = s.group_deliverer();
-        for _ in 0..=MAX_MESSAGES {
+        for _ in 0..TOO_MANY {
             deliverer.gets_message("m", "team");
         }
         deliverer.gets_message("m", "team");
@@ -721,9 +731,7 @@ mod tests {
         let [mut bob] = s.join(["bob"]);
         s.users.slow_group("team");
         let mut deliverer = s.group_deliverer();
-        let ids: Vec<_> = (0..MAX_MESSAGES)
-            .map(|number| format!("m{number}"))
-            .collect();
+        let ids: Vec<_> = (0..MANY).map(|number| format!("m{number}")).collect();
         ids.iter().for_each(|id| deliverer.gets_message(id, "team"));
         s.users.answer();
         let reader = std::thread::spawn(move || {
