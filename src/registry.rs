@@ -29,12 +29,10 @@ impl Registry {
         if surplus > 0 && limits.over_limit == OverLimit::Reject {
             return Err(OverUserLimit);
         }
-        let replaced: Vec<_> = staying().take(surplus).cloned().collect();
+        let replaced = staying().take(surplus);
+        // It takes no lock, and leaves the rest to the connection's writer thread.
+        replaced.for_each(|oldest| oldest.close(CloseReason::Replaced));
         connections.push(Arc::clone(newcomer));
-        drop(users);
-        for oldest in replaced {
-            oldest.close(CloseReason::Replaced);
-        }
         Ok(())
     }
 

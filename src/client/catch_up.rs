@@ -149,15 +149,12 @@ impl CatchUp {
             Ok(page) => self.send(connection, &page, now),
             Err(error) if error.is_too_large() && self.limit > 1 => self.limit /= 2,
             Err(error) => {
-                let longest = if error.is_out_of_reach() {
-                    MAX_BACKOFF
-                } else {
-                    MAX_BACKOFF_ANSWERED
-                };
+                let soon = error.is_out_of_reach().then_some(MAX_BACKOFF);
                 if error.code == ErrorCode::InvalidMessage {
                     // The service may have another store by now, to which the position means nothing.
                     self.position.clear();
                 }
+                let longest = soon.unwrap_or(MAX_BACKOFF_ANSWERED);
                 self.retry(connection, now, &error, longest);
             }
         }

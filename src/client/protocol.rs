@@ -42,8 +42,7 @@ pub enum PushKind {
 impl Push {
     /// A single message. `own_copy`: for the devices of its sender.
     pub fn message(message: &proto::Message, own_copy: bool) -> Self {
-        let push = Self::chat(&ChatMessage::single(message));
-        if own_copy { push.as_own_copy() } else { push }
+        Self::chat(&ChatMessage::single(message)).copy(own_copy)
     }
 
     /// A group message, for its recipients.
@@ -51,10 +50,11 @@ impl Push {
         Self::chat(&ChatMessage::group(message))
     }
 
-    /// The same frame, for the devices of the message's sender.
-    pub fn as_own_copy(&self) -> Self {
+    /// The same frame; `own_copy`: for the devices of its sender.
+    pub fn copy(&self, own_copy: bool) -> Self {
+        let own_copy = own_copy.then_some(PushKind::OwnCopy);
         Self {
-            kind: PushKind::OwnCopy,
+            kind: own_copy.unwrap_or(self.kind),
             ..self.clone()
         }
     }
@@ -264,7 +264,7 @@ mod tests {
             ..Default::default()
         };
         let push = Push::group_message(&message);
-        let copy = push.as_own_copy();
+        let copy = push.copy(true);
         assert_eq!(copy.kind, PushKind::OwnCopy);
         assert!(std::ptr::eq(copy.frame.bytes(), push.frame.bytes()));
     }

@@ -195,13 +195,8 @@ impl GroupBatch {
 
     /// The sender's own devices get it as their own copy.
     fn pushes_to(&self, connection: &Connection) -> impl Iterator<Item = Push> {
-        self.messages.iter().map(|(sender, push)| {
-            if connection.user() == sender {
-                push.as_own_copy()
-            } else {
-                push.clone()
-            }
-        })
+        let messages = self.messages.iter();
+        messages.map(|(sender, push)| push.copy(connection.user() == sender))
     }
 }
 
