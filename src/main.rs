@@ -145,7 +145,6 @@ fn run(arguments: Arguments) -> Outcome {
         }) => {
             let config = load()?;
             check_certificate(&config, file.as_deref())?;
-            print(&config::display(&config));
             #[cfg(feature = "check")]
             run_check(&config, connect)?;
             Ok(())
@@ -202,7 +201,10 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
 }
 
 /// Whether the gateway can show its clients the certificate.
-#[cfg_attr(not(feature = "tls"), allow(unused_variables, clippy::unnecessary_wraps))]
+#[cfg_attr(
+    not(feature = "tls"),
+    allow(unused_variables, clippy::unnecessary_wraps)
+)]
 fn check_certificate(config: &Config, file: Option<&Path>) -> Outcome {
     #[cfg(feature = "tls")]
     if !config.tls.cert.is_empty() {
@@ -212,9 +214,10 @@ fn check_certificate(config: &Config, file: Option<&Path>) -> Outcome {
     Ok(())
 }
 
-/// Warns of what is risky and, with `connect`, looks whether what is needed is there.
+/// Prints it, warns of what is risky and, with `connect`, looks whether what is needed is there.
 #[cfg(feature = "check")]
 fn run_check(config: &Config, connect: bool) -> Outcome {
+    print(&check::display(config));
     for warning in check::warnings(config) {
         eprintln!("warning: {warning}");
     }

@@ -1,4 +1,6 @@
 //! The broker side against a real RabbitMQ, and what it does to it: kill, stop, delete, refuse.
+// They publish as the reference services do.
+#![cfg(feature = "reference")]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

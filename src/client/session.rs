@@ -17,7 +17,7 @@ use super::gate::DeliveryGate;
 use super::handshake::{Accepted, expect_upgrade, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::outbox::Outbox;
-use super::protocol::{Outgoing, frame, timestamp};
+use super::protocol::{Outgoing, timestamp};
 use super::rate::RateLimit;
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
@@ -91,16 +91,17 @@ impl Session {
         context: &Arc<Context>,
     ) -> http::Result<Self> {
         let config = &context.config;
-        let connected = &Outgoing::Connected {
+        let connected = Outgoing::Connected {
             connection_id: &admission.id.to_string(),
             user_id: accepted.identity.user.as_str(),
             gateway_id: &config.gateway.id,
             ping_interval: config.session.ping_interval.as_secs(),
             max_message_size: config.limits.max_message_size,
-            timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
-        let opening = frame(connected).behind(&accepted.switching);
+        let opening = connected
+            .frame(None, timestamp())
+            .behind(&accepted.switching);
         let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
         let gate = DeliveryGate::new(frames, bytes);
         let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);

@@ -26,7 +26,6 @@ pub use endpoint::Endpoint;
 pub use forms::{in_etcd, is_address, is_host_and_port, is_service};
 pub use load::load;
 pub use network::Network;
-pub use secrets::display;
 pub use validate::may_listen;
 pub use values::Token;
 

@@ -134,8 +134,8 @@ fn out_of_order(what: impl Display) -> String {
 mod tests {
     use rustls::crypto::ring;
 
-    use crate::tls::support::issued;
     use super::*;
+    use crate::tls::support::issued;
 
     fn judged(cert: &str, key: &str) -> Result<Certificate, String> {
         let (cert, key) = (cert.into(), key.into());

@@ -240,8 +240,8 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::path::Path;
 
-    use crate::tls::support::{Issued, issued};
     use super::*;
+    use crate::tls::support::{Issued, issued};
 
     /// A folder as Kubernetes mounts a secret: `..data` points to the folder in force.
     struct Mounted {

@@ -51,7 +51,9 @@ pub fn issued(until: i32) -> Issued {
     let authority = Authority::new("the root");
     let identity = authority.sign_with(&["localhost"], |params| {
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "the gateway");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "the gateway");
         params.not_after = date_time_ymd(until, 1, 1);
     });
     let read = |file: &Path| fs::read_to_string(file).unwrap();
