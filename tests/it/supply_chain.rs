@@ -20,7 +20,7 @@ const FLOORS: [(&str, &str, Presence, &str); 8] = [
         "tungstenite",
         "0.30.0",
         Required,
-        "0.20.1: RUSTSEC-2023-0065, a long head costs the processor; 0.30: frame sizes are compared before they are narrowed",
+        "RUSTSEC-2023-0065 (0.20.1): a long head costs the processor",
     ),
     (
         "crossbeam-channel",
@@ -38,7 +38,7 @@ const FLOORS: [(&str, &str, Presence, &str); 8] = [
         "tonic",
         "0.12.3",
         Required,
-        "RUSTSEC-2024-0376: a server's accept loop ends",
+        "RUSTSEC-2024-0376: a server's accept loop that ends",
     ),
     (
         "bytes",
@@ -50,13 +50,14 @@ const FLOORS: [(&str, &str, Presence, &str); 8] = [
         "rustls",
         "0.23.45",
         WherePresent,
-        "RUSTSEC-2024-0399 (0.23.18): a panic in accepting; RUSTSEC-2026-0285: plaintext in a TLS 1.3 handshake where it has to be encrypted",
+        "RUSTSEC-2024-0399 (0.23.18): a panic in accepting; RUSTSEC-2026-0285: a TLS 1.3 \
+         handshake goes on in plaintext",
     ),
     (
         "rustls-webpki",
         "0.103.13",
         WherePresent,
-        "RUSTSEC-2026-0098, -0099, -0104: name constraints that do not bind, a panic in parsing a CRL",
+        "RUSTSEC-2026-0098, -0099, -0104: constraints that do not bind, a panic over a CRL",
     ),
     (
         "time",
