@@ -15,13 +15,14 @@ pub use crate::broker::fuzzing::delivery;
 pub use crate::client::fuzzing::{frame, frames, request, valid_frames, x_forwarded_for};
 
 /// Every property, by its name.
-pub const PROPERTIES: [(&str, fn(&[u8])); 10] = [
+pub const PROPERTIES: [(&str, fn(&[u8])); 11] = [
     ("amqp_frames", amqp_frames),
     ("broker_url", broker_url),
     ("configuration", configuration),
     ("delivery", delivery),
     ("frame", frame),
     ("frames", frames),
+    ("proxy_header", proxy_header),
     ("request", request),
     ("request_head", request_head),
     ("valid_frames", valid_frames),
@@ -148,6 +149,31 @@ pub fn configuration(input: &[u8]) {
             let is_known = origin == "gateway.toml" || names.iter().any(|name| name == origin);
             assert!(is_known || is_hidden, "{error}");
             assert!(!reason.is_empty());
+        }
+    }
+}
+
+/// Byte by byte, nothing is decided, until it is; what is decided then stays so, whatever comes behind,
+/// and is within what came. Nobody waits for ever.
+#[cfg_attr(not(feature = "proxy-protocol"), allow(unused_variables))]
+pub fn proxy_header(input: &[u8]) {
+    #[cfg(feature = "proxy-protocol")]
+    {
+        use crate::proxy_protocol::header::{MAX_V2, parse};
+
+        let whole = parse(input);
+        let step = (input.len() / 500).max(1);
+        for length in (0..input.len()).step_by(step) {
+            let header = parse(&input[..length]);
+            assert!(
+                header == Ok(None) || header == whole,
+                "at {length}: {header:?}"
+            );
+        }
+        match whole {
+            Ok(Some(header)) => assert!(header.length <= input.len()),
+            Ok(None) => assert!(input.len() < MAX_V2, "for ever"),
+            Err(broken) => assert!(!broken.to_string().is_empty()),
         }
     }
 }
@@ -290,7 +316,8 @@ mod tests {
     }
 
     holds! {
-        amqp_frames broker_url configuration delivery frame frames request request_head valid_frames
+        amqp_frames broker_url configuration delivery frame frames proxy_header request request_head
+        valid_frames
         x_forwarded_for
     }
 
