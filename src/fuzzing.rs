@@ -12,8 +12,11 @@ pub use crate::broker::amqp::fuzzing::amqp_frames;
 pub use crate::broker::fuzzing::delivery;
 pub use crate::client::fuzzing::{frame, frames, request, valid_frames, x_forwarded_for};
 
+/// It panics for an input of which it does not hold.
+pub type Property = fn(&[u8]);
+
 /// Every property, by its name.
-pub const PROPERTIES: [(&str, fn(&[u8])); 10] = [
+pub const PROPERTIES: [(&str, Property); 10] = [
     ("amqp_frames", amqp_frames),
     ("broker_url", broker_url),
     ("configuration", configuration),
@@ -160,7 +163,8 @@ pub fn broker_url(input: &[u8]) {
     let Ok(endpoint) = Endpoint::parse(text) else {
         return;
     };
-    let [user, password, vhost] = [&endpoint.user, &endpoint.password, &endpoint.vhost].map(encode);
+    let [user, password, vhost] =
+        [&endpoint.user, &endpoint.password, &endpoint.vhost].map(|part| encode(part));
     let login = format!("{user}:{password}");
     let again = Endpoint::parse(&format!("amqp://{login}@{}/{vhost}", endpoint.address()));
     let again = again.unwrap_or_else(|error| panic!("{error}: {text:?}"));
@@ -176,7 +180,7 @@ pub fn broker_url(input: &[u8]) {
     assert_eq!(parts(&again), parts(&endpoint));
 }
 
-fn encode(text: &String) -> String {
+fn encode(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 

@@ -140,8 +140,8 @@ pub fn frame(input: &[u8]) {
     let (times, payload) = input.split_first().unwrap_or((&0, &[]));
     let payload = payload.repeat(1 + usize::from(times % 64));
     let header = match payload.len() {
-        ..126 => 2,
-        ..0x1_0000 => 4,
+        0..=125 => 2,
+        126..=0xFFFF => 4,
         _ => 10,
     };
     let frame = Frame::text(|bytes| bytes.extend(&payload));
