@@ -352,7 +352,9 @@ fn json(id: Option<&str>, body: &Body) -> Value {
 
 /// The proxies that are trusted.
 static LISTEN: LazyLock<Listen> = LazyLock::new(|| {
-    let text = "[listen]\ntrusted_proxies = [\"10.0.0.0/8\", \"2001:db8:ffff::/48\"]";
+    // The services of embedded mode are an edge, and may not be there.
+    let text = "[listen]\ntrusted_proxies = [\"10.0.0.0/8\", \"2001:db8:ffff::/48\"]\n\
+                [backend]\nmode = \"remote\"";
     load::parse("fuzzing", text, [], None)
         .expect("valid")
         .listen
