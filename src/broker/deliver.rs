@@ -5,6 +5,7 @@ mod group;
 #[cfg(test)]
 mod panic_tests;
 
+use std::collections::BTreeSet;
 use std::mem;
 use std::slice::from_ref;
 use std::sync::Arc;
@@ -176,9 +177,10 @@ impl Deliverer {
             PresenceStatus::Offline => false,
             PresenceStatus::Unspecified => return Err("unknown status".into()),
         };
-        // Nobody can be connected under an impossible id, so those are left out.
+        // Nobody can be connected under an impossible id, so those are left out; whoever is named twice
+        // is told once.
         let watchers = event.watcher_ids.iter();
-        let watchers: Vec<_> = watchers.filter_map(|id| UserId::new(id).ok()).collect();
+        let watchers: BTreeSet<_> = watchers.filter_map(|id| UserId::new(id).ok()).collect();
         let push = || Push::presence(&user, online, event.timestamp);
         self.enqueue_for(PushType::Presence, &watchers, push, Connection::push);
         Ok(())

@@ -140,8 +140,8 @@ pub fn frame(input: &[u8]) {
     let (times, payload) = input.split_first().unwrap_or((&0, &[]));
     let payload = payload.repeat(1 + usize::from(times % 64));
     let header = match payload.len() {
-        ..126 => 2,
-        ..0x1_0000 => 4,
+        0..=125 => 2,
+        126..=0xFFFF => 4,
         _ => 10,
     };
     let frame = Frame::text(|bytes| bytes.extend(&payload));
@@ -352,7 +352,9 @@ fn json(id: Option<&str>, body: &Body) -> Value {
 
 /// The proxies that are trusted.
 static LISTEN: LazyLock<Listen> = LazyLock::new(|| {
-    let text = "[listen]\ntrusted_proxies = [\"10.0.0.0/8\", \"2001:db8:ffff::/48\"]";
+    // The services of embedded mode are an edge, and may not be there.
+    let text = "[listen]\ntrusted_proxies = [\"10.0.0.0/8\", \"2001:db8:ffff::/48\"]\n\
+                [backend]\nmode = \"remote\"";
     load::parse("fuzzing", text, [], None)
         .expect("valid")
         .listen
