@@ -59,7 +59,7 @@
 //! | what is counted, and what operators see | [`metrics`], `admin/` (an edge) |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
 //! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
-//! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
+//! | what `ws-gateway check` prints, warns of, and looks at with `--connect` | `check/shown.rs`, `check/warnings.rs`, `check/` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //!
 //! # The threads

@@ -158,9 +158,8 @@ impl Deliverer {
                 let connections = self.deliver.registry.connections_of(from_ref(&user));
                 let count = connections.len();
                 info!("Session revoked: user={user}, connections={count}");
-                for connection in connections {
-                    connection.close(CloseReason::SessionRevoked);
-                }
+                let revoke = |one: &Arc<Connection>| one.close(CloseReason::SessionRevoked);
+                connections.iter().for_each(revoke);
             }
             _ => return Err("unknown type".into()),
         }

@@ -104,9 +104,7 @@ impl Limits {
 
     /// Has a connection wait for its turn, or says how it is to be refused.
     pub(super) fn admit(self: &Arc<Self>, socket: &Socket, peer: Peer) -> http::Result<()> {
-        if !self.have_room() {
-            return Err(no_room());
-        }
+        self.have_room().then_some(()).ok_or_else(no_room)?;
         self.table.lock().connections += 1;
         let mut admission = Admission {
             limits: Arc::clone(self),
@@ -274,9 +272,8 @@ impl Admission {
     pub fn head_is_over(&self) -> http::Result<()> {
         let silent = self.limits.table.lock().silent.remove(&self.id);
         let message = "Others wait, and the request head did not come at once";
-        silent
-            .map(drop)
-            .ok_or_else(|| HttpResponse::timed_out(message))
+        let gave_way = || HttpResponse::timed_out(message);
+        silent.map(drop).ok_or_else(gave_way)
     }
 
     /// The head is read and the token validated: the next one may begin.
