@@ -62,7 +62,7 @@
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
 //! | TLS with clients, and the certificate | `tls/` (an edge) |
 //! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
-//! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
+//! | what `ws-gateway check` prints, warns of, and looks at with `--connect` | `check/shown.rs`, `check/warnings.rs`, `check/` (an edge) |
 //! | how a proxy's header before the request is understood | `proxy_protocol.rs`, `proxy_protocol/header.rs` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //!

@@ -159,9 +159,8 @@ impl Deliverer {
                 let connections = self.deliver.registry.connections_of(from_ref(&user));
                 let count = connections.len();
                 info!("Session revoked: user={user}, connections={count}");
-                for connection in connections {
-                    connection.close(CloseReason::SessionRevoked);
-                }
+                let revoke = |one: &Arc<Connection>| one.close(CloseReason::SessionRevoked);
+                connections.iter().for_each(revoke);
             }
             _ => return Err("unknown type".into()),
         }
@@ -182,6 +181,7 @@ impl Deliverer {
         let watchers = event.watcher_ids.iter();
         let watchers: BTreeSet<_> = watchers.filter_map(|id| UserId::new(id).ok()).collect();
         let push = || Push::presence(&user, online, event.timestamp);
+        let watchers = Vec::from_iter(watchers);
         self.enqueue_for(PushType::Presence, &watchers, push, Connection::push);
         Ok(())
     }

@@ -14,7 +14,7 @@ use hashlink::LruCache;
 use log::{error, warn};
 
 use crate::ids::{GroupId, UserId};
-use crate::services::{self, ErrorCode, ServiceError};
+use crate::services::{ErrorCode, Result, ServiceError};
 
 /// How many lists are held at most; the longest unused goes first.
 const MAX_GROUPS: usize = 10_000;
@@ -23,7 +23,7 @@ const MAX_GROUPS: usize = 10_000;
 const GROUP_FAILURE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the User Service says of a group: its members, in any order.
-pub type Answer = services::Result<Vec<String>>;
+pub type Answer = Result<Vec<String>>;
 
 /// Sorted, each once.
 pub type Members = Arc<[UserId]>;
@@ -66,11 +66,7 @@ impl Groups {
 
     /// Takes in what the User Service answered: the members, and those of them who are new and to be
     /// caught up. An error means: ask again later.
-    pub fn answered(
-        &mut self,
-        group: &GroupId,
-        answer: Answer,
-    ) -> services::Result<(Members, Members)> {
+    pub fn answered(&mut self, group: &GroupId, answer: Answer) -> Result<(Members, Members)> {
         let members = match answer {
             Ok(ids) => valid(group, &ids),
             // As a group without members: if it appears yet, all of them are new.
@@ -86,17 +82,15 @@ impl Groups {
         let before = list.members.replace(Arc::clone(&members));
         // Where there was none, it compares with itself.
         let before = before.as_ref().unwrap_or(&members);
-        let new = members
-            .iter()
-            .filter(|member| before.binary_search(member).is_err());
-        let new = new.cloned().collect();
+        let is_new = |member: &&UserId| before.binary_search(member).is_err();
+        let new = members.iter().filter(is_new).cloned().collect();
         Ok((members, new))
     }
 
     /// There is no list to be had: the group's messages wait. Where the service answers, they wait a
     /// while, and then go to those who were members before; with the next list the others are caught
     /// up.
-    fn serve_stale(&mut self, group: &GroupId, error: ServiceError) -> services::Result<Members> {
+    fn serve_stale(&mut self, group: &GroupId, error: ServiceError) -> Result<Members> {
         let (now, ttl) = (Instant::now(), self.ttl);
         // Not forgotten: the next list is compared with it.
         let list = self.list(group);
@@ -158,7 +152,7 @@ mod tests {
 
     impl Scene {
         /// The members, and the new ones.
-        fn fetch(&mut self, group: &str) -> services::Result<(String, String)> {
+        fn fetch(&mut self, group: &str) -> Result<(String, String)> {
             let (told, answer) = bounded(1);
             let request = GetGroupMembersRequest {
                 group_id: group.into(),
@@ -178,7 +172,7 @@ mod tests {
         names.join(" ")
     }
 
-    fn fetched(members: &str, new: &str) -> services::Result<(String, String)> {
+    fn fetched(members: &str, new: &str) -> Result<(String, String)> {
         Ok((members.into(), new.into()))
     }
 

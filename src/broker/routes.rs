@@ -96,9 +96,8 @@ impl Routes {
         let mut table = self.table.lock();
         let before = mem::take(&mut *table);
         table.up = true;
-        for user in self.registry.users() {
-            table.queue_bind(user);
-        }
+        let users = self.registry.users().into_iter();
+        users.for_each(|user| table.queue_bind(user));
         // Those who are here are skipped.
         table.unbinds = before.wanted.into_keys().chain(before.unbinds).collect();
     }

@@ -157,9 +157,7 @@ impl Waiting {
         }
         self.bytes = 0;
         let messages = dropped.len();
-        warn!(
-            "Too much waits for the members of groups, and is left to catch-up: groups={groups}, messages={messages}"
-        );
+        warn!("Groups are left to catch-up, too much waits: groups={groups}, messages={messages}");
         dropped
     }
 

@@ -221,9 +221,8 @@ impl CatchUp {
     }
 
     fn write(&self, connection: &Connection, pushes: Vec<Push>) {
-        for same in pushes.chunk_by(|one, other| one.push_type == other.push_type) {
-            self.context.metrics.pushed(same[0].push_type, same.len());
-        }
+        let count = |push: &Push| self.context.metrics.pushed(push.push_type, 1);
+        pushes.iter().for_each(count);
         let frames = pushes.into_iter().map(|push| push.frame);
         connection.outbox.write_behind(frames);
     }

@@ -1,6 +1,6 @@
 //! From a request to its answer: one blocking service call for each.
 
-use log::{Level, log};
+use log::{debug, warn};
 
 use super::Context;
 use super::connection::Connection;
@@ -16,16 +16,12 @@ pub(super) fn answer(context: &Context, connection: &Connection, request: Reques
     let request_id = request.id.as_deref();
     let served = request.body.and_then(|body| {
         let kind = <&str>::from(&body);
-        log::debug!("Message received: type={kind}, {connection}");
-        serve(context, connection, request_id, body).inspect_err(|failed| {
-            let level = match failed.code {
-                ErrorCode::Internal => Level::Warn,
-                _ => Level::Debug,
-            };
-            log!(
-                level,
-                "Request failed: type={kind}, {connection}, error={failed}"
-            );
+        debug!("Message received: type={kind}, {connection}");
+        serve(context, connection, request_id, body).inspect_err(|failed| match failed.code {
+            ErrorCode::Internal => {
+                warn!("Request failed: type={kind}, {connection}, error={failed}")
+            }
+            _ => debug!("Request failed: type={kind}, {connection}, error={failed}"),
         })
     });
     served.unwrap_or_else(|error| {

@@ -86,9 +86,8 @@ fn override_keys(
             let inner = table.entry(*key).or_insert_with(|| Table::new().into());
             inner.as_table_mut()
         });
-        let Some(holder) = holder else {
-            return Err(key_error(&variable, &key, "what holds it is not a table"));
-        };
+        let no_table = || key_error(&variable, &key, "what holds it is not a table");
+        let holder = holder.ok_or_else(no_table)?;
         holder.insert((*last).into(), value_of(text, default));
         overrides.push((key, variable));
     }

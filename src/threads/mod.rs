@@ -1,6 +1,7 @@
 //! Threads, each with a name, all joined in the end, by a deadline. A [`Worker`] serves everybody
 //! until it is told to stop; [`Threads`] come and go with the connections that they serve; [`fan_out`]
-//! does one thing on several, and a [`semaphore`] says how many may do something.
+//! does one thing on several, and a [`semaphore`] says how many may do something. A [`failpoint`] is
+//! where tests have a thread panic.
 
 pub(crate) mod failpoint;
 pub mod fan_out;
