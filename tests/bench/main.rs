@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     // The processes of the benchmark are this binary, started again.
     match arguments.first().map(String::as_str) {
         Some("peer") => peer::run(&arguments[1..]),
-        Some("client") => client::run(),
+        Some("client") => client::run(&arguments[1..]),
         Some("raw") => raw::run(&arguments[1..]),
         _ => return benchmark(&Arguments::parse()),
     }
