@@ -134,6 +134,6 @@ fn run(arguments: &Arguments, asked: &[&Scenario]) {
 fn list() {
     for scenario in &ALL {
         // Whoever closed standard output does not want to know.
-        let _ = writeln!(io::stdout(), "{:18}{}", scenario.name, scenario.about);
+        let _ = writeln!(io::stdout(), "{:20}{}", scenario.name, scenario.about);
     }
 }

@@ -51,7 +51,7 @@ pub const PACED_TLS: Scenario = Scenario {
     name: "group-paced-tls",
     about: "group-paced with TLS, beside the gateway without it",
     targets: &[
-        with_tls(at_most(Metric::CpuPaced, 1.0, Kind::PeerTryTls.name())),
+        with_tls(at_most(Metric::CpuPaced, 0.9, Kind::PeerTryTls.name())),
         with_tls(at_most(Metric::P99, 1.0, Kind::PeerTryTls.name())),
         with_tls(up_to(Metric::Lost, 0.0)),
     ],
