@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     // The processes of the benchmark are this binary, started again.
     match arguments.first().map(String::as_str) {
         Some("peer") => peer::run(&arguments[1..]),
-        Some("client") => client::run(),
+        Some("client") => client::run(&arguments[1..]),
         Some("raw") => raw::run(&arguments[1..]),
         _ => return benchmark(&Arguments::parse()),
     }
@@ -134,6 +134,6 @@ fn run(arguments: &Arguments, asked: &[&Scenario]) {
 fn list() {
     for scenario in &ALL {
         // Whoever closed standard output does not want to know.
-        let _ = writeln!(io::stdout(), "{:18}{}", scenario.name, scenario.about);
+        let _ = writeln!(io::stdout(), "{:20}{}", scenario.name, scenario.about);
     }
 }

@@ -27,7 +27,7 @@ impl Raw {
         let mut remote = Remote::start(&["raw", &connections.to_string()]);
         let listening = remote.process.stdout_line("listening ws://");
         let addr: SocketAddr = listening.parse().expect("an address");
-        let mut client = Client::start();
+        let mut client = Client::start(None);
         // It answers one handshake after the other.
         client.connect(addr, connections, 1);
         Self { remote, client }

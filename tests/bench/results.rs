@@ -78,12 +78,14 @@ pub enum Bound {
 /// A row of issue 4's table.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
+    /// Whom it is for.
+    pub subject: &'static str,
     pub metric: Metric,
     pub against: Against,
     pub bound: Bound,
 }
 
-/// The subject that is held against the targets.
+/// The subject that is held against the targets where they name no other.
 pub const GATEWAY: &str = "gateway";
 
 type Key = (String, Metric, String);
@@ -157,8 +159,8 @@ impl Results {
     pub fn outcome(&self, scenario: &str, target: Target) -> Outcome {
         let value = |subject| self.of(scenario, target.metric, subject);
         let reached = match target.against {
-            Against::Nothing => value(GATEWAY),
-            Against::Subject(other) => value(GATEWAY)
+            Against::Nothing => value(target.subject),
+            Against::Subject(other) => value(target.subject)
                 .zip(value(other))
                 .map(|(ours, theirs)| ours / theirs),
         };

@@ -1,6 +1,7 @@
 //! The servers under test, each a process of its own with services of its own behind it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -8,10 +9,11 @@ use toml::Table;
 
 use crate::remote::SELF;
 use crate::results::GATEWAY;
+use crate::support::admin::Admin;
 use crate::support::broker::Broker;
+use crate::support::certificates::{self, Authority, Identity};
 use crate::support::gateway::binary;
 use crate::support::process::{Process, Signal};
-use crate::support::raw::Raw;
 use crate::support::{Settings, wait_until, watchdog};
 
 /// Who serves.
@@ -23,17 +25,30 @@ pub enum Kind {
     PeerAwait,
     /// The asynchronous peer that tries first, and awaits only when a channel is full.
     PeerTry,
+    /// This project's gateway, with TLS.
+    GatewayTls,
+    /// The asynchronous peer that tries first, with TLS by tokio-rustls.
+    PeerTryTls,
 }
 
 impl Kind {
+    /// All without TLS.
     pub const ALL: [Kind; 3] = [Kind::Gateway, Kind::PeerAwait, Kind::PeerTry];
+    /// Those with TLS, and what the gateway is without.
+    pub const TLS: [Kind; 3] = [Kind::GatewayTls, Kind::Gateway, Kind::PeerTryTls];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Gateway => GATEWAY,
             Self::PeerAwait => "tokio await",
             Self::PeerTry => "tokio try",
+            Self::GatewayTls => "gateway tls",
+            Self::PeerTryTls => "tokio try tls",
         }
+    }
+
+    const fn has_tls(self) -> bool {
+        matches!(self, Self::GatewayTls | Self::PeerTryTls)
     }
 }
 
@@ -42,7 +57,7 @@ pub struct Services {
     process: Process,
     url: String,
     settings: Settings,
-    directory: std::path::PathBuf,
+    directory: PathBuf,
 }
 
 impl Services {
@@ -83,33 +98,41 @@ impl Services {
 pub struct Server {
     pub process: Process,
     pub addr: SocketAddr,
+    /// Whom clients trust, where TLS is spoken.
+    pub ca: Option<PathBuf>,
     pub services: Services,
     pub id: String,
 }
 
 impl Server {
-    /// Starts `kind` on the virtual host `url`, for so many users.
-    pub fn start(kind: Kind, url: &str, users: usize) -> Self {
+    /// Starts `kind` on its virtual host, for so many users.
+    pub fn start(stand: &Stand, kind: Kind, users: usize) -> Self {
+        let url = stand.url(kind);
+        let identity = kind.has_tls().then_some(&stand.identity);
         let services = Services::start(url, users);
         let id = format!("bench-{}", kind.name().replace(' ', "-"));
         let mut process = match kind {
-            Kind::Gateway => gateway(&services.url, url, &id),
-            Kind::PeerAwait => peer("await", &services.url, url, &id),
-            Kind::PeerTry => peer("try", &services.url, url, &id),
+            Kind::Gateway | Kind::GatewayTls => gateway(&services.url, url, &id, identity),
+            Kind::PeerAwait => peer("await", &services.url, url, &id, identity),
+            Kind::PeerTry | Kind::PeerTryTls => peer("try", &services.url, url, &id, identity),
         };
-        let listening = process.stdout_line("listening ws://");
+        let scheme = if kind.has_tls() { "wss" } else { "ws" };
+        let listening = process.stdout_line(&format!("listening {scheme}://"));
         let addr = listening
             .trim_end_matches("/ws")
             .parse()
             .expect("an address");
-        if kind == Kind::Gateway {
+        if matches!(kind, Kind::Gateway | Kind::GatewayTls) {
+            let admin = process.stdout_line("listening admin http://").parse();
+            let admin = Admin::at(admin.expect("an address"));
             wait_until("the gateway is ready", || {
-                Raw::connect(addr).get("/readyz").status == 200
+                admin.get("/readyz").status == 200
             });
         }
         Self {
             process,
             addr,
+            ca: kind.has_tls().then(|| stand.authority.file()),
             services,
             id,
         }
@@ -133,8 +156,8 @@ impl Server {
 }
 
 /// The limits that are against clients such as the benchmark's are lifted; the rest is as shipped.
-fn gateway(services: &str, broker: &str, id: &str) -> Process {
-    let settings = Settings::from_text("")
+fn gateway(services: &str, broker: &str, id: &str, tls: Option<&Identity>) -> Process {
+    let mut settings = Settings::from_text("")
         .set("gateway", Table::new())
         .set("gateway.id", id)
         .set("listen.addr", "127.0.0.1:0")
@@ -150,31 +173,45 @@ fn gateway(services: &str, broker: &str, id: &str) -> Process {
         .set("limits.rate", 1_000_000)
         .set("limits.burst", 1_000_000)
         .set("log.level", "warn");
+    if let Some(identity) = tls {
+        settings.put("tls.cert", certificates::path(&identity.cert));
+        settings.put("tls.key", certificates::path(&identity.key));
+    }
     let directory = watchdog::directory("gateway");
     let mut command = binary();
     command.arg("--config").arg(settings.write(&directory));
     Process::start("the gateway", command.current_dir(&directory))
 }
 
-fn peer(send: &str, services: &str, broker: &str, id: &str) -> Process {
+fn peer(send: &str, services: &str, broker: &str, id: &str, tls: Option<&Identity>) -> Process {
     let mut command = Command::new(SELF);
     command.args(["peer", "--send", send, "--listen", "127.0.0.1:0"]);
     command.args(["--services", services, "--broker", broker, "--id", id]);
+    if let Some(identity) = tls {
+        command.arg("--cert").arg(&identity.cert);
+        command.arg("--key").arg(&identity.key);
+    }
     Process::start("the peer", &mut command)
 }
 
-/// What all scenarios share: a broker, and a virtual host for each kind of server.
+/// What all scenarios share: a broker, a virtual host for each kind of server, and the certificate
+/// of those with TLS.
 pub struct Stand {
     _broker: Arc<Broker>,
-    urls: [String; 3],
+    urls: [String; 5],
+    authority: Authority,
+    identity: Identity,
 }
 
 impl Stand {
     pub fn start() -> Self {
         let broker = Broker::shared();
+        let authority = Authority::new("The benchmark's");
         Self {
-            urls: [(); 3].map(|()| broker.vhost()),
+            urls: [(); 5].map(|()| broker.vhost()),
             _broker: broker,
+            identity: authority.sign(&["localhost"]),
+            authority,
         }
     }
 

@@ -31,13 +31,13 @@ pub struct Session {
 impl Session {
     /// Starts `kind` and connects so many users, who are all in [`GROUP`] afterwards.
     pub fn start(stand: &Stand, kind: Kind, connections: usize) -> Self {
-        let server = Server::start(kind, stand.url(kind), connections);
+        let server = Server::start(stand, kind, connections);
         Self::connect(stand, kind, server, connections)
     }
 
     /// Connects so many users, who are served nothing and are in no group.
     pub fn idle(stand: &Stand, kind: Kind, server: Server, connections: usize) -> Self {
-        let mut client = Client::start();
+        let mut client = Client::start(server.ca.as_deref());
         client.connect(server.addr, connections, HANDSHAKES);
         Self {
             publisher: Publisher::open(stand.url(kind)),

@@ -1,12 +1,13 @@
 //! One of the client's connections: a non-blocking socket, its handshake, and the frames it brings.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, socket_with};
+use rustls::ClientConfig;
 
-/// As much as one read takes: a server that is behind sends many frames at once.
-pub const READ: usize = 256 * 1024;
+use super::stream::{ROOM, Stream};
 
 const TEXT: u8 = 0x1;
 const CLOSE: u8 = 0x8;
@@ -23,7 +24,7 @@ pub enum Phase {
 }
 
 pub struct Connection {
-    socket: TcpStream,
+    stream: Stream,
     pub phase: Phase,
     /// The beginning of a frame whose end has not come yet.
     rest: Vec<u8>,
@@ -42,8 +43,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Begins to connect.
-    pub fn open(addr: SocketAddr) -> io::Result<Self> {
+    /// Begins to connect, with TLS if there is a configuration for it.
+    pub fn open(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(
             AddressFamily::INET,
@@ -56,7 +57,7 @@ impl Connection {
             Err(error) => return Err(error.into()),
         }
         Ok(Self {
-            socket: socket.into(),
+            stream: Stream::new(socket.into(), tls),
             phase: Phase::Connecting,
             rest: Vec::new(),
             status: 0,
@@ -69,7 +70,7 @@ impl Connection {
     }
 
     pub fn socket(&self) -> &TcpStream {
-        &self.socket
+        self.stream.socket()
     }
 
     /// Asks for the upgrade, once the socket is connected.
@@ -102,9 +103,8 @@ impl Connection {
         self.write(&frame);
     }
 
-    /// What a client sends is far less than a socket takes: no room means that it is over.
     fn write(&mut self, bytes: &[u8]) {
-        if self.socket.write_all(bytes).is_err() {
+        if self.stream.write_all(bytes).is_err() {
             self.phase = Phase::Closed;
         }
     }
@@ -112,13 +112,13 @@ impl Connection {
     /// Reads what is there, once, and calls `on_text` with the payload of each text frame.
     pub fn read(&mut self, buffer: &mut [u8], mut on_text: impl FnMut(&mut Self, &[u8])) {
         let kept = self.rest.len();
-        if buffer.len() < kept + READ {
+        if buffer.len() < kept + ROOM {
             self.phase = Phase::Closed;
             return;
         }
         buffer[..kept].copy_from_slice(&self.rest);
         self.rest.clear();
-        let end = match self.socket.read(&mut buffer[kept..kept + READ]) {
+        let end = match self.stream.read(&mut buffer[kept..]) {
             Ok(0) => {
                 self.phase = Phase::Closed;
                 return;

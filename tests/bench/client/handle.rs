@@ -1,6 +1,8 @@
 //! The benchmark's end of the client process.
 
+use std::iter;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -10,8 +12,11 @@ use crate::remote::Remote;
 pub struct Client(Remote);
 
 impl Client {
-    pub fn start() -> Self {
-        Self(Remote::start(&["client"]))
+    /// `ca`: whom it trusts, where TLS is spoken.
+    pub fn start(ca: Option<&Path>) -> Self {
+        let ca = ca.map(|ca| ca.to_str().expect("a path in UTF-8"));
+        let arguments: Vec<&str> = iter::once("client").chain(ca).collect();
+        Self(Remote::start(&arguments))
     }
 
     /// Connects users u0 to `count`, `window` at a time; all must be served.

@@ -12,15 +12,18 @@ mod connection;
 mod exchange;
 mod handle;
 mod opening;
+mod stream;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 use rustix::time::Timespec;
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 
 use crate::clock::{self, Stamps, percentile};
@@ -33,7 +36,7 @@ use opening::Opening;
 /// Names the command socket among the events; the others are connections by their number.
 const CONTROL: u64 = u64::MAX;
 /// Room for the longest frame behind what one read takes.
-const BUFFER: usize = connection::READ + 1024 * 1024;
+const BUFFER: usize = stream::ROOM + 1024 * 1024;
 
 /// What the next answer waits for.
 enum Goal {
@@ -70,14 +73,17 @@ struct Load {
     epoll: OwnedFd,
     control: TcpStream,
     commands: Vec<u8>,
+    /// How the servers that have TLS are spoken to.
+    tls: Option<Arc<ClientConfig>>,
     connections: Vec<Connection>,
     goal: Goal,
     count: Count,
     stamps: Stamps,
 }
 
-/// `bench client`: says where it takes commands, and takes them until their socket ends.
-pub fn run() {
+/// `bench client [CA]`: says where it takes commands, and takes them until their socket ends. With
+/// an authority's file it speaks TLS.
+pub fn run(arguments: &[String]) {
     let control = remote::control();
     control.set_nonblocking(true).expect("a socket");
     let epoll = epoll::create(CreateFlags::CLOEXEC).expect("an epoll");
@@ -92,6 +98,7 @@ pub fn run() {
         epoll,
         control,
         commands: Vec::new(),
+        tls: arguments.first().map(|ca| stream::trusting(ca)),
         connections: Vec::new(),
         goal: Goal::Nothing,
         count: Count::default(),
@@ -151,7 +158,8 @@ impl Load {
         match words[0] {
             "connect" => {
                 let addr = words[1].parse().expect("an address");
-                let opening = Opening::new(addr, number(2), number(3), clock::now());
+                let tls = self.tls.clone();
+                let opening = Opening::new(addr, tls, number(2), number(3), clock::now());
                 self.goal = Goal::Opened(opening);
             }
             "expect" => {

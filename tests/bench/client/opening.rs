@@ -1,9 +1,11 @@
 //! Connecting many users: so many handshakes at once, until all are served or refused.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::OwnedFd;
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 
 use super::connection::Connection;
@@ -13,6 +15,7 @@ const PATIENCE_NS: u64 = 120_000_000_000;
 
 pub struct Opening {
     addr: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
     /// How many users.
     count: usize,
     /// How many handshakes at once.
@@ -28,9 +31,16 @@ pub struct Opening {
 }
 
 impl Opening {
-    pub fn new(addr: SocketAddr, count: usize, window: usize, now: u64) -> Self {
+    pub fn new(
+        addr: SocketAddr,
+        tls: Option<Arc<ClientConfig>>,
+        count: usize,
+        window: usize,
+        now: u64,
+    ) -> Self {
         Self {
             addr,
+            tls,
             count,
             window,
             started: now,
@@ -70,7 +80,8 @@ impl Opening {
         while connections.len() < self.count
             && self.opened - self.connected.max(self.completed) - self.closed < self.window
         {
-            let connection = Connection::open(self.addr).expect("a socket to connect");
+            let connection =
+                Connection::open(self.addr, self.tls.as_ref()).expect("a socket to connect");
             let data = EventData::new_u64(connections.len() as u64);
             epoll::add(
                 epoll,

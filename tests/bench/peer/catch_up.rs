@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Error;
 use ws_gateway::services::proto::GetOfflineMessagesRequest;
 
-use super::connection::Sink;
+use super::connection::{Sink, Socket};
 use super::protocol::{Outgoing, timestamp};
 use super::services::{Services, answer};
 
@@ -17,8 +17,8 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Writes what is unread after `position` page by page, past the connection's channel, in which live
 /// pushes wait meanwhile. `position` moves to the last message written.
-pub async fn catch_up(
-    sink: &mut Sink,
+pub async fn catch_up<S: Socket>(
+    sink: &mut Sink<S>,
     user: &str,
     services: &Services,
     position: &mut String,

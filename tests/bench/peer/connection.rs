@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::{Instant, interval_at, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -30,7 +30,12 @@ const ROUTE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long after the last connection a user goes offline, and their route is given up.
 const OFFLINE_GRACE: Duration = Duration::from_secs(5);
 
-pub type Sink = SplitSink<WebSocketStream<TcpStream>, Message>;
+pub type Sink<S> = SplitSink<WebSocketStream<S>, Message>;
+
+/// A client's socket, with or without TLS.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Socket for S {}
 
 /// What every connection uses.
 pub struct Gateway {
@@ -42,8 +47,7 @@ pub struct Gateway {
 }
 
 /// A connection's whole life, and the task of its reading half.
-pub async fn serve(socket: TcpStream, gateway: Arc<Gateway>) {
-    let _ = socket.set_nodelay(true);
+pub async fn serve(socket: impl Socket, gateway: Arc<Gateway>) {
     let Some((stream, user)) = upgrade(socket, &gateway.services).await else {
         return;
     };
@@ -73,14 +77,14 @@ pub async fn serve(socket: TcpStream, gateway: Arc<Gateway>) {
     }
 }
 
-struct Writer {
-    sink: Sink,
+struct Writer<S> {
+    sink: Sink<S>,
     queue: Receiver<Message>,
     /// Something was read since the last ping.
     heard: Arc<AtomicBool>,
 }
 
-impl Writer {
+impl<S: Socket> Writer<S> {
     /// Ends with the socket, or with a client that leaves pings unanswered.
     async fn run(mut self, user: Arc<str>, gateway: Arc<Gateway>) -> Result<(), Error> {
         let id = Uuid::new_v4();
@@ -137,7 +141,7 @@ impl Writer {
 
 /// One request at a time. tungstenite answers pings and closes by itself.
 async fn read(
-    mut stream: SplitStream<WebSocketStream<TcpStream>>,
+    mut stream: SplitStream<WebSocketStream<impl Socket>>,
     dispatch: Dispatch<'_>,
     outbox: &Sender<Message>,
     heard: &AtomicBool,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -12,6 +11,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use ws_gateway::services::ErrorCode;
 use ws_gateway::services::proto::ValidateTokenRequest;
 
+use super::connection::Socket;
 use super::protocol::Outgoing;
 use super::services::{Services, answer};
 
@@ -19,7 +19,8 @@ use super::services::{Services, answer};
 pub const MAX_MESSAGE_SIZE: usize = 64 << 10;
 const MAX_HEAD: usize = 8 << 10;
 const MAX_HEADERS: usize = 64;
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// The head, and with TLS its handshake.
+pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// tungstenite allocates it at once, 128 KiB by default.
 const READ_BUFFER: usize = 4 << 10;
 
@@ -39,11 +40,13 @@ struct Refusal {
 }
 
 /// Reads the head, validates the token, and upgrades; `None`: there is no connection.
-pub async fn upgrade(
-    mut socket: TcpStream,
+pub async fn upgrade<S: Socket>(
+    mut socket: S,
     services: &Services,
-) -> Option<(WebSocketStream<TcpStream>, Arc<str>)> {
-    let head = timeout(HEAD_WITHIN, read_head(&mut socket)).await.ok()?;
+) -> Option<(WebSocketStream<S>, Arc<str>)> {
+    let head = timeout(HANDSHAKE_WITHIN, read_head(&mut socket))
+        .await
+        .ok()?;
     let admitted = match head {
         Ok(head) => authenticate(head, services).await,
         Err(refusal) => Err(refusal),
@@ -70,7 +73,7 @@ pub async fn upgrade(
     Some((stream.await, user))
 }
 
-async fn read_head(socket: &mut TcpStream) -> Result<Head, Refusal> {
+async fn read_head(socket: &mut impl Socket) -> Result<Head, Refusal> {
     let bad = Refusal {
         status: "400 Bad Request",
         code: ErrorCode::InvalidMessage,
@@ -149,7 +152,7 @@ async fn authenticate(mut head: Head, services: &Services) -> Result<(Head, Arc<
     }
 }
 
-async fn refuse(mut socket: TcpStream, refusal: &Refusal) {
+async fn refuse(mut socket: impl Socket, refusal: &Refusal) {
     let body = Outgoing::error(None, refusal.code, refusal.message).json();
     let answer = format!(
         "HTTP/1.1 {}\r\nWWW-Authenticate: Bearer\r\nContent-Type: application/json\r\n\

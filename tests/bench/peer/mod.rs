@@ -1,6 +1,6 @@
 //! The peer: an asynchronous gateway, written as people write it: tokio, tokio-tungstenite, lapin
 //! and tonic, a task for each half of a connection ([`connection`]), and a bounded channel between
-//! them and those who send ([`registry`]).
+//! them and those who send ([`registry`]); with a certificate, TLS by tokio-rustls ([`tls`]).
 //!
 //! To a client it is the gateway: same handshake, same frames byte for byte, the same calls to the
 //! same services, the same queues and bindings. A channel that is full is waited for, so that
@@ -23,21 +23,26 @@ mod protocol;
 mod registry;
 mod routes;
 mod services;
+mod tls;
 
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_rustls::{Accept, TlsAcceptor};
 
 use broker::Broker;
 use connection::Gateway;
+use handshake::HANDSHAKE_WITHIN;
 use presence::Presence;
 use registry::{Registry, Sending};
 use routes::Routes;
@@ -63,6 +68,11 @@ struct Options {
     broker: String,
     #[arg(long)]
     id: String,
+    /// A PEM file; with it, TLS.
+    #[arg(long, requires = "key")]
+    cert: Option<PathBuf>,
+    #[arg(long, requires = "cert")]
+    key: Option<PathBuf>,
 }
 
 /// Runs until SIGTERM. Prints where it listens once its queues are consumed.
@@ -81,6 +91,9 @@ pub fn run(arguments: &[String]) {
 
 async fn serve(options: Options) -> Result<(), Failure> {
     let mut terminated = signal(SignalKind::terminate())?;
+    let tls = options.cert.zip(options.key);
+    let tls = tls.map(|(cert, key)| tls::acceptor(&cert, &key));
+    let tls = tls.transpose()?;
     let services = Services::new(&options.services)?;
     let registry = Arc::new(Registry::new(options.send));
     let broker = Broker::connect(&options.broker, &options.id).await?;
@@ -98,11 +111,12 @@ async fn serve(options: Options) -> Result<(), Failure> {
         registry,
     });
     let listener = listen(options.listen)?;
-    println!("listening ws://{}/ws", listener.local_addr()?);
+    let scheme = if tls.is_some() { "wss" } else { "ws" };
+    println!("listening {scheme}://{}/ws", listener.local_addr()?);
     io::stdout().flush()?;
 
     tokio::select! {
-        () = accept(&listener, &gateway) => Ok(()),
+        () = accept(&listener, tls.as_ref(), &gateway) => Ok(()),
         Some(failure) = failures.recv() => Err(failure),
         _ = terminated.recv() => {
             presence.end_lease().await;
@@ -121,17 +135,29 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(listener: &TcpListener, gateway: &Arc<Gateway>) {
+async fn accept(listener: &TcpListener, tls: Option<&TlsAcceptor>, gateway: &Arc<Gateway>) {
     loop {
         match listener.accept().await {
             Ok((socket, _)) => {
-                tokio::spawn(connection::serve(socket, Arc::clone(gateway)));
+                let _ = socket.set_nodelay(true);
+                let gateway = Arc::clone(gateway);
+                match tls {
+                    None => tokio::spawn(connection::serve(socket, gateway)),
+                    Some(tls) => tokio::spawn(serve_tls(tls.accept(socket), gateway)),
+                };
             }
             Err(error) => {
                 eprintln!("Not accepted: {error}");
                 tokio::time::sleep(REST).await;
             }
         }
+    }
+}
+
+/// Serves whoever shakes hands in time.
+async fn serve_tls(handshake: Accept<TcpStream>, gateway: Arc<Gateway>) {
+    if let Ok(Ok(socket)) = timeout(HANDSHAKE_WITHIN, handshake).await {
+        connection::serve(socket, gateway).await;
     }
 }
 

@@ -23,8 +23,8 @@ fn run(bench: &mut Bench) {
     let name = CONNECTS.name;
     for _ in 0..bench.effort.rounds {
         for kind in Kind::ALL {
-            let server = Server::start(kind, bench.stand.url(kind), CLIENTS);
-            let mut client = Client::start();
+            let server = Server::start(&bench.stand, kind, CLIENTS);
+            let mut client = Client::start(server.ca.as_deref());
             let others = Others::watch();
             let report = client.try_connect(server.addr, CLIENTS, CLIENTS);
             let others = 100.0 * others.share();

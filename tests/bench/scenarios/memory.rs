@@ -1,12 +1,12 @@
-//! Resident memory of the gateway at 5,000 connections: idle, and after each has sent and received
-//! 100 messages.
+//! Resident memory of the gateway at 5,000 connections: idle, also with TLS beside the peer's, and
+//! after each has sent and received 100 messages.
 
 use std::thread;
 use std::time::Duration;
 
-use super::{Bench, Scenario, up_to};
+use super::{Bench, Scenario, up_to, with_tls};
 use crate::cpu::resident_kib;
-use crate::results::{GATEWAY, Metric};
+use crate::results::Metric;
 use crate::servers::{Kind, Server};
 use crate::session::{SETTLED, Session};
 
@@ -17,6 +17,13 @@ pub const IDLE: Scenario = Scenario {
     about: "resident memory per idle connection, at 5,000",
     targets: &[up_to(Metric::MemoryPerConnection, 24.0)],
     run: idle,
+};
+
+pub const IDLE_TLS: Scenario = Scenario {
+    name: "memory-idle-tls",
+    about: "memory-idle with TLS, beside the gateway without it",
+    targets: &[with_tls(up_to(Metric::MemoryPerConnection, 40.0))],
+    run: idle_tls,
 };
 
 pub const USED: Scenario = Scenario {
@@ -30,20 +37,27 @@ pub const USED: Scenario = Scenario {
 };
 
 fn idle(bench: &mut Bench) {
-    measure(bench, IDLE.name, 0);
+    measure(bench, IDLE.name, Kind::Gateway, 0);
+}
+
+fn idle_tls(bench: &mut Bench) {
+    for kind in Kind::TLS {
+        measure(bench, IDLE_TLS.name, kind, 0);
+    }
 }
 
 fn used(bench: &mut Bench) {
     let messages = bench.effort.size(100, 10);
-    measure(bench, USED.name, messages);
+    measure(bench, USED.name, Kind::Gateway, messages);
 }
 
 /// Once: memory does not depend on what else the machine does.
-fn measure(bench: &mut Bench, scenario: &str, messages: u64) {
+fn measure(bench: &mut Bench, scenario: &str, kind: Kind, messages: u64) {
+    let name = kind.name();
     bench.end_sessions();
-    let server = Server::start(Kind::Gateway, bench.stand.url(Kind::Gateway), CONNECTIONS);
+    let server = Server::start(&bench.stand, kind, CONNECTIONS);
     let before = resident_kib(&server.process);
-    let mut session = Session::idle(&bench.stand, Kind::Gateway, server, CONNECTIONS);
+    let mut session = Session::idle(&bench.stand, kind, server, CONNECTIONS);
     if messages > 0 {
         const UNTIL_ALL_ARE_SENT_S: u64 = 600;
         session.wait_routed();
@@ -51,20 +65,22 @@ fn measure(bench: &mut Bench, scenario: &str, messages: u64) {
         eprintln!("  {scenario}: {report}");
         let missing = CONNECTIONS as f64 * messages as f64 - report["sent"].as_f64().unwrap_or(0.0);
         let lost = report["lost"].as_f64().unwrap_or(f64::NAN);
-        bench.add(scenario, GATEWAY, Metric::Lost, lost + missing);
+        bench.add(scenario, name, Metric::Lost, lost + missing);
     }
     // What a catch-up remembers is forgotten by then.
     thread::sleep(SETTLED);
     let whole = settled(&session.server);
-    eprintln!("  {scenario}: {before} KiB before, {whole} KiB with {CONNECTIONS} connections");
+    eprintln!(
+        "  {scenario}: {name}: {before} KiB before, {whole} KiB with {CONNECTIONS} connections"
+    );
     let connections = CONNECTIONS as f64;
     bench.add(
         scenario,
-        GATEWAY,
+        name,
         Metric::MemoryPerConnection,
         (whole - before) / connections,
     );
-    bench.add(scenario, GATEWAY, Metric::MemoryWhole, whole / connections);
+    bench.add(scenario, name, Metric::MemoryWhole, whole / connections);
     session.end();
 }
 

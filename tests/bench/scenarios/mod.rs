@@ -11,7 +11,7 @@ mod ten_thousand;
 
 use crate::publisher::Publisher;
 use crate::raw::Raw;
-use crate::results::{Against, Bound, Metric, Results, Target};
+use crate::results::{Against, Bound, GATEWAY, Metric, Results, Target};
 use crate::servers::{Kind, Stand};
 use crate::session::Session;
 use crate::window::Figures;
@@ -49,12 +49,15 @@ impl Effort {
     }
 }
 
-pub const ALL: [Scenario; 10] = [
+pub const ALL: [Scenario; 13] = [
     group::SATURATED,
     group::PACED,
     single::SATURATED,
+    group::SATURATED_TLS,
+    group::PACED_TLS,
     requests::CLOSED_LOOP,
     memory::IDLE,
+    memory::IDLE_TLS,
     memory::USED,
     ten_thousand::TEN_THOUSAND,
     connects::CONNECTS,
@@ -190,6 +193,7 @@ impl Drop for Bench {
 
 const fn at_least(metric: Metric, bound: f64, other: &'static str) -> Target {
     Target {
+        subject: GATEWAY,
         metric,
         against: Against::Subject(other),
         bound: Bound::AtLeast(bound),
@@ -198,6 +202,7 @@ const fn at_least(metric: Metric, bound: f64, other: &'static str) -> Target {
 
 const fn at_most(metric: Metric, bound: f64, other: &'static str) -> Target {
     Target {
+        subject: GATEWAY,
         metric,
         against: Against::Subject(other),
         bound: Bound::AtMost(bound),
@@ -207,8 +212,17 @@ const fn at_most(metric: Metric, bound: f64, other: &'static str) -> Target {
 /// A number in the metric's own unit.
 const fn up_to(metric: Metric, bound: f64) -> Target {
     Target {
+        subject: GATEWAY,
         metric,
         against: Against::Nothing,
         bound: Bound::AtMost(bound),
+    }
+}
+
+/// The target for the gateway with TLS.
+const fn with_tls(target: Target) -> Target {
+    Target {
+        subject: Kind::GatewayTls.name(),
+        ..target
     }
 }

@@ -29,7 +29,7 @@ fn run(bench: &mut Bench) {
     bench.end_sessions();
     let kind = Kind::Gateway;
     let name = TEN_THOUSAND.name;
-    let server = Server::start(kind, bench.stand.url(kind), CONNECTIONS);
+    let server = Server::start(&bench.stand, kind, CONNECTIONS);
     let before = server.process.held();
     let mut session = Session::connect(&bench.stand, kind, server, CONNECTIONS);
     let duration = Duration::from_secs(bench.effort.size(60, 10));
