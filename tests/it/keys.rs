@@ -14,7 +14,6 @@ use crate::chat;
 use crate::support::backend::Backend;
 use crate::support::broker::Broker;
 use crate::support::cluster::remote;
-use crate::support::gateway::run;
 use crate::support::named;
 use crate::support::process::Signal;
 use crate::support::raw::{Raw, UPGRADE};
