@@ -12,7 +12,7 @@ use super::address::client_address;
 use super::admission::{Admission, no_room};
 use super::close::CloseReason;
 use super::connection::Connection;
-use super::frame::Frame;
+use super::frame::{BINARY, Frame, TEXT};
 use super::gate::DeliveryGate;
 use super::handshake::{Accepted, expect_upgrade, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
@@ -99,7 +99,10 @@ impl Session {
             timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
-        let opening = frame(connected).behind(&accepted.switching);
+        let opening = match context.echo {
+            true => Frame::raw(accepted.switching.as_bytes()),
+            false => frame(connected).behind(&accepted.switching),
+        };
         let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
         let gate = DeliveryGate::new(frames, bytes);
         let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);
@@ -185,7 +188,10 @@ impl Session {
                 return Err(reason.clone());
             }
             let answer = match incoming {
+                Incoming::Text(text) if self.context.echo => Frame::encode(TEXT, text.as_bytes()),
+                Incoming::Binary(bytes) if self.context.echo => Frame::encode(BINARY, &bytes),
                 Incoming::Text(text) => self.answer(&text, &mut rate)?,
+                Incoming::Binary(_) => return Err(CloseReason::BinaryFrame),
                 Incoming::Ping(payload) => Frame::pong(&payload),
                 Incoming::Pong => continue,
             };
