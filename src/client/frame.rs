@@ -41,11 +41,6 @@ impl Frame {
         Self::raw(&bytes[start..])
     }
 
-    /// The same right behind `prefix`, as the first frame follows the answer to the upgrade request.
-    pub fn behind(&self, prefix: &str) -> Self {
-        Self::raw(&[prefix.as_bytes(), self.bytes()].concat())
-    }
-
     pub fn ping() -> Self {
         Self::encode(PING, &[])
     }

@@ -99,10 +99,9 @@ impl Session {
             timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
-        let opening = match context.echo {
-            true => Frame::raw(accepted.switching.as_bytes()),
-            false => frame(connected).behind(&accepted.switching),
-        };
+        let greeting = (!context.echo).then(|| frame(connected));
+        let greeting = greeting.as_ref().map_or(&[][..], Frame::bytes);
+        let opening = Frame::raw(&[accepted.switching.as_bytes(), greeting].concat());
         let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
         let gate = DeliveryGate::new(frames, bytes);
         let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);
@@ -160,10 +159,9 @@ impl Session {
         let mut reader = FrameReader::new(socket, self.context.config.limits.max_message_size);
         let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
         let Err(reason) = read.unwrap_or(Err(CloseReason::InternalError));
-        let client_is_done = matches!(reason, CloseReason::ClientClosed(_) | CloseReason::Vanished);
         connection.close(reason);
         let closing = connection.outbox.closing();
-        if !client_is_done && closing.is_some_and(CloseReason::lingers) {
+        if closing.is_some_and(CloseReason::lingers) {
             reader.discard();
         }
         connection.set_reader_done();

@@ -5,6 +5,7 @@
 //! error is final: tungstenite sends no Close frame for one and would stay usable.
 
 use std::io::{self, Read, Write};
+use std::iter;
 
 use tungstenite::error::{CapacityError, Error, ProtocolError};
 use tungstenite::protocol::{Role, WebSocketConfig};
@@ -71,22 +72,16 @@ impl FrameReader {
             // A `Frame` is only ever written, never read.
             Message::Pong(_) | Message::Frame(_) => Ok(Incoming::Pong),
             Message::Binary(bytes) => Ok(Incoming::Binary(bytes)),
-            Message::Close(frame) => {
-                let code = frame.map(|frame| frame.code.into());
-                Err(CloseReason::ClientClosed(code))
-            }
+            Message::Close(close) => Err(CloseReason::ClientClosed(close.map(|it| it.code.into()))),
         }
     }
 
     /// Reads and drops what still comes, until the client's Close frame or its end of the socket,
     /// or until the socket is cut.
     pub fn discard(&mut self) {
-        loop {
-            match self.read() {
-                Ok(_) => {}
-                Err(CloseReason::ClientClosed(_) | CloseReason::Vanished) => return,
-                Err(_) => break,
-            }
+        let end = iter::repeat_with(|| self.read()).find_map(Result::err);
+        if let Some(CloseReason::ClientClosed(_) | CloseReason::Vanished) = end {
+            return;
         }
         // What follows a broken frame is no frame.
         let socket = &*self.0.get_ref().socket;

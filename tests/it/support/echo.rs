@@ -84,8 +84,8 @@ impl Echo {
     }
 
     /// With a token, since the suite sends no header of its own.
-    pub fn url(&self) -> String {
-        format!("ws://{}{}", self.addr, self.target())
+    pub fn url(&self, scheme: &str) -> String {
+        format!("{scheme}://{}{}", self.addr, self.target())
     }
 
     fn target(&self) -> String {
