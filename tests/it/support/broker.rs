@@ -29,6 +29,9 @@ const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// Names the root folder of another Debian, whose RabbitMQ runs there by chroot(8). It sees `/proc`,
 /// `/dev` and the folder for temporary files at the same places: `tests/run rabbitmq4` does so.
 const ROOT: &str = "IT_RABBITMQ_ROOT";
+/// Set: a broker keeps exchanges, queues and bindings in Khepri from its start until it is wiped, as
+/// RabbitMQ does from 4.2 on by itself. 3.x cannot.
+const KHEPRI: &str = "IT_RABBITMQ_KHEPRI";
 
 pub struct Broker {
     server: Mutex<Process>,
@@ -65,6 +68,9 @@ impl Broker {
             next_vhost: AtomicUsize::new(0),
         };
         broker.wait_up();
+        if env::var_os(KHEPRI).is_some() {
+            broker.rabbitmqctl(&["enable_feature_flag", "--opt-in", "khepri_db"]);
+        }
         broker
     }
 
