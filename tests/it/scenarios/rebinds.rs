@@ -1,10 +1,13 @@
 //! A gateway with many users dies and returns: the broker deletes its queues with a binding for each
 //! of them, and binds them all again. What does that cost those who publish meanwhile?
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use amiquip::{Confirm, ConfirmSmoother};
+use crossbeam::channel::Receiver;
 use prost::Message as _;
 use ws_gateway::services::proto::Message;
 
@@ -52,10 +55,11 @@ pub fn rebinds(users: usize, calm: Duration) -> Figures {
     let mut cluster = Cluster::on(Broker::private(), &settings, 2);
     let mut watcher = cluster.connect(1, WATCHER);
     let connected = all_bound(&cluster.gateways[0], &names);
+    settle(&cluster);
 
     let (over, ledger) = (AtomicBool::new(false), Ledger::default());
     let began = Instant::now();
-    let (confirms, gone, back, bound) = thread::scope(|scope| {
+    let (confirms, gone, back, bound, settled) = thread::scope(|scope| {
         let (over, ledger, url) = (&over, &ledger, cluster.url.clone());
         let reader = scope.spawn(move || read_to_the_last(&mut watcher, ledger));
         let publisher = scope.spawn(move || publish_until(over, ledger, &url, began));
@@ -68,11 +72,13 @@ pub fn rebinds(users: usize, calm: Duration) -> Figures {
         let back = began.elapsed();
         let _connected = all_bound(&cluster.gateways[0], &names);
         let bound = began.elapsed();
+        settle(&cluster);
+        let settled = began.elapsed();
         thread::sleep(calm);
         over.store(true, Ordering::SeqCst);
         let confirms = publisher.join().expect("a publisher");
         reader.join().expect("a reader");
-        (confirms, gone, back, bound)
+        (confirms, gone, back, bound, settled)
     });
 
     let mut figures = Figures::of(ledger.report());
@@ -94,9 +100,10 @@ pub fn rebinds(users: usize, calm: Duration) -> Figures {
         ("before", Duration::ZERO, gone),
         ("queues deleted", gone, back),
         ("users bound", back, bound),
-        ("after", bound, Duration::MAX),
+        ("all that follows", bound, settled),
+        ("after", settled, Duration::MAX),
     ] {
-        let within = confirms.iter().filter(|(due, _)| (from..to).contains(due));
+        let within = confirms.iter().filter(|(at, _)| (from..to).contains(at));
         figures.note(format!(
             "confirms, {phase}: {}",
             latencies(within.map(|(_, took)| *took))
@@ -126,39 +133,84 @@ fn all_bound(gateway: &Gateway, users: &[String]) -> Vec<Raw> {
     connected
 }
 
-/// Publishes at a pace until it is `over`. Returns of each publication when it was due, since `began`,
-/// and how long after that it was confirmed: who waits for a late one is late as well.
-fn publish_until(
-    over: &AtomicBool,
-    ledger: &Ledger,
-    url: &str,
-    began: Instant,
-) -> Vec<(Duration, Duration)> {
+/// A publication's confirm: when that was published, since the beginning, and how long it took.
+type Confirmed = (Duration, Duration);
+
+/// Returns once the processes have next to nothing to do: who is online is told, tokens are validated
+/// once more, nothing unread is looked for.
+fn settle(cluster: &Cluster) {
+    let busy = |cluster: &Cluster| -> Duration {
+        let gateways = cluster
+            .gateways
+            .iter()
+            .map(|gateway| gateway.processor_time());
+        gateways.sum::<Duration>() + cluster.services.processor_time()
+    };
+    let (mut looked, mut before) = (Instant::now(), busy(cluster));
+    wait_until_within(RETURN, "the processes settle", || {
+        let span = looked.elapsed();
+        let is_due = span >= Duration::from_secs(1);
+        let used = is_due.then(|| busy(cluster) - before);
+        if let Some(used) = used {
+            (looked, before) = (Instant::now(), before + used);
+        }
+        used.is_some_and(|used| used < span / 10)
+    });
+}
+
+/// Publishes at a pace until it is `over`, whatever is confirmed by then, as the services do.
+fn publish_until(over: &AtomicBool, ledger: &Ledger, url: &str, began: Instant) -> Vec<Confirmed> {
     let amqp = Amqp::open(url);
-    let mut confirms = Vec::new();
-    let mut is_last = false;
-    while !is_last {
-        is_last = over.load(Ordering::SeqCst);
-        let due = PACE * confirms.len() as u32;
-        thread::sleep(due.saturating_sub(began.elapsed()));
-        let message = Message {
-            id: if is_last {
-                LAST.into()
-            } else {
-                confirms.len().to_string()
-            },
-            from_user_id: "publisher".into(),
-            to_user_id: WATCHER.into(),
-            content: "hello".into(),
-            message_type: "text".into(),
-            ..Message::default()
-        };
-        let key = format!("user.{WATCHER}");
-        amqp.publish("im.direct", &key, "message", message.encode_to_vec());
-        confirms.push((due, began.elapsed() - due));
-        ledger.committed("publisher", &[WATCHER], &message.id);
-    }
-    confirms
+    let (published, times) = crossbeam::channel::unbounded();
+    let confirms = amqp.confirms();
+    thread::scope(|scope| {
+        let confirmed = scope.spawn(|| confirmed(&confirms, times, began));
+        let mut is_last = false;
+        for number in 0.. {
+            if is_last {
+                break;
+            }
+            thread::sleep((PACE * number).saturating_sub(began.elapsed()));
+            is_last = over.load(Ordering::SeqCst);
+            let message = Message {
+                id: if is_last {
+                    LAST.into()
+                } else {
+                    number.to_string()
+                },
+                from_user_id: "publisher".into(),
+                to_user_id: WATCHER.into(),
+                content: "hello".into(),
+                message_type: "text".into(),
+                ..Message::default()
+            };
+            ledger.committed("publisher", &[WATCHER], &message.id);
+            published.send(began.elapsed()).expect("a reader");
+            let (key, body) = (format!("user.{WATCHER}"), message.encode_to_vec());
+            amqp.publish_ahead("im.direct", &key, "message", body);
+        }
+        drop(published);
+        confirmed.join().expect("all is confirmed")
+    })
+}
+
+/// Each publication with its confirm, once the last is confirmed.
+fn confirmed(
+    confirms: &Receiver<Confirm>,
+    published: Receiver<Duration>,
+    began: Instant,
+) -> Vec<Confirmed> {
+    let (mut in_order, mut waiting) = (ConfirmSmoother::new(), VecDeque::new());
+    let confirmed = published.into_iter().map(|at| {
+        while waiting.is_empty() {
+            let confirm = confirms.recv_timeout(RETURN);
+            waiting.extend(in_order.process(confirm.expect("the broker confirms")));
+        }
+        let confirm = waiting.pop_front();
+        assert!(matches!(confirm, Some(Confirm::Ack(_))), "{confirm:?}");
+        (at, began.elapsed() - at)
+    });
+    confirmed.collect()
 }
 
 /// Has the ledger know what comes, in its order, up to the last.
