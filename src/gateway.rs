@@ -77,7 +77,7 @@ impl Gateway {
         let embedded = edges::embedded(&mut config, fatal)?;
         capacity::lower(&mut config);
 
-        let grpc = Grpc::start(&config.services)
+        let grpc = Grpc::start(&config.services, edges::to_services(&config))
             .map_err(|error| StartError::Part(format!("services: {error}")))?;
         let upstreams = grpc.upstreams();
         let grpc: Arc<dyn Services> = Arc::new(grpc);
@@ -107,7 +107,7 @@ impl Gateway {
             None => {
                 let owned = Arc::clone(&presence);
                 let supervisor = Supervisor::start(
-                    Settings::new(&config).map_err(StartError::Part)?,
+                    Settings::new(&config, edges::to_broker(&config)?),
                     deliver,
                     Arc::clone(&routes),
                     fatal,
@@ -143,7 +143,7 @@ impl Gateway {
             config,
         });
         // Last of all: whoever asks is told of every check.
-        let listener = Listener::start(socket, Arc::clone(&context), fatal)?;
+        let listener = Listener::start(socket, edges.opener(), Arc::clone(&context), fatal)?;
         let limits = listener.limits();
         readiness.add("capacity", true, move || {
             ensure(limits.have_room(), "limits.max_connections is reached")
@@ -162,8 +162,13 @@ impl Gateway {
 
     /// Where clients connect.
     pub fn url(&self) -> String {
-        let (addr, path) = (self.listener.addr(), &self.context.config.listen.path);
-        format!("ws://{addr}{path}")
+        let (addr, config) = (self.listener.addr(), &self.context.config);
+        let scheme = if config.tls.cert.is_empty() {
+            "ws"
+        } else {
+            "wss"
+        };
+        format!("{scheme}://{addr}{}", config.listen.path)
     }
 
     /// Where the tokens of [`reload`](Self::reload) let users in; `None`: it has none of its own.
@@ -175,6 +180,11 @@ impl Gateway {
     /// Where operators ask, if anywhere.
     pub fn admin_url(&self) -> Option<String> {
         self.edges.admin_url()
+    }
+
+    /// Reads the certificate again.
+    pub fn reload_files(&self) {
+        self.edges.reload();
     }
 
     /// Puts the tokens and groups of `config` in force, in embedded mode.

@@ -9,6 +9,8 @@ use std::str;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ::http::StatusCode;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
 use crate::error::ErrorCode;
@@ -18,6 +20,9 @@ use crate::readiness::Report;
 pub const MAX_HEAD: usize = 8 << 10;
 /// The most header fields.
 const MAX_HEADERS: usize = 64;
+
+/// What a token begins with where it is offered as a subprotocol.
+const BEARER_PROTOCOL: &str = "base64url.bearer.";
 
 /// A request is refused with the response in the error.
 pub type Result<T> = std::result::Result<T, HttpResponse>;
@@ -61,14 +66,20 @@ impl<'b> Head<'b> {
         text(name, value).map(Some)
     }
 
-    /// Whether a header field, a list separated by commas, names `token`, in any case.
-    pub fn lists(&self, name: &str, token: &str) -> Result<bool> {
-        let mut found = false;
+    /// The items of a header field that is a list separated by commas, and may be there several times
+    /// (RFC 9110, section 5.3).
+    pub fn items(&self, name: &str) -> Result<Vec<&'b str>> {
+        let mut items = Vec::new();
         for value in self.values(name) {
-            let mut items = text(name, value)?.split(',');
-            found |= items.any(|item| item.trim().eq_ignore_ascii_case(token));
+            items.extend(text(name, value)?.split(',').map(str::trim));
         }
-        Ok(found)
+        Ok(items)
+    }
+
+    /// Whether such a field names `token`, in any case.
+    pub fn lists(&self, name: &str, token: &str) -> Result<bool> {
+        let items = self.items(name)?;
+        Ok(items.iter().any(|item| item.eq_ignore_ascii_case(token)))
     }
 
     /// `Authorization: Bearer T` (RFC 6750, section 2.1).
@@ -77,6 +88,35 @@ impl<'b> Head<'b> {
         let parts = authorization.and_then(|value| value.split_once(' '));
         let bearer = parts.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer"));
         Ok(bearer.map(|(_, token)| token.trim()))
+    }
+
+    /// The token that is offered as a subprotocol, `base64url.bearer.` and the token in base64url
+    /// (RFC 4648, section 5) without padding: a browser's page can set no other header field, and what
+    /// is in a URL ends up in logs. Kubernetes has it from
+    /// [there](https://github.com/kubernetes/kubernetes/pull/47740).
+    pub fn bearer_protocol(&self) -> Result<Option<String>> {
+        let offered = self.items("Sec-WebSocket-Protocol")?;
+        let mut tokens = offered
+            .iter()
+            .filter_map(|item| item.strip_prefix(BEARER_PROTOCOL));
+        let Some(token) = tokens.next() else {
+            return Ok(None);
+        };
+        let token = URL_SAFE_NO_PAD.decode(token).ok();
+        match token.and_then(|token| String::from_utf8(token).ok()) {
+            Some(token) if tokens.next().is_none() => Ok(Some(token)),
+            _ => Err(HttpResponse::bad_request(
+                "Sec-WebSocket-Protocol: of `base64url.bearer.` there is one at most, and behind it the \
+                 token in base64url without padding",
+            )),
+        }
+    }
+
+    /// The value of the first parameter of this name in the query.
+    pub fn parameter(&self, name: &str) -> Option<String> {
+        let mut parameters = form_urlencoded::parse(self.query.as_bytes());
+        let parameter = parameters.find(|(other, _)| other == name);
+        parameter.map(|(_, value)| value.into_owned())
     }
 
     /// The client's key, if it asks for WebSocket version 13 (RFC 6455, section 4.2.1).
@@ -495,6 +535,79 @@ mod tests {
         assert_eq!(
             status(format!("GET / HTTP/1.1\r\na: {}", "x".repeat(MAX_HEAD))),
             431
+        );
+    }
+
+    #[test]
+    fn a_list_may_be_in_several_fields() {
+        let head = parsed("GET / HTTP/1.1\r\nHost: x\r\nA: b, c\r\na:d ,\te\r\nB: f\r\n\r\n");
+        assert_eq!(head.items("A").expect("text"), ["b", "c", "d", "e"]);
+        assert!(head.items("C").expect("text").is_empty());
+        assert!(head.lists("A", "E").expect("text") && !head.lists("A", "f").expect("text"));
+    }
+
+    #[test]
+    fn a_token_is_offered_as_a_protocol_in_base64url_without_padding() {
+        let offered = |fields: &[&str]| {
+            let mut text = "GET / HTTP/1.1\r\nHost: x\r\n".to_owned();
+            for value in fields {
+                text += &format!("Sec-WebSocket-Protocol: {value}\r\n");
+            }
+            parsed(&(text + "\r\n"))
+                .bearer_protocol()
+                .map_err(|response| {
+                    let refusal = response.refusal().expect("a refusal").clone();
+                    assert!(refusal.message.contains("base64url.bearer."), "{refusal:?}");
+                    refusal.status
+                })
+        };
+        let token = |text: &str| Ok(Some(text.to_owned()));
+        assert_eq!(offered(&[]), Ok(None));
+        assert_eq!(
+            offered(&["im.v1", "chat, bearer.YQ, base64url.bearer"]),
+            Ok(None)
+        );
+        // Names of protocols are told apart by case.
+        assert_eq!(offered(&["Base64URL.Bearer.YQ"]), Ok(None));
+        assert_eq!(
+            offered(&["base64url.bearer.YWxpY2UtdG9rZW4"]),
+            token("alice-token")
+        );
+        assert_eq!(offered(&["im.v1,base64url.bearer.YQ"]), token("a"));
+        assert_eq!(offered(&["base64url.bearer.YWI , im.v1"]), token("ab"));
+        assert_eq!(
+            offered(&["im.v1", "base64url.bearer.w7zDv8O-4oKs_w-_"]).err(),
+            Some(400)
+        );
+        assert_eq!(
+            offered(&["im.v1", "base64url.bearer.w7zDv8O-4oKs"]),
+            token("üÿþ€")
+        );
+        assert_eq!(offered(&["base64url.bearer."]), token(""));
+        for broken in [
+            "YQ==",
+            "YQ=",
+            "Y",
+            "YR",
+            "Y Q",
+            "YW+z",
+            "Pz8/",
+            "_w",
+            "YQ\"",
+            "\"YQ\"",
+            "alice-token!",
+        ] {
+            assert_eq!(
+                offered(&[&format!("im.v1, base64url.bearer.{broken}")]),
+                Err(400),
+                "{broken}"
+            );
+        }
+        let twice = "base64url.bearer.YQ";
+        assert_eq!(offered(&[twice, twice]), Err(400));
+        assert_eq!(
+            offered(&["base64url.bearer.YQ, base64url.bearer.Yg"]),
+            Err(400)
         );
     }
 

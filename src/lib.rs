@@ -45,11 +45,13 @@
 //! | a close code | `client/close.rs` |
 //! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/gate.rs` |
 //! | who is idle, stuck or slow | `client/liveness.rs` |
-//! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs` |
+//! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs`; in which order threads may take turns there: `sync.rs`, `tests/loom/` |
+//! | what must hold of all that comes from outside | `fuzzing.rs`, and the files of that name |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
 //! | where deliveries come from | `broker/source.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
 //! | what of a delivery reaches amiquip | `broker/amqp/sanitize.rs` |
+//! | TLS to the broker and the services, and whom it trusts | `tls/` (an edge) |
 //! | whom a group's message is for | `broker/groups.rs`, `broker/waiting.rs`, `broker/deliver/group.rs` |
 //! | what is published again, and when | `reference/lanes.rs`, `reference/rabbit.rs`, `broker/amqp/publish.rs` |
 //! | a call to a service | `services/mod.rs`, `services/grpc.rs`; what counts as an answer, and what a failure means: `services/unary.rs`, `services/failure.rs`, `services/upstream.rs` |
@@ -58,8 +60,10 @@
 //! | what the core does without | `gateway/edges.rs` |
 //! | what is counted, and what operators see | [`metrics`], `admin/` (an edge) |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
+//! | TLS with clients, and the certificate | `tls/` (an edge) |
 //! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
 //! | what `ws-gateway check` warns of, and looks at with `--connect` | `check/warnings.rs`, `check/` (an edge) |
+//! | how a proxy's header before the request is understood | `proxy_protocol.rs`, `proxy_protocol/header.rs` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //!
 //! # The threads
@@ -78,8 +82,8 @@
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
 //! | `etcd` | keeps this gateway registered in etcd, and follows the services' addresses there |
 //! | `admin`, `admin-request` | takes operators' connections; one for each of these |
+//! | `tls-reload` | reads the certificate again |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
-//! | `admin`, `admin-request` | the admin listener: takes connections; answers one |
 //! | `signals` | signals as messages to the main thread |
 //!
 //! # Invariants
@@ -102,13 +106,14 @@
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
-//!   `broker` and `presence`, `reference`, `admin` and `discovery`, `gateway`. No circle among files. A client's
+//!   `broker` and `presence`, `reference`, `admin`, `discovery`, `proxy_protocol` and `tls`, `gateway`. No
+//!   circle among files. A client's
 //!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
 //!   `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
-//!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, tonic
-//!   and tokio in `services`, `discovery` and `reference`. `tests/it/architecture.rs` holds the code
-//!   to this.
+//!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, rustls
+//!   in `tls`, tonic and tokio in `services`, `discovery`, `reference` and `tls/services.rs`.
+//!   `tests/it/architecture.rs` holds the code to this.
 
 #[cfg(feature = "admin")]
 mod admin;
@@ -123,12 +128,16 @@ pub mod config;
 pub mod discovery;
 pub mod drain;
 pub mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod gateway;
 pub mod http;
 pub mod ids;
 pub mod logging;
 pub mod metrics;
 pub mod presence;
+#[cfg(feature = "proxy-protocol")]
+pub mod proxy_protocol;
 pub mod readiness;
 #[cfg(feature = "recipes")]
 pub mod recipes;
@@ -136,4 +145,7 @@ pub mod recipes;
 pub mod reference;
 pub mod registry;
 pub mod services;
+mod sync;
 pub mod threads;
+#[cfg(feature = "tls")]
+pub mod tls;

@@ -45,7 +45,8 @@ struct Arguments {
 
 const AFTER_HELP: &str = "Without a command, the gateway runs. GATEWAY_TABLE__KEY in the environment \
 overrides a key: GATEWAY_LISTEN__ADDR=127.0.0.1:9000. SIGTERM and SIGINT end it gracefully, a second \
-one at once; SIGHUP makes the reference services read their tokens and groups again.";
+one at once; SIGHUP has the certificate read again, and by the reference services their tokens and \
+groups.";
 
 #[derive(Subcommand)]
 enum Command {
@@ -135,7 +136,7 @@ fn run(arguments: Arguments) -> Outcome {
     // The file that was asked for, or the default one if it is there.
     let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|file| file.exists());
     let file = arguments.config.or_else(default);
-    let load = || config::load(file.as_deref(), None).map_err(usage);
+    let load = || load(file.as_deref()).map_err(usage);
     match arguments.command {
         None => run_gateway(load()?, file.as_deref()),
         Some(Command::Check {
@@ -143,7 +144,7 @@ fn run(arguments: Arguments) -> Outcome {
             connect,
         }) => {
             let config = load()?;
-            print(&config::display(&config));
+            check_certificate(&config, file.as_deref())?;
             #[cfg(feature = "check")]
             run_check(&config, connect)?;
             Ok(())
@@ -158,7 +159,27 @@ fn run(arguments: Arguments) -> Outcome {
     }
 }
 
+fn load(file: Option<&Path>) -> Result<Config, String> {
+    let config = config::load(file, None)?;
+    #[cfg(feature = "tls")]
+    ws_gateway::tls::check(&config).map_err(|(key, reason)| located(file, key, &reason))?;
+    Ok(config)
+}
+
+/// Says where the key stands whose value cannot be used.
+#[cfg(feature = "tls")]
+fn located(file: Option<&Path>, key: &str, reason: &str) -> String {
+    let variable = format!("GATEWAY_{}", key.to_uppercase().replace('.', "__"));
+    let file = file.map(|file| file.display().to_string());
+    let origin = match std::env::var_os(&variable) {
+        Some(_) => variable,
+        None => file.unwrap_or_else(|| "(defaults)".into()),
+    };
+    format!("{origin}: {reason}")
+}
+
 fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
+    check_certificate(&config, file)?;
     start_logging(&config)?;
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let (id, mode) = (&config.gateway.id, config.backend.mode);
@@ -169,6 +190,7 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     admin.inspect(|url| announce(&format!("listening admin {url}")));
     let outcome = main_loop.run(|| {
         logging::reopen();
+        gateway.reload_files();
         match gateway.lets_in_at() {
             Some(addr) => reload(file, addr, |config| gateway.reload(config)),
             None => info!("No tokens to read again: only the embedded services have their own"),
@@ -178,9 +200,24 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     outcome.map_err(failure)
 }
 
-/// Warns of what is risky and, with `connect`, looks whether what is needed is there.
+/// Whether the gateway can show its clients the certificate.
+#[cfg_attr(
+    not(feature = "tls"),
+    allow(unused_variables, clippy::unnecessary_wraps)
+)]
+fn check_certificate(config: &Config, file: Option<&Path>) -> Outcome {
+    #[cfg(feature = "tls")]
+    if !config.tls.cert.is_empty() {
+        let read = ws_gateway::tls::read(&config.tls);
+        read.map_err(|(key, reason)| usage(located(file, key, &reason)))?;
+    }
+    Ok(())
+}
+
+/// Prints it, warns of what is risky and, with `connect`, looks whether what is needed is there.
 #[cfg(feature = "check")]
 fn run_check(config: &Config, connect: bool) -> Outcome {
+    print(&check::display(config));
     for warning in check::warnings(config) {
         eprintln!("warning: {warning}");
     }
@@ -198,6 +235,7 @@ fn run_check(config: &Config, connect: bool) -> Outcome {
 fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&Path>) -> Outcome {
     use std::time::{Duration, Instant};
     use ws_gateway::broker::Endpoint;
+    use ws_gateway::broker::amqp::Opener;
     use ws_gateway::reference::{AmqpPublisher, Reference};
 
     /// How long a publication waits for its confirm.
@@ -209,8 +247,13 @@ fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let url = arguments.broker.as_ref().unwrap_or(&config.broker.url);
     let endpoint = Endpoint::parse(url).map_err(|error| usage(format!("--broker: {error}")))?;
-    let heartbeat = config.broker.heartbeat;
-    let publisher = Box::new(AmqpPublisher::new(endpoint, heartbeat, CONFIRM_TIMEOUT));
+    let config::Broker { ca, heartbeat, .. } = &config.broker;
+    #[cfg(feature = "tls")]
+    let wrap = ws_gateway::tls::to_broker(&endpoint, ca).map_err(usage)?;
+    #[cfg(not(feature = "tls"))]
+    let wrap = None;
+    let opener = Opener::new(endpoint, "ws-gateway services".into(), *heartbeat, wrap);
+    let publisher = Box::new(AmqpPublisher::new(opener, CONFIRM_TIMEOUT));
     if let Some(database) = arguments.database {
         config.embedded.database = database;
     }

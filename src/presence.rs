@@ -13,14 +13,13 @@ use crossbeam::channel::{Receiver, Sender, bounded, select};
 use log::{debug, info, warn};
 use parking_lot::Mutex;
 
-use crate::client::failpoint;
 use crate::config::{self, Config};
 use crate::ids::UserId;
 use crate::readiness::LastOutcome;
 use crate::registry::Registry;
 use crate::services::proto::{RenewLeaseRequest, UserOfflineRequest, UserOnlineRequest};
 use crate::services::{ServiceError, Services};
-use crate::threads::{Fatal, StopSignal, Worker};
+use crate::threads::{Fatal, StopSignal, Worker, failpoint};
 
 /// How often a lease is renewed before it would end. A Presence Service that was restarted has all
 /// users again within a third of the lease: half of that finds the restart out, and half of it is

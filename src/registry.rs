@@ -29,12 +29,10 @@ impl Registry {
         if surplus > 0 && limits.over_limit == OverLimit::Reject {
             return Err(OverUserLimit);
         }
-        let replaced: Vec<_> = staying().take(surplus).cloned().collect();
+        let replaced = staying().take(surplus);
+        // It takes no lock, and leaves the rest to the connection's writer thread.
+        replaced.for_each(|oldest| oldest.close(CloseReason::Replaced));
         connections.push(Arc::clone(newcomer));
-        drop(users);
-        for oldest in replaced {
-            oldest.close(CloseReason::Replaced);
-        }
         Ok(())
     }
 
@@ -55,12 +53,9 @@ impl Registry {
     }
 
     /// The users' connections here, each user's oldest first, all looked up under one lock.
-    pub fn connections_of<'a>(
-        &self,
-        users: impl IntoIterator<Item = &'a UserId>,
-    ) -> Vec<Arc<Connection>> {
+    pub fn connections_of(&self, users: &[UserId]) -> Vec<Arc<Connection>> {
         let map = self.users.read();
-        let connected = users.into_iter().filter_map(|user| map.get(user));
+        let connected = users.iter().filter_map(|user| map.get(user));
         connected.flatten().cloned().collect()
     }
 

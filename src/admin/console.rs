@@ -1,6 +1,7 @@
 //! What an operator is answered, by path (DESIGN.md, section 7).
 
 use std::net::IpAddr;
+use std::slice;
 use std::time::Instant;
 
 use log::info;
@@ -160,7 +161,7 @@ impl Console {
         let text = percent_decode_str(user).decode_utf8();
         let user = text.ok().and_then(|text| UserId::new(&text).ok());
         let user = user.ok_or_else(|| HttpResponse::bad_request("Not a user id"))?;
-        let mut connections = self.sources.registry.connections_of([&user]);
+        let mut connections = self.sources.registry.connections_of(slice::from_ref(&user));
         connections.retain(|connection| !connection.is_closing());
         let count = connections.len();
         info!("Disconnected by an operator: user={user}, connections={count}");

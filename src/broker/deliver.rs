@@ -2,10 +2,11 @@
 //! Knows no broker; the consumers of RabbitMQ and of the in-process bus use it alike.
 
 mod group;
-#[cfg(all(test, debug_assertions))]
+#[cfg(test)]
 mod panic_tests;
 
 use std::mem;
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,6 @@ use super::waiting::Waiting;
 use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
 use crate::client::connection::Connection;
-use crate::client::failpoint;
 use crate::client::protocol::Push;
 use crate::error::ensure;
 use crate::ids::{UserId, is_id};
@@ -26,7 +26,7 @@ use crate::registry::Registry;
 use crate::services::Services;
 use crate::services::proto::{Message, PresenceEvent, PresenceStatus, SessionRevoked};
 use crate::threads::fan_out::FanOut;
-use crate::threads::{StopSignal, contain};
+use crate::threads::{StopSignal, contain, failpoint};
 use group::GroupBatch;
 
 /// What every consumer shares.
@@ -150,12 +150,12 @@ impl Deliverer {
                 ensure(is_valid, "a message without valid id, sender or recipient")?;
                 // Whatever the body says: the routing key decides whom it is for.
                 let push = || Push::message(&message, user.as_str() == from);
-                self.enqueue_for(PushType::Message, [&user], push, Connection::push);
+                self.enqueue_for(PushType::Message, from_ref(&user), push, Connection::push);
             }
             KIND_SESSION_REVOKED => {
                 let revoked: SessionRevoked = decode(delivery)?;
                 ensure(revoked.user_id == user.as_str(), OTHER_USER)?;
-                let connections = self.deliver.registry.connections_of([&user]);
+                let connections = self.deliver.registry.connections_of(from_ref(&user));
                 let count = connections.len();
                 info!("Session revoked: user={user}, connections={count}");
                 for connection in connections {
@@ -186,10 +186,10 @@ impl Deliverer {
 
     /// Enqueues something for the connections here of `users`: encoded once, and only if there are
     /// any.
-    fn enqueue_for<'a, T>(
+    fn enqueue_for<T>(
         &mut self,
         kind: PushType,
-        users: impl IntoIterator<Item = &'a UserId>,
+        users: &[UserId],
         encode: impl FnOnce() -> T,
         push: impl Fn(&Connection, &T) -> usize,
     ) {

@@ -7,16 +7,16 @@
 //! nothing: nothing was delivered by an outdated list. The lists end with their consumer, for on the
 //! next connection to the broker everybody is caught up.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hashlink::LruCache;
 use log::{error, warn};
 
 use crate::ids::{GroupId, UserId};
 use crate::services::{self, ErrorCode, ServiceError};
 
-/// How many lists are held at most; the longest unused half goes first.
+/// How many lists are held at most; the longest unused goes first.
 const MAX_GROUPS: usize = 10_000;
 /// How long one group may fail, with a User Service that answers, before its messages go to those who
 /// were members before.
@@ -31,15 +31,15 @@ pub type Members = Arc<[UserId]>;
 /// The member lists of the groups with traffic.
 pub struct Groups {
     ttl: Duration,
-    lists: HashMap<GroupId, List>,
+    lists: LruCache<GroupId, List>,
 }
 
+#[derive(Default)]
 struct List {
     /// `None`: never known, so there is nothing to compare with.
     members: Option<Members>,
-    /// When it is outdated, and held for comparing only.
-    fresh_until: Instant,
-    used: Instant,
+    /// From then on, or if it is `None`, it is outdated, and held for comparing only.
+    fresh_until: Option<Instant>,
     failing_since: Option<Instant>,
 }
 
@@ -47,22 +47,21 @@ impl Groups {
     pub fn new(ttl: Duration) -> Self {
         Self {
             ttl,
-            lists: HashMap::new(),
+            lists: LruCache::new(MAX_GROUPS),
         }
     }
 
     /// The members, if a fresh list is held.
     pub fn fresh(&mut self, group: &GroupId) -> Option<Members> {
-        let now = Instant::now();
-        let list = self.lists.get_mut(group)?;
-        list.used = now;
-        list.members.clone().filter(|_| now < list.fresh_until)
+        let list = self.lists.get(group)?;
+        let is_fresh = list.fresh_until.is_some_and(|end| Instant::now() < end);
+        list.members.clone().filter(|_| is_fresh)
     }
 
     /// Marks the list as outdated; whether there is one.
     pub fn invalidate(&mut self, group: &GroupId) -> bool {
         let list = self.lists.get_mut(group);
-        list.map(|list| list.fresh_until = Instant::now()).is_some()
+        list.map(|list| list.fresh_until = None).is_some()
     }
 
     /// Takes in what the User Service answered: the members, and those of them who are new and to be
@@ -81,7 +80,7 @@ impl Groups {
             }
             Err(error) => return Ok((self.serve_stale(group, error)?, Members::default())),
         };
-        let fresh_until = Instant::now() + self.ttl;
+        let fresh_until = Some(Instant::now() + self.ttl);
         let list = self.list(group);
         (list.fresh_until, list.failing_since) = (fresh_until, None);
         let before = list.members.replace(Arc::clone(&members));
@@ -106,28 +105,16 @@ impl Groups {
         {
             return Err(error);
         }
-        list.fresh_until = now + ttl;
+        list.fresh_until = Some(now + ttl);
         let members = Arc::clone(list.members.get_or_insert_default());
         error!("Going on without the group's members: group={group}, error={error}");
         Ok(members)
     }
 
-    /// The group's list, in use now.
+    /// The group's list, which [`Self::fresh`] has looked for: so it counts as used.
     fn list(&mut self, group: &GroupId) -> &mut List {
-        if self.lists.len() >= MAX_GROUPS {
-            let mut used: Vec<_> = self.lists.values().map(|list| list.used).collect();
-            let (_, &mut median, _) = used.select_nth_unstable(MAX_GROUPS / 2);
-            self.lists.retain(|_, list| list.used > median);
-        }
-        let now = Instant::now();
-        let list = self.lists.entry(group.clone()).or_insert(List {
-            members: None,
-            fresh_until: now,
-            used: now,
-            failing_since: None,
-        });
-        list.used = now;
-        list
+        let list = self.lists.entry(group.clone());
+        list.or_insert_with(List::default)
     }
 }
 
@@ -281,12 +268,15 @@ mod tests {
     #[test]
     fn lists_are_bounded() {
         let mut s = scene(LONG);
-        for number in 0..=MAX_GROUPS {
-            let group = GroupId::new(&format!("g{number}")).unwrap();
-            s.groups.answered(&group, Ok(Vec::new())).unwrap();
+        let group = |number| GroupId::new(&format!("g{number}")).unwrap();
+        for number in 0..2 * MAX_GROUPS {
+            s.groups.answered(&group(number), Ok(Vec::new())).unwrap();
+            assert!(s.groups.fresh(&group(0)).is_some(), "it is used");
         }
         let lists = s.groups.lists;
-        assert!(lists.len() <= MAX_GROUPS / 2 + 1, "{}", lists.len());
-        assert!(lists.contains_key(&GroupId::new(&format!("g{MAX_GROUPS}")).unwrap()));
+        // hashlink keeps one more, until the next one comes.
+        assert!(lists.len() <= MAX_GROUPS + 1, "{}", lists.len());
+        assert!(!lists.contains_key(&group(1)));
+        assert!(lists.contains_key(&group(2 * MAX_GROUPS - 1)));
     }
 }

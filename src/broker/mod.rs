@@ -6,20 +6,23 @@
 //! it is in the outboxes of all local recipients; a *dead letter* is one that does not parse.
 
 pub mod amqp;
+mod connection;
 mod consume;
 pub mod deliver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod groups;
-// They publish as the reference services do.
-mod connection;
-#[cfg(all(test, feature = "reference"))]
+#[cfg(test)]
 mod rabbit_tests;
 pub mod routes;
 pub mod source;
 pub mod supervisor;
-#[cfg(all(test, feature = "reference"))]
-mod support;
+#[cfg(test)]
+pub(crate) mod support;
 pub mod topology;
 mod waiting;
+
+use strum::IntoStaticStr;
 
 pub use deliver::DeliveryContext;
 pub use routes::Routes;
@@ -41,7 +44,8 @@ pub const KIND_SESSION_REVOKED: &str = "session_revoked";
 pub const KIND_GROUP_MEMBERS_CHANGED: &str = "group_members_changed";
 
 /// The three queues of a gateway; each has a consumer thread of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Queue {
     Single,
     Group,
@@ -53,11 +57,7 @@ impl Queue {
 
     /// The last part of `queue.gateway.<gateway_id>.<name>`.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Single => "single",
-            Self::Group => "group",
-            Self::Presence => "presence",
-        }
+        self.into()
     }
 }
 

@@ -1,4 +1,6 @@
 //! The broker side against a real RabbitMQ, and what it does to it: kill, stop, delete, refuse.
+// They publish as the reference services do.
+#![cfg(feature = "reference")]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -56,8 +58,13 @@ fn settings(url: &str) -> Settings {
     config.broker.prefetch = 64;
     Settings {
         retry_first: RETRY_FIRST,
-        ..Settings::new(&config).unwrap()
+        ..Settings::new(&config, opener(url))
     }
+}
+
+fn opener(url: &str) -> Opener {
+    let endpoint = Endpoint::parse(url).unwrap();
+    Opener::new(endpoint, "test".into(), HEARTBEAT, None)
 }
 
 fn side(url: &str) -> Side {
@@ -167,8 +174,7 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
 struct Batches(AmqpPublisher);
 
 fn publisher(url: &str) -> Batches {
-    let endpoint = Endpoint::parse(url).unwrap();
-    Batches(AmqpPublisher::new(endpoint, HEARTBEAT, CONFIRM_WITHIN))
+    Batches(AmqpPublisher::new(opener(url), CONFIRM_WITHIN))
 }
 
 impl Batches {
@@ -227,9 +233,7 @@ fn receives(client: &mut Client, ids: impl IntoIterator<Item = u32>) {
 }
 
 fn open(url: &str) -> AmqpConnection {
-    let endpoint = Endpoint::parse(url).unwrap();
-    let mut opener = Opener::new(endpoint, "test".into(), HEARTBEAT);
-    opener.open(&StopSignal::never()).unwrap()
+    opener(url).open(&StopSignal::never()).unwrap()
 }
 
 #[test]

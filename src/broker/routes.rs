@@ -151,11 +151,8 @@ impl Routes {
     fn confirm(&self, users: &[UserId]) {
         let mut table = self.table.lock();
         for user in users {
-            if let Some(awaited) = table.wanted.get_mut(user)
-                && let Some(since) = awaited.take()
-            {
-                observe(&self.metrics.route, since.elapsed());
-            }
+            let awaited = table.wanted.get_mut(user).and_then(Option::take);
+            awaited.inspect(|since| observe(&self.metrics.route, since.elapsed()));
         }
         drop(table);
         let connections = self.registry.connections_of(users);

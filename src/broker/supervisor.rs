@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::amqp::{AbortHandle, AmqpConnection, AmqpError, Opener, lost};
 use super::connection::BrokerConnection;
 use super::source::DeliverySource;
-use super::{DeliveryContext, Endpoint, Routes};
+use super::{DeliveryContext, Routes};
 use crate::backoff::Backoff;
 use crate::client::failpoint;
 use crate::config::{Broker, Config};
@@ -29,7 +29,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the supervisor needs to know.
 pub struct Settings {
-    pub endpoint: Endpoint,
+    pub opener: Opener,
     pub gateway_id: String,
     pub broker: Broker,
     /// The first wait after a connection is lost; waits between two tries are jittered: half of
@@ -40,16 +40,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// An error names the key that cannot be used.
-    pub fn new(config: &Config) -> Result<Self, String> {
-        let endpoint = Endpoint::parse(&config.broker.url);
-        Ok(Self {
-            endpoint: endpoint.map_err(|error| format!("broker.url: {error}"))?,
+    pub fn new(config: &Config, opener: Opener) -> Self {
+        Self {
+            opener,
             gateway_id: config.gateway.id.clone(),
             broker: config.broker.clone(),
             retry_first: Duration::from_secs(1),
             exchange_poll_interval: Duration::from_secs(30),
-        })
+        }
     }
 }
 
@@ -76,9 +74,7 @@ impl Supervisor {
     ) -> io::Result<Self> {
         let state = LastOutcome::new(Err("not connected yet".into()));
         let abort_handle = Arc::<Mutex<AbortHandle>>::default();
-        let name = format!("ws-gateway {}", settings.gateway_id);
         let mut supervisor_loop = SupervisorLoop {
-            opener: Opener::new(settings.endpoint.clone(), name, settings.broker.heartbeat),
             backoff: Backoff::new(settings.retry_first, RETRY_LONGEST),
             settings,
             deliver,
@@ -127,7 +123,6 @@ struct SupervisorLoop {
     settings: Settings,
     deliver: Arc<DeliveryContext>,
     routes: Arc<Routes>,
-    opener: Opener,
     state: LastOutcome,
     abort_handle: Arc<Mutex<AbortHandle>>,
     fatal: Fatal,
@@ -143,7 +138,7 @@ impl SupervisorLoop {
     fn run(&mut self, stop: &StopSignal) {
         let mut wait = Duration::ZERO;
         while !stop.within(wait) {
-            let opened = self.opener.open(stop);
+            let opened = self.settings.opener.open(stop);
             let was_open = opened.is_ok();
             let outcome = opened.and_then(|amqp| self.serve(amqp, stop));
             let (Err(error), false) = (outcome, stop.is_given()) else {
@@ -188,7 +183,7 @@ impl SupervisorLoop {
     fn up(&mut self) {
         failpoint::reached("broker", "up");
         self.state.record(&Ok(()));
-        info!("Broker up: address={}", self.settings.endpoint.address());
+        info!("Broker up: address={}", self.settings.opener.address());
         self.backoff.reset();
         match self.on_owned.take() {
             Some(tell) => tell(),

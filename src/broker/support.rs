@@ -1,4 +1,5 @@
 //! For the tests against a real RabbitMQ: the integration tests' own support.
+#![cfg(feature = "reference")]
 #![allow(dead_code, reason = "the integration tests use the rest")]
 
 pub use wait::DEADLINE;

@@ -9,7 +9,6 @@
 //! never unread; it needs no list, and is pushed when its message is dropped.
 
 use std::collections::{BTreeSet, HashMap};
-use std::mem;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Select, Sender, bounded};
@@ -23,9 +22,9 @@ use crate::ids::{GroupId, UserId};
 use crate::services::proto::GetGroupMembersRequest;
 use crate::services::{ErrorCode, ServiceError, Services};
 
-/// Messages that wait at most, of all groups together, and their bytes: half of the default
-/// `session.send_queue_bytes`, should they all be of one sender when they are dropped.
-pub const MAX_MESSAGES: usize = 4_096;
+/// How many bytes of messages wait at most, of all groups together: half of the default
+/// `session.send_queue_bytes`, should they all be of one sender when they are dropped. A frame's
+/// fields alone are some 100 bytes, so that these are not many messages either.
 pub const MAX_BYTES: usize = 512 << 10;
 /// How long, where there is no room, the consumer waits for a group that has just been asked for: a
 /// service that is well answers by then, and a busy group whose list has expired is not let go.
@@ -48,7 +47,7 @@ pub type Answered = (GroupId, Answer);
 pub struct Waiting {
     /// Each of them is to be asked for, or asked for, until it is answered.
     groups: HashMap<GroupId, Group>,
-    messages: usize,
+    /// Of all messages.
     bytes: usize,
     /// To be asked for, and when; behind all others those that have failed before.
     to_ask: BTreeSet<(bool, Instant, GroupId)>,
@@ -77,7 +76,6 @@ impl Waiting {
     pub fn new() -> Self {
         Self {
             groups: HashMap::new(),
-            messages: 0,
             bytes: 0,
             to_ask: BTreeSet::new(),
             asked: [0; 2],
@@ -103,7 +101,7 @@ impl Waiting {
     pub fn is_full(&self, group: &GroupId, (_, push): &Sent) -> bool {
         let bytes = self.bytes + push.frame.len();
         let is_let_go = self.groups.get(group).is_some_and(|group| group.let_go);
-        !is_let_go && (self.messages >= MAX_MESSAGES || (bytes > MAX_BYTES && self.messages > 0))
+        !is_let_go && bytes > MAX_BYTES && self.bytes > 0
     }
 
     /// Waits for an answer, if the one for `group` may be the next: it was asked for less than `wait`
@@ -135,7 +133,6 @@ impl Waiting {
             return Some(message);
         }
         group.messages.push(message);
-        self.messages += 1;
         self.bytes += bytes;
         None
     }
@@ -158,8 +155,8 @@ impl Waiting {
             groups += 1;
             dropped.append(&mut group.messages);
         }
-        let messages = mem::take(&mut self.messages);
         self.bytes = 0;
+        let messages = dropped.len();
         warn!(
             "Too much waits for the members of groups, and is left to catch-up: groups={groups}, messages={messages}"
         );
@@ -241,7 +238,6 @@ impl Waiting {
             let covered = covered.min(group.messages.len());
             self.enter(id).messages = group.messages.split_off(covered);
         }
-        self.messages -= group.messages.len();
         let bytes = group.messages.iter().map(|(_, push)| push.frame.len());
         self.bytes -= bytes.sum::<usize>();
         group

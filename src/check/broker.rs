@@ -1,18 +1,25 @@
 //! Whether a gateway may do at the broker what it will do there, shown by doing it with a queue that
 //! goes with the connection.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
+use mio::{Evented, Poll, PollOpt, Ready, Token};
+use parking_lot::Mutex;
+
 use super::Report;
-use crate::broker::amqp::{AmqpConnection, AmqpError, Argument, ExchangeKind, Opener, Result};
+use crate::broker::amqp::{
+    AmqpConnection, AmqpError, Argument, ExchangeKind, Opener, Result, Stream, Wrap,
+};
 use crate::broker::topology::{DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, declare_shared};
 use crate::broker::{DIRECT_EXCHANGE, Endpoint, TOPIC_EXCHANGE};
 use crate::config::Config;
 use crate::threads::StopSignal;
+#[cfg(feature = "tls")]
+use crate::tls;
 
-/// How long the broker may take to say who it is, and goodbye.
+/// How long the broker may take to say goodbye.
 const CLOSE: Duration = Duration::from_secs(3);
 /// A queue that outlives its connection goes after this at the latest, should this process be killed.
 const EXPIRES: (&str, Argument) = ("x-expires", Argument::Number(60_000));
@@ -31,8 +38,16 @@ pub fn check(config: &Config, report: &mut Report<impl Write>) {
     let vhost = endpoint.vhost.clone();
     let gateway_id = &config.gateway.id;
     let name = format!("check of gateway {gateway_id}");
-    let version = version(&endpoint, CLOSE);
-    let mut opener = Opener::new(endpoint, name, config.broker.heartbeat);
+    #[cfg(feature = "tls")]
+    let wrap = match tls::to_broker(&endpoint, &config.broker.ca) {
+        Ok(wrap) => wrap,
+        Err(error) => return report.failed("broker", error),
+    };
+    #[cfg(not(feature = "tls"))]
+    let wrap = None;
+    let heard = Heard::default();
+    let wrap = overhear(wrap, &heard);
+    let mut opener = Opener::new(endpoint, name, config.broker.heartbeat, Some(wrap));
     let mut connection = match opener.open(&StopSignal::never()) {
         Ok(connection) => connection,
         Err(error) => {
@@ -49,7 +64,7 @@ pub fn check(config: &Config, report: &mut Report<impl Write>) {
             return report.failed(format_args!("broker at {address}: {error}"), cure);
         }
     };
-    let version = version.as_deref().unwrap_or("of unknown version");
+    let version = version(&heard.lock()).unwrap_or_else(|| "of unknown version".into());
     report.ok(format_args!(
         "broker at {address}: RabbitMQ {version}, logged in as {user} to virtual host {vhost}"
     ));
@@ -193,25 +208,70 @@ fn dead_letters(connection: &mut AmqpConnection) -> Result<()> {
     Ok(())
 }
 
-/// The version that the broker at `endpoint` gives itself, if it tells within the time. It stands among
-/// the server's properties in `connection.start`, which the gateway does not let amiquip see.
-fn version(endpoint: &Endpoint, within: Duration) -> Option<String> {
-    const PROTOCOL: &[u8] = b"AMQP\x00\x00\x09\x01";
+/// Listens in on what the broker says first: the version that it gives itself stands among the server's
+/// properties in `connection.start`, which the gateway does not let amiquip see.
+struct Overhearing {
+    stream: Box<dyn Stream>,
+    heard: Heard,
+}
+
+/// Of the first bytes, so many.
+type Heard = Arc<Mutex<Vec<u8>>>;
+const HEARD: usize = 8 << 10;
+
+/// Puts it around what is around the socket otherwise.
+fn overhear(wrap: Option<Wrap>, heard: &Heard) -> Wrap {
+    let heard = Arc::clone(heard);
+    Arc::new(move |socket| {
+        let stream = match &wrap {
+            Some(wrap) => wrap(socket)?,
+            None => Box::new(socket),
+        };
+        let heard = Arc::clone(&heard);
+        Ok(Box::new(Overhearing { stream, heard }))
+    })
+}
+
+/// What `connection.start` says of the version, if it does.
+fn version(heard: &[u8]) -> Option<String> {
     /// A short string, and the type of its value: a long string.
     const NAME: &[u8] = b"\x07versionS";
-    let mut stream = TcpStream::connect(endpoint.address()).ok()?;
-    stream.set_read_timeout(Some(within)).ok()?;
-    stream.write_all(PROTOCOL).ok()?;
-    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
-    loop {
-        let read = stream.read(&mut chunk).ok().filter(|read| *read > 0)?;
-        bytes.extend(&chunk[..read]);
-        let place = bytes.windows(NAME.len()).position(|it| it == NAME);
-        let value = place.and_then(|place| bytes[place + NAME.len()..].split_first_chunk());
-        if let Some((size, value)) = value
-            && let Some(text) = value.get(..u32::from_be_bytes(*size) as usize)
-        {
-            return String::from_utf8(text.into()).ok();
-        }
+    let place = heard.windows(NAME.len()).position(|it| it == NAME)?;
+    let (size, value) = heard[place + NAME.len()..].split_first_chunk()?;
+    let text = value.get(..u32::from_be_bytes(*size) as usize)?;
+    String::from_utf8(text.into()).ok()
+}
+
+impl Read for Overhearing {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(into)?;
+        let mut heard = self.heard.lock();
+        let room = HEARD - heard.len();
+        heard.extend(&into[..read.min(room)]);
+        Ok(read)
+    }
+}
+
+impl Write for Overhearing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+impl Evented for Overhearing {
+    fn register(&self, p: &Poll, t: Token, interest: Ready, how: PollOpt) -> io::Result<()> {
+        self.stream.register(p, t, interest, how)
+    }
+
+    fn reregister(&self, p: &Poll, t: Token, interest: Ready, how: PollOpt) -> io::Result<()> {
+        self.stream.reregister(p, t, interest, how)
+    }
+
+    fn deregister(&self, poll: &Poll) -> io::Result<()> {
+        self.stream.deregister(poll)
     }
 }

@@ -1,12 +1,18 @@
 //! Whether each address of each service answers, asked as `/readyz` asks.
 
 use std::io::Write;
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 
 use super::Report;
 use crate::config;
+#[cfg(feature = "tls")]
+use crate::config::is_address;
 use crate::services::grpc::Grpc;
 use crate::services::proto::{AckMessagesRequest, UserOfflineRequest, ValidateTokenRequest};
 use crate::services::{Result, Services};
+#[cfg(feature = "tls")]
+use crate::tls::{ServicesTls, speaks_tls};
 
 /// A service, and an empty call to it.
 struct Target<'c> {
@@ -66,6 +72,11 @@ impl Target<'_> {
                 report.ok(format_args!("{found} answers"));
                 continue;
             };
+            #[cfg(feature = "tls")]
+            let reason = match !is_address("https", address) && speaks_tls(address) {
+                true => "the server speaks TLS: its address is to begin with https://".into(),
+                false => reason,
+            };
             let found = format!("{found}: {reason}");
             let cure = format!("start it there, or mend {}", self.key);
             if is_needed {
@@ -85,7 +96,11 @@ impl Target<'_> {
             presence: there,
             ..config.clone()
         };
-        let services = Grpc::start(&only_there).map_err(|error| error.to_string())?;
+        #[cfg(feature = "tls")]
+        let tls = Some(Arc::new(ServicesTls::new(&config.ca)) as _);
+        #[cfg(not(feature = "tls"))]
+        let tls = None;
+        let services = Grpc::start(&only_there, tls)?;
         match (self.ask)(&services) {
             Err(error) if error.is_out_of_reach() => Err(error.to_string()),
             _ => Ok(()),

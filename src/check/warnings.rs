@@ -1,10 +1,10 @@
 //! What may be configured so, and seldom should.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use crate::config::{Config, Endpoint, Mode};
+use crate::config::{Config, Endpoint, Mode, Network};
 
 /// How long the usual proxy waits in silence before it cuts a connection: nginx, HAProxy as most
 /// configure it, the large clouds' balancers.
@@ -29,7 +29,8 @@ impl fmt::Display for Warning {
 /// What is risky in a configuration that is valid, in the order of its keys.
 pub fn warnings(config: &Config) -> Vec<Warning> {
     let is_public = is_public(config.listen.addr);
-    let is_behind_proxy = !config.listen.trusted_proxies.is_empty();
+    let proxies = &config.listen.trusted_proxies;
+    let is_behind_proxy = !proxies.is_empty();
     let user = Endpoint::parse(&config.broker.url).map(|endpoint| endpoint.user);
     let is_guest = user.is_ok_and(|user| user == GUEST);
     let risks = [
@@ -38,6 +39,11 @@ pub fn warnings(config: &Config) -> Vec<Warning> {
             "listen.allowed_origins",
             "lists no origin, so any web page may connect; list those of your pages, such as \
              \"https://chat.example.com\"",
+        ),
+        (
+            proxies.iter().any(holds_everybody),
+            "listen.trusted_proxies",
+            "holds every address, so anybody may say to be anybody; list the proxies alone",
         ),
         (
             is_public && config.tls.cert.is_empty() && !is_behind_proxy,
@@ -67,6 +73,19 @@ pub fn warnings(config: &Config) -> Vec<Warning> {
     ];
     let risks = risks.into_iter().filter(|(is_risky, ..)| *is_risky);
     risks.map(|(_, key, text)| Warning { key, text }).collect()
+}
+
+/// Whether this is all of IPv4, or of IPv6.
+fn holds_everybody(network: &Network) -> bool {
+    let all: [[IpAddr; 2]; 2] = [
+        [Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()],
+        [
+            Ipv6Addr::UNSPECIFIED.into(),
+            Ipv6Addr::from_bits(u128::MAX).into(),
+        ],
+    ];
+    all.iter()
+        .any(|ends| ends.iter().all(|end| network.contains(*end)))
 }
 
 /// Whether others than this machine can reach it. An IPv4 address that is written as IPv6 is the
@@ -126,6 +145,17 @@ mod tests {
         config.listen.addr = ([0, 0, 0, 0], 1).into();
         config.tls.cert = "chat.pem".into();
         assert_eq!(warnings(&config).len(), 1, "origins alone");
+    }
+
+    #[test]
+    fn a_proxy_at_any_address_is_anybody() {
+        let proxies = |text| format!("[listen]\ntrusted_proxies = [\"10.0.0.1\", \"{text}\"]");
+        for all in ["0.0.0.0/0", "::/0", "::ffff:0:0/96", "::/1"] {
+            assert_eq!(keys(&proxies(all)), ["listen.trusted_proxies"], "{all}");
+        }
+        for some in ["0.0.0.0/1", "128.0.0.0/1", "8000::/1", "::/81"] {
+            assert!(keys(&proxies(some)).is_empty(), "{some}");
+        }
     }
 
     #[test]

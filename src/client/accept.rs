@@ -18,7 +18,7 @@ use super::admission::{Admission, Limits, no_room};
 use super::head::wait_until;
 use super::refuser::Refuser;
 use super::stack::STACK;
-use super::transport::Socket;
+use super::transport::{Opener, Socket};
 use super::{Context, failpoint, session};
 use crate::threads::{Fatal, StopSignal, Threads, Worker, contain};
 
@@ -41,6 +41,7 @@ pub struct Listener {
 
 struct Acceptor {
     listener: TcpListener,
+    open: Opener,
     context: Arc<Context>,
     limits: Arc<Limits>,
     refuser: Refuser,
@@ -56,13 +57,19 @@ impl Listener {
     }
 
     /// Accepts from now on. `fatal` is told if that cannot go on.
-    pub fn start(listener: TcpListener, context: Arc<Context>, fatal: &Fatal) -> io::Result<Self> {
+    pub fn start(
+        listener: TcpListener,
+        open: Opener,
+        context: Arc<Context>,
+        fatal: &Fatal,
+    ) -> io::Result<Self> {
         let addr = listener.local_addr()?;
         // A client may go away between the news of it and its accept: nobody waits for the next one.
         listener.set_nonblocking(true)?;
         let (refuser, refusing) = Refuser::start(Arc::clone(&context), fatal)?;
         let acceptor = Arc::new(Acceptor {
             listener,
+            open,
             limits: Limits::new(&context.config),
             context,
             refuser,
@@ -158,7 +165,8 @@ impl Acceptor {
         let (socket, peer) = self.listener.accept()?;
         // Frames leave when they are written; a failure says that the client is gone already.
         let _ = socket.set_nodelay(true);
-        Ok((Arc::new(socket), Peer::Socket(peer.ip().to_canonical())))
+        let peer = Peer::Socket(peer.ip().to_canonical());
+        Ok(((self.open)(socket, peer), peer))
     }
 
     /// Has a socket wait for its turn, or refuses it.

@@ -19,20 +19,21 @@ const IPV6_HOST: u128 = u64::MAX as u128;
 pub enum Peer {
     /// The other end of the TCP connection.
     Socket(IpAddr),
+    /// A trusted proxy has said so in a PROXY header.
+    ProxyProtocol(IpAddr),
     /// A trusted proxy has said so in the header field.
     XForwardedFor(IpAddr),
 }
 
 impl Peer {
     pub fn address(self) -> IpAddr {
-        let (Self::Socket(address) | Self::XForwardedFor(address)) = self;
-        address
+        let (Self::Socket(at) | Self::ProxyProtocol(at) | Self::XForwardedFor(at)) = self;
+        at
     }
 
     /// Whether its address is in one of the networks.
-    pub(super) fn is_among(self, networks: &[Network]) -> bool {
-        let address = self.address();
-        networks.iter().any(|network| network.contains(address))
+    pub fn is_among(self, networks: &[Network]) -> bool {
+        networks.iter().any(|it| it.contains(self.address()))
     }
 
     /// What its connections are counted by: an IPv4 address, or the /64 of an IPv6 one.

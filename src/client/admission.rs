@@ -44,8 +44,8 @@ struct Table {
     lines: BTreeSet<Line>,
     /// Those under way, each with the address that it counts for.
     handshakes: HashMap<ConnectionId, IpAddr>,
-    /// Those of them whose head is awaited.
-    silent: HashMap<ConnectionId, Silent>,
+    /// Those of them whose head is awaited: since when, and from where.
+    silent: HashMap<ConnectionId, (Instant, Socket)>,
     /// When the last one began.
     begun: Option<Instant>,
 }
@@ -60,12 +60,6 @@ struct Address {
 
 /// How many handshakes an address has under way, since when its first one waits, and the address.
 type Line = (usize, Instant, IpAddr);
-
-struct Silent {
-    since: Instant,
-    address: IpAddr,
-    socket: Socket,
-}
 
 /// A connection that is admitted, and what it occupies.
 pub(super) struct Admission {
@@ -153,7 +147,7 @@ impl Limits {
             let is_heard = socket.has_bytes();
             let mut table = self.table.lock();
             match table.silent.get_mut(&id) {
-                Some(silent) if is_heard => silent.since = now,
+                Some((since, _)) if is_heard => *since = now,
                 Some(_) => {
                     table.end_handshake(id);
                     drop(table);
@@ -189,10 +183,10 @@ impl Limits {
     /// Ends the handshakes whose head is awaited.
     pub fn cut_silent(&self) {
         let table = self.table.lock();
-        let silent = table.silent.values().map(|it| Arc::clone(&it.socket));
-        let silent: Vec<_> = silent.collect();
+        let sockets = table.silent.values().map(|(_, socket)| Arc::clone(socket));
+        let sockets: Vec<_> = sockets.collect();
         drop(table);
-        silent.iter().for_each(|it| it.shutdown(Shutdown::Both));
+        sockets.iter().for_each(|it| it.shutdown(Shutdown::Both));
     }
 }
 
@@ -221,12 +215,8 @@ impl Table {
     fn begin(&mut self, address: IpAddr, now: Instant) -> Option<Admission> {
         let admission = self.take_first(address)?;
         self.change(address, |at| at.handshakes += 1);
-        let silent = Silent {
-            since: now,
-            address,
-            socket: Arc::clone(&admission.socket),
-        };
-        self.silent.insert(admission.id, silent);
+        let socket = Arc::clone(&admission.socket);
+        self.silent.insert(admission.id, (now, socket));
         self.handshakes.insert(admission.id, address);
         self.begun = Some(now);
         Some(admission)
@@ -244,17 +234,19 @@ impl Table {
     /// been silent for long enough, the one that has been so longest, of the address that has most.
     fn most_silent(&self, own: usize, now: Instant) -> Option<(ConnectionId, Socket)> {
         let mut held: HashMap<IpAddr, usize> = HashMap::new();
-        for silent in self.silent.values() {
-            *held.entry(silent.address).or_default() += 1;
+        for id in self.silent.keys() {
+            *held.entry(self.handshakes[id]).or_default() += 1;
         }
-        let for_long = self.silent.values().filter(|it| now >= it.since + GRACE);
+        let held = |id| held[&self.handshakes[id]];
+        let silent = self.silent.values();
+        let for_long = silent.filter(|(since, _)| now >= *since + GRACE);
         let crowd = for_long.count() * 2 > self.handshakes.len();
-        let long_enough = self.silent.iter().filter(|(_, it)| {
-            let hurry = crowd && held[&it.address] > own;
-            now >= it.since + if hurry { GRACE } else { PLACE_TIMEOUT }
+        let long_enough = self.silent.iter().filter(|(id, (since, _))| {
+            let hurry = crowd && held(id) > own;
+            now >= *since + if hurry { GRACE } else { PLACE_TIMEOUT }
         });
-        let most = long_enough.max_by_key(|(_, it)| (held[&it.address], Reverse(it.since)));
-        most.map(|(id, silent)| (*id, Arc::clone(&silent.socket)))
+        let most = long_enough.max_by_key(|(id, (since, _))| (held(id), Reverse(*since)));
+        most.map(|(id, (_, socket))| (*id, Arc::clone(socket)))
     }
 }
 
@@ -281,10 +273,9 @@ impl Admission {
     /// The head has come, or will not. An error is for a client that had to give way meanwhile.
     pub fn head_is_over(&self) -> http::Result<()> {
         let silent = self.limits.table.lock().silent.remove(&self.id);
-        let message = "Others wait, and the request head did not come at once";
-        silent
-            .map(drop)
-            .ok_or_else(|| HttpResponse::timed_out(message))
+        let late =
+            || HttpResponse::timed_out("Others wait, and the request head did not come at once");
+        silent.map(drop).ok_or_else(late)
     }
 
     /// The head is read and the token validated: the next one may begin.

@@ -17,7 +17,7 @@ use log::{debug, warn};
 use super::Context;
 use super::connection::Connection;
 use super::gate::Finish;
-use super::protocol::{ChatMessage, Outgoing, Push, frame, timestamp};
+use super::protocol::{ChatMessage, Outgoing, Push, timestamp};
 use crate::backoff::Backoff;
 use crate::services::ErrorCode;
 use crate::services::proto::{GetOfflineMessagesRequest, GetOfflineMessagesResponse, Message};
@@ -149,15 +149,12 @@ impl CatchUp {
             Ok(page) => self.send(connection, &page, now),
             Err(error) if error.is_too_large() && self.limit > 1 => self.limit /= 2,
             Err(error) => {
-                let longest = if error.is_out_of_reach() {
-                    MAX_BACKOFF
-                } else {
-                    MAX_BACKOFF_ANSWERED
-                };
+                let soon = error.is_out_of_reach().then_some(MAX_BACKOFF);
                 if error.code == ErrorCode::InvalidMessage {
                     // The service may have another store by now, to which the position means nothing.
                     self.position.clear();
                 }
+                let longest = soon.unwrap_or(MAX_BACKOFF_ANSWERED);
                 self.retry(connection, now, &error, longest);
             }
         }
@@ -212,9 +209,8 @@ impl CatchUp {
                 return;
             }
             if let Some(count) = self.sent.take() {
-                let timestamp = timestamp();
-                let complete = Outgoing::OfflineComplete { count, timestamp };
-                connection.outbox.write_behind([frame(&complete)]);
+                let complete = Outgoing::OfflineComplete { count }.frame(None, timestamp());
+                connection.outbox.write_behind([complete]);
             }
             let Finish::Pushes(pushes) = finish else {
                 self.stage = Stage::Settling(now + SETTLING);

@@ -30,12 +30,8 @@ pub(super) fn answer(context: &Context, connection: &Connection, request: Reques
     });
     served.unwrap_or_else(|error| {
         context.metrics.error(error.code);
-        frame(&Outgoing::Error {
-            request_id,
-            code: error.code.as_str(),
-            message: &error.message,
-            timestamp: timestamp(),
-        })
+        let (code, message) = (error.code.as_str(), error.message.as_str());
+        Outgoing::Error { code, message }.frame(request_id, timestamp())
     })
 }
 
@@ -47,12 +43,12 @@ fn serve(
 ) -> services::Result<Frame> {
     let services = &context.services;
     let message_sent = |client_message_id: &str, sent: &SendMessageResponse| {
-        frame(&Outgoing::MessageSent {
-            request_id,
-            id: &sent.id,
+        let id = &sent.id;
+        let answer = Outgoing::MessageSent {
+            id,
             client_message_id,
-            timestamp: sent.timestamp,
-        })
+        };
+        answer.frame(request_id, sent.timestamp)
     };
     let history = |kind, user_id: &str, group_id: &str, page: &GetHistoryResponse| {
         let messages = page.messages.iter().filter_map(ChatMessage::of);
@@ -87,23 +83,13 @@ fn serve(
         }
         Body::Ack(request) => {
             services.ack_messages(request)?;
-            frame(&Outgoing::Acked {
-                request_id,
-                timestamp: timestamp(),
-            })
+            Outgoing::Acked.frame(request_id, timestamp())
         }
         Body::RefreshToken(token) => {
             let expires_at = refresh_token(context, connection, &token)?;
-            frame(&Outgoing::TokenRefreshed {
-                request_id,
-                expires_at,
-                timestamp: timestamp(),
-            })
+            Outgoing::TokenRefreshed { expires_at }.frame(request_id, timestamp())
         }
-        Body::Ping => frame(&Outgoing::Pong {
-            request_id,
-            timestamp: timestamp(),
-        }),
+        Body::Ping => Outgoing::Pong.frame(request_id, timestamp()),
     })
 }
 

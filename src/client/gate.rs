@@ -13,12 +13,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use parking_lot::Mutex;
-
 use super::protocol::{Push, PushKind};
+use crate::sync::{AtomicBool, Mutex};
 
 /// How many ids are remembered at least: the newest so many. Older ones were published long ago.
 const REMEMBERED: usize = 1_024;
@@ -472,15 +470,15 @@ mod tests {
     #[test]
     fn an_own_copy_takes_the_place_of_an_unread_message() {
         let gate = started(2);
-        let (copy, other) = (unread("c1").as_own_copy(), unread("c2").as_own_copy());
+        let (copy, other) = (unread("c1").copy(true), unread("c2").copy(true));
         assert_eq!(gate.pass(&copy), GateDecision::Done);
         assert_eq!(gate.pass(&unread("m1")), GateDecision::Done);
         assert_eq!(gate.pass(&other), GateDecision::Done);
         assert_eq!(gate.finish(), Finish::Again, "m1 was let go");
         // No unread message is left to make room: the copies need not wait for catch-up.
-        let third = unread("c3").as_own_copy();
+        let third = unread("c3").copy(true);
         assert_eq!(
-            gate.pass(&unread("c3").as_own_copy()),
+            gate.pass(&unread("c3").copy(true)),
             GateDecision::Overflow(vec![copy, other, third])
         );
         assert_eq!(finished(&gate), (vec![], "live"));
@@ -491,7 +489,7 @@ mod tests {
         let gate = started(2);
         assert_eq!(finished(&gate), (vec![], "live"));
         assert!(!gate.fell_back());
-        let copy = unread("c1").as_own_copy();
+        let copy = unread("c1").copy(true);
         assert_eq!(gate.fall_back(&unread("m1")), GateDecision::Done);
         assert_eq!(gate.fall_back(&copy), GateDecision::Done);
         assert_eq!(gate.fall_back(&unread("m2")), GateDecision::Done);
@@ -523,7 +521,7 @@ mod tests {
         let gate = started(8);
         assert!(gate.claim("m0"));
         assert_eq!(finished(&gate), (vec![], "settling"));
-        let copy = unread("c1").as_own_copy();
+        let copy = unread("c1").copy(true);
         for push in [&unread("m1"), &unread("m2"), &copy] {
             assert_eq!(gate.pass(push), GateDecision::Open);
         }

@@ -9,6 +9,9 @@ use crate::error::ErrorCode;
 use crate::http::{self, Head, HttpResponse, Page};
 use crate::logging::log_limited;
 
+/// The subprotocol (RFC 6455, section 1.9) that is spoken here, and the only one that is ever chosen.
+const PROTOCOL: &str = "im.v1";
+
 /// Who a client is, and what to say to its upgrade request.
 pub(super) struct Accepted {
     pub identity: Identity,
@@ -25,8 +28,12 @@ pub(super) fn validate_upgrade(
 ) -> http::Result<Accepted> {
     let key = head.websocket_key()?;
     check_origin(head, &context.config.listen.allowed_origins)?;
-    let missing = "Missing token: send `Authorization: Bearer TOKEN` or `?token=TOKEN`";
+    let missing = "Missing token: send `Authorization: Bearer TOKEN`, or offer the protocols `im.v1` and \
+         `base64url.bearer.` with TOKEN in base64url, or send `?token=TOKEN`";
     let token = token(head)?.ok_or_else(|| HttpResponse::unauthorized(missing))?;
+    let offered = head.items("Sec-WebSocket-Protocol")?;
+    let chosen = offered.iter().find(|protocol| **protocol == PROTOCOL);
+    let chosen = chosen.map(|protocol| format!("Sec-WebSocket-Protocol: {protocol}\r\n"));
     let identity = token::validate(&*context.services, &token).map_err(|error| match error {
         TokenError::Refused(_) => HttpResponse::unauthorized("Invalid token"),
         TokenError::Expired => HttpResponse::unauthorized("The token has expired"),
@@ -38,13 +45,13 @@ pub(super) fn validate_upgrade(
     if socket.has_bytes() {
         return Err(HttpResponse::too_early());
     }
-    let accept = accept_key(key);
+    let (accept, protocol) = (accept_key(key), chosen.unwrap_or_default());
     Ok(Accepted {
         identity,
         token,
         switching: format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: {accept}\r\n\r\n"
+             Sec-WebSocket-Accept: {accept}\r\n{protocol}\r\n"
         ),
     })
 }
@@ -75,14 +82,13 @@ fn check_origin(head: &Head<'_>, allowed: &[String]) -> http::Result<()> {
     Err(HttpResponse::error(403, code, "Origin is not allowed").because("forbidden_origin"))
 }
 
-/// `Authorization: Bearer T` (RFC 6750, section 2.1), else the query parameter `token`.
+/// `Authorization: Bearer T` (RFC 6750, section 2.1), else the subprotocol, else the query parameter
+/// `token`.
 fn token(head: &Head<'_>) -> http::Result<Option<String>> {
-    let bearer = head.bearer_token()?.map(str::to_owned);
-    let token = bearer.or_else(|| {
-        let mut parameters = form_urlencoded::parse(head.query.as_bytes());
-        let token = parameters.find(|(name, _)| name == "token");
-        token.map(|(_, token)| token.into_owned())
-    });
+    let token = match head.bearer_token()? {
+        Some(token) => Some(token.to_owned()),
+        None => head.bearer_protocol()?.or_else(|| head.parameter("token")),
+    };
     Ok(token.filter(|token| !token.is_empty()))
 }
 
@@ -113,13 +119,85 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_is_offered_comes_between_them() {
+        let offered = "Sec-WebSocket-Protocol: im.v1, base64url.bearer.b2ZmZXJlZA\r\n";
+        let token = |fields: &str| token(&head(fields));
+        let found = |fields: &str| token(fields).expect("no error");
+        assert_eq!(found(offered).as_deref(), Some("offered"));
+        let both = format!("Authorization: Bearer abc\r\n{offered}");
+        assert_eq!(found(&both).as_deref(), Some("abc"));
+        let other = "Sec-WebSocket-Protocol: im.v1, chat\r\n";
+        assert_eq!(found(other).as_deref(), Some("q t"));
+        // Not the query's instead: whoever offers one means it.
+        let empty = "Sec-WebSocket-Protocol: base64url.bearer.\r\n";
+        assert_eq!(found(empty), None);
+        let broken = "Sec-WebSocket-Protocol: base64url.bearer.b2ZmZXJlZA==\r\n";
+        assert_eq!(token(broken).expect_err("padded").status(), 400);
+    }
+
+    #[test]
     fn an_origin_is_matched_whole() {
-        let allowed = ["https://chat.example.com".to_owned()];
-        let check = |fields: &str| check_origin(&head(fields), &allowed).is_ok();
-        assert!(check("Origin: https://chat.example.com\r\n"));
-        assert!(check(""));
-        assert!(!check("Origin: https://chat.example.com.evil.org\r\n"));
-        assert!(!check("Origin: http://chat.example.com\r\n"));
-        assert!(!check("Origin: null\r\n"));
+        let allowed = [
+            "https://good.example",
+            "http://localhost:3000",
+            "app://chat",
+            "http://[::1]:80",
+        ];
+        let allowed = allowed.map(str::to_owned);
+        let check = |fields: &str| check_origin(&head(fields), &allowed).map_err(|it| it.status());
+        let passes = |origin: &str| check(&format!("Origin: {origin}\r\n")) == Ok(());
+        assert_eq!(check(""), Ok(()), "a program");
+        for origin in [
+            "https://good.example",
+            "HTTPS://Good.Example",
+            "http://localhost:3000",
+            "app://chat",
+        ] {
+            assert!(passes(origin), "{origin}");
+        }
+        for origin in [
+            "",
+            "null",
+            "*",
+            "file://",
+            "good.example",
+            "//good.example",
+            "http://good.example",
+            "wss://good.example",
+            "https://good.example:443",
+            "https://good.example:8443",
+            "https://good.example:",
+            "https://good.example/",
+            "https://good.example.",
+            "https://good.example.evil.example",
+            "https://evil.example/https://good.example",
+            "https://good.example@evil.example",
+            "https://evil-good.example",
+            "https://evil.good.example",
+            "https://good.example https://evil.example",
+            "https://evil.example, https://good.example",
+            "https://good.exampIe",
+            "https://g00d.example",
+            "https://xn--god-jua.example",
+            "http://localhost",
+            "http://localhost:30000",
+            "http://localhost:3000:3000",
+            "http://127.0.0.1:3000",
+            "http://[0:0::1]:80",
+            "app://chat.",
+        ] {
+            assert!(!passes(origin), "{origin}");
+        }
+        // Greek omicron, Cyrillic o, a width of its own, and bytes that are no text.
+        for host in [
+            "g\u{3bf}od.example",
+            "g\u{43e}od.example",
+            "good\u{ff0e}example",
+            "good.example\u{200b}",
+        ] {
+            assert!(!passes(&format!("https://{host}")), "{host}");
+        }
+        let twice = "Origin: https://good.example\r\nOrigin: https://evil.example\r\n";
+        assert_eq!(check(twice), Err(400));
     }
 }

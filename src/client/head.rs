@@ -27,7 +27,7 @@ pub(super) fn read_head<'b>(
     bytes: &'b mut Vec<u8>,
 ) -> http::Result<Option<Head<'b>>> {
     while let Ok(None) = parse_head(bytes) {
-        let read = read_some(socket, bytes);
+        let read = read_some(socket, bytes)?;
         if !is_open(&read) {
             return Ok(None);
         }
@@ -42,16 +42,20 @@ pub(super) fn read_head<'b>(
 }
 
 /// One read that does not block, into `bytes` behind what they hold. Answers how much came; 0 is the end.
-pub(super) fn read_some(socket: &Socket, bytes: &mut Vec<u8>) -> io::Result<usize> {
+/// What came may be refused before it is a head.
+pub(super) fn read_some(socket: &Socket, bytes: &mut Vec<u8>) -> http::Result<io::Result<usize>> {
     let mut chunk = [0; 1024];
     let read = socket.read(&mut chunk, false);
     if socket.has_output() {
         // Nobody else sends yet. What fails here, the next read finds.
         let _ = socket.send(&[], false);
     }
-    let read = read?;
-    bytes.extend(&chunk[..read]);
-    Ok(read)
+    if let Err(error) = &read
+        && error.kind() == ErrorKind::InvalidData
+    {
+        return Err(HttpResponse::bad_request(&error.to_string()).because("bad_preamble"));
+    }
+    Ok(read.inspect(|&length| bytes.extend(&chunk[..length])))
 }
 
 /// Sends `response`, reads what the client still sends for a moment, and ends the connection. A

@@ -18,9 +18,10 @@ pub mod address;
 pub mod admission;
 mod catch_up;
 mod dispatch;
-pub(crate) mod failpoint;
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod gate;
 mod handshake;
 mod head;
@@ -48,6 +49,7 @@ use crate::ids::UserId;
 use crate::logging::log_limited;
 use crate::metrics::Metrics;
 use crate::services::Services;
+pub(crate) use crate::threads::failpoint;
 use crate::threads::semaphore::Semaphore;
 use address::Peer;
 use connection::Connection;

@@ -22,7 +22,12 @@
 //! the right one, the left thread finds the write side free. Both columns from the fence on are
 //! [`Outbox::flush`], which therefore follows each push and each time that the write side was held.
 //! The same holds with the flag `handed_over` in the lock's place, which its owner clears before it
-//! unlocks.
+//! unlocks; and between whoever has something for the writer thread, such as that flag or a close, and
+//! wakes it, and the writer thread, which says who it is before it looks for the first time: the
+//! fences of [`Outbox::wake_writer`] and [`Outbox::set_writer`].
+//!
+//! `tests/run loom` tries it all in every interleaving, and finds the one that goes wrong where a
+//! fence is left out.
 //!
 //! Nobody waits here for a client but its own two threads: a push that finds no room is refused, and
 //! its connection falls back to its inbox (see [`gate`](super::gate)).
@@ -34,18 +39,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::iter;
 use std::net::Shutdown;
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
-use std::thread;
 use std::time::{Duration, Instant};
-
-use crossbeam::queue::SegQueue;
-use parking_lot::{Mutex, MutexGuard};
 
 use super::close::CloseReason;
 use super::frame::Frame;
 use super::transport::Socket;
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, OnceLock};
+use crate::sync::{SegQueue, Thread, fence};
 
 /// What one system call carries at most, and what one deliverer writes to one connection before it
 /// hands over, so that a busy connection does not keep it from the others. In bytes.
@@ -72,7 +73,7 @@ pub struct Outbox {
     sent: AtomicU64,
     /// The write side belongs to the writer thread until the queue is empty.
     handed_over: AtomicBool,
-    writer: OnceLock<thread::Thread>,
+    writer: OnceLock<Thread>,
     closing: OnceLock<CloseReason>,
 }
 
@@ -131,10 +132,12 @@ impl Outbox {
         }
     }
 
-    /// Names the thread that [`Outbox::flush_blocking`]s after a hand-over.
-    pub fn set_writer(&self, writer: thread::Thread) {
+    /// Names the thread that [`Outbox::flush_blocking`]s after a hand-over, before it looks whether
+    /// one has been.
+    pub fn set_writer(&self, writer: Thread) {
         // A second name would be a bug of the one caller; the first one stands.
         let _ = self.writer.set(writer);
+        fence(SeqCst);
     }
 
     /// Queues `frame` (a frame or a batch) and writes nothing, save to make room for it: an
@@ -209,7 +212,7 @@ impl Outbox {
     /// client has been sent once it is.
     pub(super) fn ping(&self) -> u64 {
         let mut side = self.write_side.lock();
-        let begun = side.begun();
+        let begun = side.begun(self.socket.begun());
         side.unsent.insert(begun, Frame::ping());
         // Nothing is half written where nothing is begun.
         let end: usize = side.unsent.range(..=begun).map(Frame::len).sum();
@@ -407,6 +410,7 @@ impl Outbox {
     }
 
     pub fn wake_writer(&self) {
+        fence(SeqCst);
         if let Some(writer) = self.writer.get() {
             writer.unpark();
         }
@@ -417,7 +421,7 @@ impl Outbox {
     pub fn finish_close(&self, close: Option<Frame>, patience: Duration) {
         let mut side = self.write_side.lock();
         while self.pop().is_some() {}
-        let begun = side.begun();
+        let begun = side.begun(self.socket.begun());
         side.unsent.truncate(begun);
         if let Some(close) = close {
             side.unsent.push_back(close);
@@ -449,10 +453,16 @@ impl WriteSide {
         self.unsent.iter().map(Frame::len).sum()
     }
 
-    /// How many frames nothing may overtake: one that is half written, and the opening, without which
-    /// a client understands nothing.
-    fn begun(&self) -> usize {
-        usize::from(self.written > 0 || self.sent == 0).min(self.unsent.len())
+    /// How many frames nothing may overtake: one that is half written, those in the bytes that the
+    /// transport has `begun` with, and the opening, without which a client understands nothing.
+    fn begun(&self, begun: usize) -> usize {
+        let end = (self.written + begun).max(usize::from(self.sent == 0));
+        let starts = self.unsent.iter().scan(0, |next, frame| {
+            let start = *next;
+            *next += frame.len();
+            Some(start)
+        });
+        starts.take_while(|&start| start < end).count()
     }
 
     /// A share of the unsent bytes, side by side: one plain write of them is cheaper than a
@@ -495,6 +505,7 @@ mod tests {
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
     use std::sync::Arc;
+    use std::thread;
 
     use rustix::net::sockopt;
 

@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use log::warn;
 use serde::Serialize;
+use strum::IntoStaticStr;
 
 use super::frame::Frame;
 use crate::ids::{UserId, is_id};
@@ -14,8 +15,7 @@ use crate::services::proto;
 
 /// Unix time in seconds, as it stands in every frame.
 pub fn timestamp() -> i64 {
-    let elapsed = UNIX_EPOCH.elapsed().unwrap_or_default();
-    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+    UNIX_EPOCH.elapsed().map_or(0, |now| now.as_secs() as i64)
 }
 
 /// Something that a connection is sent unasked, encoded once for all of its recipients.
@@ -42,8 +42,7 @@ pub enum PushKind {
 impl Push {
     /// A single message. `own_copy`: for the devices of its sender.
     pub fn message(message: &proto::Message, own_copy: bool) -> Self {
-        let push = Self::chat(&ChatMessage::single(message));
-        if own_copy { push.as_own_copy() } else { push }
+        Self::chat(&ChatMessage::single(message)).copy(own_copy)
     }
 
     /// A group message, for its recipients.
@@ -51,23 +50,20 @@ impl Push {
         Self::chat(&ChatMessage::group(message))
     }
 
-    /// The same frame, for the devices of the message's sender.
-    pub fn as_own_copy(&self) -> Self {
+    /// The same frame; `own_copy`: for the devices of its sender.
+    pub fn copy(&self, own_copy: bool) -> Self {
+        let own_copy = own_copy.then_some(PushKind::OwnCopy);
         Self {
-            kind: PushKind::OwnCopy,
+            kind: own_copy.unwrap_or(self.kind),
             ..self.clone()
         }
     }
 
     /// `user` came online or went offline at `timestamp`, in Unix seconds.
     pub fn presence(user: &UserId, online: bool, timestamp: i64) -> Self {
-        let presence = Outgoing::Presence {
-            user_id: user.as_str(),
-            status: if online { "online" } else { "offline" },
-            timestamp,
-        };
+        let (user_id, status) = (user.as_str(), if online { "online" } else { "offline" });
         Self {
-            frame: frame(&presence),
+            frame: Outgoing::Presence { user_id, status }.frame(None, timestamp),
             push_type: PushType::Presence,
             kind: PushKind::Presence,
             message_id: None,
@@ -157,9 +153,10 @@ pub(super) struct History<'a> {
     pub has_more: bool,
 }
 
-/// Everything else. `request_id` is left out where there was none.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+/// Everything else: its name is its `type`.
+#[derive(Serialize, IntoStaticStr)]
+#[serde(untagged)]
+#[strum(serialize_all = "snake_case")]
 pub(super) enum Outgoing<'a> {
     Connected {
         connection_id: &'a str,
@@ -168,52 +165,56 @@ pub(super) enum Outgoing<'a> {
         /// In seconds.
         ping_interval: u64,
         max_message_size: usize,
-        timestamp: i64,
     },
     Presence {
         user_id: &'a str,
         status: &'a str,
-        timestamp: i64,
     },
     MessageSent {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
         id: &'a str,
         #[serde(skip_serializing_if = "str::is_empty")]
         client_message_id: &'a str,
-        timestamp: i64,
     },
-    Acked {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
-        timestamp: i64,
-    },
+    Acked,
     TokenRefreshed {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
         /// In Unix seconds; 0 means never.
         expires_at: i64,
-        timestamp: i64,
     },
     OfflineComplete {
         count: usize,
-        timestamp: i64,
     },
-    Pong {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
-        timestamp: i64,
-    },
+    Pong,
     Error {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        request_id: Option<&'a str>,
         code: &'a str,
         message: &'a str,
-        timestamp: i64,
     },
 }
 
-/// The text frame of a [`ChatMessage`], a [`History`] or an [`Outgoing`].
+/// What all of them have in common.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(flatten)]
+    outgoing: Outgoing<'a>,
+    timestamp: i64,
+}
+
+impl Outgoing<'_> {
+    /// Its text frame, with the id of the request that it answers, if that has one.
+    pub fn frame(self, request_id: Option<&str>, timestamp: i64) -> Frame {
+        frame(&Envelope {
+            kind: (&self).into(),
+            request_id,
+            outgoing: self,
+            timestamp,
+        })
+    }
+}
+
+/// The text frame of a [`ChatMessage`] or a [`History`].
 pub(super) fn frame(json: &impl Serialize) -> Frame {
     Frame::text(|bytes| {
         // Serialising fails on a map key that is no string and on a failing `Serialize`: not these.
@@ -232,15 +233,26 @@ mod tests {
 
     #[test]
     fn an_error_is_the_seeds_field_for_field() {
-        let outgoing = Outgoing::Error {
-            request_id: None,
-            code: ErrorCode::InvalidMessage.as_str(),
-            message: "Invalid",
-            timestamp: 7,
+        let error = |request_id| {
+            let code = ErrorCode::InvalidMessage.as_str();
+            let message = "Invalid";
+            Outgoing::Error { code, message }.frame(request_id, 7)
         };
         assert_eq!(
-            text(&frame(&outgoing)),
+            text(&error(None)),
             r#"{"type":"error","code":"INVALID_MESSAGE","message":"Invalid","timestamp":7}"#
+        );
+        assert_eq!(
+            text(&error(Some("1"))),
+            r#"{"type":"error","request_id":"1","code":"INVALID_MESSAGE","message":"Invalid","timestamp":7}"#
+        );
+    }
+
+    #[test]
+    fn an_answer_without_a_field_of_its_own_has_the_common_ones() {
+        assert_eq!(
+            text(&Outgoing::Pong.frame(Some("7"), 7)),
+            r#"{"type":"pong","request_id":"7","timestamp":7}"#
         );
     }
 
@@ -252,7 +264,7 @@ mod tests {
             ..Default::default()
         };
         let push = Push::group_message(&message);
-        let copy = push.as_own_copy();
+        let copy = push.copy(true);
         assert_eq!(copy.kind, PushKind::OwnCopy);
         assert!(std::ptr::eq(copy.frame.bytes(), push.frame.bytes()));
     }

@@ -8,8 +8,8 @@ use super::close::CloseReason;
 const MAX_REFUSALS: usize = 100;
 const REFUSAL_WINDOW: Duration = Duration::from_secs(10);
 
-/// Requests per second on average, and how many may come at once: each puts off by its share of a
-/// second when all are paid for, and no more than `burst` shares may be owed.
+/// Requests, or pings, per second on average, and how many may come at once: each puts off by its
+/// share of a second when all are paid for, and no more than `burst` shares may be owed.
 pub(super) struct RateLimit {
     share: Duration,
     burst: Duration,

@@ -112,10 +112,11 @@ impl Refused {
     /// Goes on as far as the socket lets it. False when it is over.
     fn goes_on(&mut self, now: Instant, context: &Context) -> bool {
         if let Some(refusal) = &self.refusal {
-            let is_open = is_open(&read_some(&self.responder.socket, &mut self.head));
-            let response = match parse_head(&self.head) {
-                Ok(None) => return is_open && now < self.responder.deadline,
-                Ok(Some(head)) => {
+            let read = read_some(&self.responder.socket, &mut self.head);
+            self.peer = self.responder.socket.client().unwrap_or(self.peer);
+            let response = match read.and_then(|read| Ok((parse_head(&self.head)?, read))) {
+                Ok((None, read)) => return is_open(&read) && now < self.responder.deadline,
+                Ok((Some(head), _)) => {
                     failpoint::reached("answer", self.peer.address());
                     self.peer = client_address(&head, self.peer, &context.config.listen);
                     let upgrade = expect_upgrade(&head, context);

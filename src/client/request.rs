@@ -3,7 +3,6 @@
 //! that is there twice is wrong; an error names the field that is missing or wrong.
 
 use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
 use strum::{IntoStaticStr, VariantNames};
 
@@ -43,12 +42,13 @@ pub(super) enum Body {
     Ping,
 }
 
+/// Its fields as they are written: what nests is passed over without a stack, however deep it is.
 #[derive(Deserialize)]
 struct Envelope<'a> {
-    #[serde(rename = "type", default)]
-    kind: Value,
-    #[serde(default)]
-    request_id: Value,
+    #[serde(rename = "type", borrow)]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    request_id: Option<&'a RawValue>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
 }
@@ -110,17 +110,21 @@ impl Request {
 fn envelope(text: &str) -> Result<(Option<String>, Envelope<'_>), ServiceError> {
     let wrong = |why: String| invalid(format!("Invalid message format: {why}"));
     let read = serde_json::from_str(text);
-    let mut envelope: Envelope<'_> = read.map_err(|error| wrong(error.to_string()))?;
+    let envelope: Envelope<'_> = read.map_err(|error| wrong(error.to_string()))?;
     if !is_object(text) {
         return Err(wrong("not an object".into()));
     }
-    match envelope.request_id.take() {
-        Value::Null => Ok((None, envelope)),
-        Value::String(id) if id.len() <= MAX_REQUEST_ID => Ok((Some(id), envelope)),
+    match envelope.request_id.map(string) {
+        None => Ok((None, envelope)),
+        Some(Some(id)) if id.len() <= MAX_REQUEST_ID => Ok((Some(id), envelope)),
         _ => Err(invalid(format!(
             "request_id: must be a string of at most {MAX_REQUEST_ID} bytes"
         ))),
     }
+}
+
+fn string(json: &RawValue) -> Option<String> {
+    serde_json::from_str(json.get()).ok()
 }
 
 /// Whether `json` is an object. serde would fill a struct from an array as well, field by field.
@@ -129,9 +133,8 @@ fn is_object(json: &str) -> bool {
 }
 
 fn body(envelope: Envelope<'_>, user: &UserId) -> Result<Body, ServiceError> {
-    let Value::String(kind) = envelope.kind else {
-        return Err(invalid("type: must be a string"));
-    };
+    let kind = envelope.kind.and_then(string);
+    let kind = kind.ok_or_else(|| invalid("type: must be a string"))?;
     let data = envelope.data;
     if data.is_some_and(|data| !is_object(data.get())) {
         return Err(invalid("data: must be an object"));

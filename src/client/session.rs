@@ -17,7 +17,7 @@ use super::gate::DeliveryGate;
 use super::handshake::{Accepted, expect_upgrade, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
 use super::outbox::Outbox;
-use super::protocol::{Outgoing, frame, timestamp};
+use super::protocol::{Outgoing, timestamp};
 use super::rate::RateLimit;
 use super::request::Request;
 use super::socket::{FrameReader, Incoming};
@@ -50,6 +50,7 @@ fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Resul
     let deadline = admission.since + context.config.listen.handshake_timeout;
     let mut bytes = Vec::with_capacity(MAX_HEAD);
     let read = read_head(&admission.socket, deadline, &mut bytes);
+    admission.peer = admission.socket.client().unwrap_or(admission.peer);
     admission.head_is_over()?;
     let Some(head) = read? else {
         return Ok(None);
@@ -90,16 +91,15 @@ impl Session {
         context: &Arc<Context>,
     ) -> http::Result<Self> {
         let config = &context.config;
-        let connected = &Outgoing::Connected {
+        let connected = Outgoing::Connected {
             connection_id: &admission.id.to_string(),
             user_id: accepted.identity.user.as_str(),
             gateway_id: &config.gateway.id,
             ping_interval: config.session.ping_interval.as_secs(),
             max_message_size: config.limits.max_message_size,
-            timestamp: timestamp(),
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
-        let greeting = (!context.echo).then(|| frame(connected));
+        let greeting = (!context.echo).then(|| connected.frame(None, timestamp()));
         let greeting = greeting.as_ref().map_or(&[][..], Frame::bytes);
         let opening = Frame::raw(&[accepted.switching.as_bytes(), greeting].concat());
         let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
@@ -117,11 +117,9 @@ impl Session {
             writer: None,
         };
         // It is in the registry, so that a shutdown that begins after this look finds it there.
-        context.reject_if_draining().inspect_err(|_| {
-            session
-                .connection
-                .close(CloseReason::Shutdown(Duration::ZERO));
-        })?;
+        let shutdown = CloseReason::Shutdown(Duration::ZERO);
+        let let_in = context.reject_if_draining();
+        let_in.inspect_err(|_| session.connection.close(shutdown))?;
         session.start_writer(route)?;
         Ok(session)
     }
@@ -170,11 +168,13 @@ impl Session {
     /// One request at a time, until there is a reason to end.
     fn read(&self, reader: &mut FrameReader) -> Result<Infallible, CloseReason> {
         let limits = &self.context.config.limits;
-        let mut rate = RateLimit::new(limits.rate, limits.burst, Instant::now());
+        let limit = || RateLimit::new(limits.rate, limits.burst, Instant::now());
+        let (mut requests, mut pings) = (limit(), limit());
         loop {
             let incoming = reader.read()?;
+            let now = Instant::now();
             let mut activity = self.connection.activity.lock();
-            (activity.last_frame, activity.received) = (Some(Instant::now()), reader.received());
+            (activity.last_frame, activity.received) = (Some(now), reader.received());
             if matches!(incoming, Incoming::Pong)
                 && let Some(pinged_at) = activity.pinged_at.take()
             {
@@ -188,9 +188,10 @@ impl Session {
             let answer = match incoming {
                 Incoming::Text(text) if self.context.echo => Frame::encode(TEXT, text.as_bytes()),
                 Incoming::Binary(bytes) if self.context.echo => Frame::encode(BINARY, &bytes),
-                Incoming::Text(text) => self.answer(&text, &mut rate)?,
+                Incoming::Text(text) => self.answer(&text, &mut requests)?,
                 Incoming::Binary(_) => return Err(CloseReason::BinaryFrame),
-                Incoming::Ping(payload) => Frame::pong(&payload),
+                // Each is answered; too many end the connection as too many requests do.
+                Incoming::Ping(payload) => pings.allows(now).map(|_| Frame::pong(&payload))?,
                 Incoming::Pong => continue,
             };
             self.connection.outbox.send(&answer);

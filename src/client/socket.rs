@@ -5,7 +5,6 @@
 //! error is final: tungstenite sends no Close frame for one and would stay usable.
 
 use std::io::{self, Read, Write};
-use std::iter;
 
 use tungstenite::error::{CapacityError, Error, ProtocolError};
 use tungstenite::protocol::{Role, WebSocketConfig};
@@ -18,6 +17,9 @@ use super::transport::{Socket, Transport};
 /// tungstenite's default is 128 KiB.
 const READ_BUFFER: usize = 512;
 
+/// Of a client's ping or pong: opcode, length, mask.
+const CONTROL_HEADER: usize = 6;
+
 /// A frame from the client that concerns the session.
 pub(super) enum Incoming {
     Text(Utf8Bytes),
@@ -28,15 +30,19 @@ pub(super) enum Incoming {
 }
 
 /// Reads frames; blocks as long as none comes.
-pub(super) struct FrameReader(WebSocket<ReadSide>);
+pub(super) struct FrameReader {
+    websocket: WebSocket<ReadSide>,
+    /// What follows is no frame: tungstenite, asked again, would take it for one.
+    is_broken: bool,
+}
 
 /// The socket for reading only.
 struct ReadSide {
     socket: Socket,
     /// Bytes read since the beginning.
     received: u64,
-    /// Bytes read since the last message. tungstenite gathers fragments without a limit on their
-    /// number, so that empty ones would keep it in `read()` for ever.
+    /// Bytes read since the last message, pings and pongs apart. tungstenite gathers fragments without
+    /// a limit on their number, so that empty ones would never end.
     since_message: usize,
     limit: usize,
 }
@@ -54,18 +60,27 @@ impl FrameReader {
             limit: max_message_size * 2 + READ_BUFFER,
         };
         let websocket = WebSocket::from_raw_socket(stream, Role::Server, Some(config));
-        Self(websocket)
+        Self {
+            websocket,
+            is_broken: false,
+        }
     }
 
     /// How many bytes came.
     pub fn received(&self) -> u64 {
-        self.0.get_ref().received
+        self.websocket.get_ref().received
     }
 
     /// The next frame, or why there will be none.
     pub fn read(&mut self) -> Result<Incoming, CloseReason> {
-        let message = self.0.read().map_err(reason)?;
-        self.0.get_mut().since_message = 0;
+        let read = self.websocket.read();
+        self.is_broken = read.is_err();
+        let message = read.map_err(reason)?;
+        // A ping may be between two fragments, and is no part of their message.
+        let is_control = message.is_ping() || message.is_pong();
+        let own = is_control.then(|| CONTROL_HEADER + message.len());
+        let since_message = &mut self.websocket.get_mut().since_message;
+        *since_message = since_message.saturating_sub(own.unwrap_or(usize::MAX));
         match message {
             Message::Text(text) => Ok(Incoming::Text(text)),
             Message::Ping(payload) => Ok(Incoming::Ping(payload.into())),
@@ -79,12 +94,14 @@ impl FrameReader {
     /// Reads and drops what still comes, until the client's Close frame or its end of the socket,
     /// or until the socket is cut.
     pub fn discard(&mut self) {
-        let end = iter::repeat_with(|| self.read()).find_map(Result::err);
-        if let Some(CloseReason::ClientClosed(_) | CloseReason::Vanished) = end {
-            return;
+        while !self.is_broken {
+            match self.websocket.read() {
+                Err(Error::ConnectionClosed) => return,
+                read => self.is_broken = read.is_err(),
+            }
         }
-        // What follows a broken frame is no frame.
-        let socket = &*self.0.get_ref().socket;
+        // What follows a broken frame is no frame, and a flood, which all counts, no goodbye.
+        let socket = &*self.websocket.get_ref().socket;
         let mut bytes = [0; 1024];
         while matches!(read(socket, &mut bytes), Ok(1..)) {}
     }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use rustix::ioctl::{Getter, Opcode, ioctl};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::address::Peer;
+
 /// `SIOCOUTQ` (tcp(7)): the bytes in the send queue that the peer has not acknowledged.
 const SIOCOUTQ: Opcode = 0x5411;
 
@@ -18,12 +20,14 @@ const SIOCOUTQ: Opcode = 0x5411;
 /// The contract, beyond what the methods say:
 /// - At most one thread reads and one sends at a time; they may do so at the same time.
 /// - [`Transport::read`] makes at most one read of the socket. Bytes that bring no plaintext yet are
-///   [`Interrupted`](io::ErrorKind::Interrupted): read again.
+///   [`Interrupted`](io::ErrorKind::Interrupted): read again. Bytes that cannot come here at all are
+///   [`InvalidData`](io::ErrorKind::InvalidData), and the error says to the client what has to come.
 /// - [`Transport::send`] counts a byte only once what carries it has left for the socket. What was not
 ///   counted is sent again, and a retry begins with the same bytes.
 /// - What the transport itself wants to write after a read ([`Transport::has_output`]) goes out with
 ///   the next `send`, of no bytes if need be; never from within `read`.
-/// - So that a goodbye keeps to frames, whoever drops what is unsent keeps what a `send` was begun with.
+/// - So that a goodbye keeps to frames, whoever drops what is unsent, or puts something before it, keeps
+///   what a `send` was begun with ([`Transport::begun`]).
 pub trait Transport: AsFd + Send + Sync {
     /// Reads into `into`; `Ok(0)` is the end. It blocks if it `may_block` and nothing is there to be
     /// read; else nothing is [`WouldBlock`](io::ErrorKind::WouldBlock).
@@ -36,9 +40,18 @@ pub trait Transport: AsFd + Send + Sync {
     fn has_output(&self) -> bool {
         false
     }
+    /// How many bytes a `send` was begun with that are not counted yet: the next one begins with them.
+    fn begun(&self) -> usize {
+        0
+    }
+    /// The client, where the transport has been told by whoever passes it on.
+    fn client(&self) -> Option<Peer> {
+        None
+    }
     /// `None`: sends wait for ever. Fails for zero alone.
     fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()>;
-    /// Ends a half: of sending, and the client reads the end once it has read what was sent; of reading,
+    /// Ends a half: of sending, which fails from then on, and the client reads the end once it has read
+    /// what was sent; of reading,
     /// and whoever blocks on that reads the end at once. Or both: whoever blocks on the socket returns.
     fn shutdown(&self, how: Shutdown);
 
@@ -59,6 +72,14 @@ pub trait Transport: AsFd + Send + Sync {
 
 /// A transport, as both threads of a connection hold it.
 pub type Socket = Arc<dyn Transport>;
+
+/// Makes an accepted socket a transport. It does not block, nor wait for the client.
+pub type Opener = Box<dyn Fn(TcpStream, Peer) -> Socket + Send + Sync>;
+
+/// A plain socket.
+pub fn plain() -> Opener {
+    Box::new(|socket, _| Arc::new(socket))
+}
 
 impl Transport for TcpStream {
     fn read(&self, into: &mut [u8], may_block: bool) -> io::Result<usize> {

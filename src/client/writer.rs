@@ -12,13 +12,12 @@ use super::Context;
 use super::catch_up::CatchUp;
 use super::close::CloseReason;
 use super::connection::Connection;
-use super::failpoint;
 use super::liveness::{Liveness, Next, Seen};
 use super::stack;
 use super::token::seconds_left;
 use super::token_check::TokenCheck;
 use crate::metrics::observe;
-use crate::threads::contain;
+use crate::threads::{contain, failpoint};
 
 /// The longest sleep, so that a change of the wall clock is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
@@ -28,7 +27,17 @@ const MAX_SLEEP: Duration = Duration::from_secs(60);
 pub(super) fn run(connection: &Connection, context: &Arc<Context>, catch_up_at: Instant) {
     connection.outbox.set_writer(thread::current());
     let served = contain(|| {
-        let mut writer = Writer::new(connection, context, catch_up_at);
+        let (session, since) = (&context.config.session, connection.since);
+        let mut writer = Writer {
+            connection,
+            context,
+            // Spreads the pings of clients that came together over one interval.
+            next_ping: since + session.ping_interval.mul_f64(connection.id.fraction()),
+            liveness: Liveness::new(session.idle_timeout, session.write_timeout, since),
+            is_behind: false,
+            token_check: TokenCheck::new(Arc::clone(context)),
+            catch_up: CatchUp::new(Arc::clone(context), catch_up_at),
+        };
         let mut trimmed = false;
         while !connection.is_closing() {
             let next = writer.work();
@@ -62,22 +71,7 @@ struct Writer<'c> {
     catch_up: CatchUp,
 }
 
-impl<'c> Writer<'c> {
-    fn new(connection: &'c Connection, context: &'c Arc<Context>, catch_up_at: Instant) -> Self {
-        let session = &context.config.session;
-        let since = connection.since;
-        Self {
-            connection,
-            context,
-            // Spreads the pings of clients that came together over one interval.
-            next_ping: since + session.ping_interval.mul_f64(connection.id.fraction()),
-            liveness: Liveness::new(session.idle_timeout, session.write_timeout, since),
-            is_behind: false,
-            token_check: TokenCheck::new(Arc::clone(context)),
-            catch_up: CatchUp::new(Arc::clone(context), catch_up_at),
-        }
-    }
-
+impl Writer<'_> {
     /// Does what is due, none of it for longer than a call to a service. Answers when to be called
     /// again, or why the connection is to end.
     ///

@@ -5,16 +5,16 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::forms::is_host;
+use super::forms::{WITHOUT_TLS, is_host};
 use crate::error::ensure;
 
-const DEFAULT_PORT: u16 = 5672;
 /// An AMQP short string.
 const MAX_VHOST: usize = 255;
 
-/// A parsed `amqp://user:password@host:port/vhost`. It has no `Debug`, so that nothing shows it.
+/// A parsed `amqp://user:password@host:port/vhost`, or `amqps` for TLS. It has no `Debug`, so that nothing shows it.
 #[derive(Clone)]
 pub struct Endpoint {
+    pub is_tls: bool,
     /// A name or an address, an IPv6 address in brackets.
     pub host: String,
     pub port: u16,
@@ -24,11 +24,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// User and password default to `guest`, the port to 5672, the vhost to `/`; all but host and
+    /// User and password default to `guest`, the port to 5672, with TLS to 5671, the vhost to `/`; all but host and
     /// port may be percent-encoded (a vhost `/` is written `%2f`). An error is the reason, which
     /// never repeats the URL.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let form = "must be of the form amqp://user:password@host:port/vhost";
+        let form = "must be of the form amqp[s]://user:password@host:port/vhost";
         Self::read(text).map_err(|reason| format!("{reason}: {form}"))
     }
 
@@ -36,7 +36,9 @@ impl Endpoint {
         let url = Url::parse(text).map_err(|error| error.to_string())?;
         let host = url.host_str().unwrap_or_default();
         let has_parameters = url.query().or(url.fragment()).is_some();
-        ensure(url.scheme() == "amqp", "unsupported scheme")?;
+        let is_tls = url.scheme() == "amqps";
+        ensure(is_tls || url.scheme() == "amqp", "unsupported scheme")?;
+        ensure(cfg!(feature = "tls") || !is_tls, WITHOUT_TLS)?;
         ensure(!has_parameters, "unsupported parameter")?;
         ensure(!host.is_empty(), "no host")?;
         ensure(is_host(host), "the host is neither a name nor an address")?;
@@ -50,8 +52,9 @@ impl Endpoint {
         let has_nul = user.contains('\0') || password.contains('\0');
         ensure(!has_nul, "user and password hold no NUL")?;
         Ok(Self {
+            is_tls,
             host: host.into(),
-            port: url.port().unwrap_or(DEFAULT_PORT),
+            port: url.port().unwrap_or(if is_tls { 5671 } else { 5672 }),
             user,
             password,
             vhost,
@@ -105,6 +108,13 @@ mod tests {
             Endpoint::parse("amqp://[::1]:1/").unwrap().address(),
             "[::1]:1"
         );
+        let secure = Endpoint::parse("amqps://localhost");
+        if cfg!(feature = "tls") {
+            assert_eq!(secure.unwrap().address(), "localhost:5671");
+        } else {
+            let error = secure.err().unwrap();
+            assert!(error.contains("feature tls"), "{error}");
+        }
     }
 
     #[test]
@@ -137,7 +147,7 @@ mod tests {
             "amqp://u:hush@h/?heartbeat=5",
             "amqp://u:hush@h?heartbeat=5",
             "amqp://u:hush@h/#hush",
-            "amqps://u:hush@h",
+            "amqpss://u:hush@h",
             "http://u:hush@h",
             "http://[::1",
             &long,

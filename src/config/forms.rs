@@ -2,35 +2,38 @@
 
 use std::net::Ipv6Addr;
 
-/// `http://host:port`.
+use url::Position::BeforePath;
+use url::Url;
+
+/// What is wrong with an address that asks for TLS, where there is none.
+pub(super) const WITHOUT_TLS: &str = "this binary was built without TLS (cargo's feature tls)";
+
+/// `http://host:port`; or `https://host:port`, where TLS is built in.
 pub fn is_service(address: &str) -> bool {
-    let scheme = address.split_once("://").map(|(scheme, _)| scheme);
-    let is_http = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("http"));
-    is_http && is_origin(address.strip_suffix('/').unwrap_or(address))
+    is_address("http", address) || cfg!(feature = "tls") && is_address("https", address)
 }
 
-/// `scheme://host` or `scheme://host:port`, as a browser writes it.
+/// `scheme://host:port`, or without the port.
+pub fn is_address(scheme: &str, text: &str) -> bool {
+    text.split_once("://").is_some_and(|(written, at)| {
+        let at = at.strip_suffix('/').unwrap_or(at);
+        written.eq_ignore_ascii_case(scheme) && (is_host(at) || is_host_and_port(at))
+    })
+}
+
+/// `scheme://host` or `scheme://host:port`, as a browser writes it: an address in its one form, and
+/// without the port that is its scheme's own.
 pub(super) fn is_origin(text: &str) -> bool {
-    let Some((scheme, authority)) = text.split_once("://") else {
-        return false;
-    };
-    let (host, port) = match authority.rsplit_once(':') {
-        // Else the colon is one of an IPv6 address.
-        Some((host, port)) if !port.ends_with(']') => (host, port),
-        _ => (authority, "0"),
-    };
-    let of_a_scheme = |b: u8| b.is_ascii_alphanumeric() || b"+.-".contains(&b);
-    scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-        && scheme.bytes().all(of_a_scheme)
-        && is_host(host)
-        && port.bytes().all(|b| b.is_ascii_digit())
-        && port.parse::<u16>().is_ok()
+    let is_whole = |url: Url| url.has_host() && url[..BeforePath].eq_ignore_ascii_case(text);
+    Url::parse(text).is_ok_and(is_whole) && !text.contains(['@', '*'])
 }
 
 /// `host:port`.
 pub fn is_host_and_port(text: &str) -> bool {
-    let has_port = |(_, port): (&str, &str)| port.parse().is_ok_and(|port: u16| port > 0);
-    text.rsplit_once(':').is_some_and(has_port) && is_origin(&format!("http://{text}"))
+    // A number may have a sign.
+    let is_port = |text: &str| text.parse().is_ok_and(|it: u16| it > 0) && !text.starts_with('+');
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| is_host(host) && is_port(port))
 }
 
 /// The name behind `etcd:///`, if that is where a service's addresses are found.

@@ -23,10 +23,9 @@ use self::values::{addresses, duration};
 use crate::logging::Levels;
 
 pub use endpoint::Endpoint;
-pub use forms::{in_etcd, is_host_and_port, is_service};
+pub use forms::{in_etcd, is_address, is_host_and_port, is_service};
 pub use load::load;
 pub use network::Network;
-pub use secrets::display;
 pub use validate::may_listen;
 pub use values::Token;
 
@@ -93,15 +92,19 @@ tables! {
         path: String = "/ws".into() => path,
         /// `scheme://host[:port]` of the pages that may connect; empty: any.
         allowed_origins: Vec<String> = Vec::new() => origins,
-        /// The proxies whose X-Forwarded-For is believed: addresses and networks.
+        /// The proxies whose X-Forwarded-For or PROXY header is believed: addresses and networks.
         trusted_proxies: Vec<Network> = Vec::new(),
+        /// From these a PROXY header comes first.
+        proxy_protocol: bool = false
+            => built_in(cfg!(feature = "proxy-protocol"), false, "the PROXY protocol"),
         /// For the whole request head, however slowly it comes.
         handshake_timeout: Duration as "duration" = Duration::from_secs(10) => positive,
     }
 
     tls: Tls {
-        cert: String = String::new() => unset,
-        key: String = String::new() => unset,
+        /// PEM files: the certificate with its chain, and its key. Both empty: no TLS.
+        cert: String = String::new() => tls_file,
+        key: String = String::new() => tls_file,
     }
 
     limits: Limits {
@@ -113,9 +116,9 @@ tables! {
         max_handshakes: usize = 256 => at_least_one,
         /// Of a message from a client, in bytes.
         max_message_size: usize = 65_536 => within(128..=16 << 20, " bytes"),
-        /// Requests per second and connection, on average.
+        /// Requests per second and connection, on average; and as many pings.
         rate: u32 = 20 => at_least_one,
-        /// Requests that may come at once.
+        /// Requests, and pings, that may come at once.
         burst: u32 = 40 => at_least_one,
     }
 
@@ -129,7 +132,8 @@ tables! {
     }
 
     backend: Backend {
-        mode: Mode = Mode::Embedded => built_in,
+        mode: Mode = Mode::Embedded
+            => built_in(cfg!(feature = "reference"), Mode::Remote, "the embedded services"),
     }
 
     services: Services {
@@ -139,7 +143,8 @@ tables! {
         /// The deadline of each call.
         timeout: Duration as "duration" = Duration::from_secs(3) => positive,
         worker_threads: usize = 1 => within(1..=8, ""),
-        ca: String = String::new() => unset,
+        /// A PEM file of authorities for `https://` addresses; empty: the system's.
+        ca: String = String::new() => tls_file,
     }
 
     broker: Broker {
@@ -147,7 +152,8 @@ tables! {
         /// Deliveries that are on their way to a consumer, or in its hand.
         prefetch: u16 = 512 => within(1..=u16::MAX, ""),
         heartbeat: Duration as "duration" = Duration::from_secs(10) => whole_seconds(1..=60, r#""1s" to "60s""#),
-        ca: String = String::new() => unset,
+        /// As `services.ca`, for `amqps://`.
+        ca: String = String::new() => tls_file,
     }
 
     groups: Groups {

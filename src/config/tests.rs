@@ -36,6 +36,8 @@ fn addresses_of_services_are_what_can_be_connected_to() {
         "http://h:",
         "http://h:70000",
         "http://h:-1",
+        "http://h:+1",
+        "http://h:0",
         "http://h:1:2",
         "http://:1",
         "http://a b:1",
@@ -47,7 +49,8 @@ fn addresses_of_services_are_what_can_be_connected_to() {
         "http://h:1#fragment",
         "http://hush-hush@h:1",
         "http://u:hush-hush@h:1",
-        "https://h:1",
+        "https://",
+        "https://h:1/path",
         "https://u:hush-hush@h:1",
         "etcd:///user-service",
         "unix:/run/user.sock",
@@ -76,6 +79,15 @@ fn addresses_of_services_are_what_can_be_connected_to() {
         "http://[fe80::1]",
     ] {
         accepted(&format!("[services]\nuser = {address:?}\n"));
+    }
+    for address in ["https://h", "HTTPS://h:1/", "https://[::1]:1"] {
+        let text = format!("[services]\nuser = {address:?}\n");
+        if cfg!(feature = "tls") {
+            accepted(&text);
+        } else {
+            let error = error(&text, &[], None);
+            assert!(error.contains("feature tls"), "{error}");
+        }
     }
 }
 
@@ -240,6 +252,11 @@ fn paths_and_origins_are_ones_that_a_client_can_send() {
         "https://u@h",
         "https://h?q",
         "https://h h",
+        "https://h:443",
+        "http://h:80",
+        "http://h:08080",
+        "http://[0:0::1]",
+        "https://b\u{fc}cher.example",
         "://h",
         "1://h",
     ] {
@@ -254,10 +271,34 @@ fn paths_and_origins_are_ones_that_a_client_can_send() {
     for origin in [
         "https://chat.example.com",
         "http://[::1]:8080",
+        "HTTPS://Chat.Example.com",
+        "https://h:80",
         "app+x://host",
     ] {
         accepted(&format!("[listen]\nallowed_origins = [{origin:?}]\n"));
     }
+}
+
+#[cfg(not(feature = "proxy-protocol"))]
+#[test]
+fn a_proxy_header_is_not_expected_by_a_binary_that_knows_none() {
+    let on = "[listen]\nproxy_protocol = true\ntrusted_proxies = [\"10.0.0.1\"]\n";
+    let named = "the-file: listen.proxy_protocol: this binary was built without the PROXY protocol";
+    assert_eq!(error(on, &[], None), named);
+}
+
+#[cfg(feature = "proxy-protocol")]
+#[test]
+fn a_proxy_header_is_believed_from_proxies_that_are_named() {
+    let on = "[listen]\nproxy_protocol = true\n";
+    let error = error(on, &[], None);
+    assert!(
+        error.starts_with("the-file: listen.proxy_protocol: "),
+        "{error}"
+    );
+    assert!(error.contains("listen.trusted_proxies"), "{error}");
+    accepted(&format!("{on}trusted_proxies = [\"10.0.0.1\"]\n"));
+    accepted("[listen]\nproxy_protocol = false\n");
 }
 
 /// Whatever is wrong with a token, its text is not told; nor are other secrets.

@@ -7,7 +7,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::forms::{in_etcd, is_host_and_port, is_of_a_path, is_origin, is_service};
+use super::forms::{WITHOUT_TLS, in_etcd, is_address, is_host_and_port, is_of_a_path};
+use super::forms::{is_origin, is_service};
 use super::{Config, Embedded, Endpoint, Mode, check_rules};
 use crate::error::ensure;
 use crate::ids::is_id;
@@ -50,6 +51,13 @@ pub fn validate(mut config: Config, bound: Option<SocketAddr>) -> Result<Config,
     let (settle, drain) = (config.shutdown.settle, config.shutdown.drain);
     check("shutdown.settle", ensure(settle * 2 <= drain, reason))?;
     discovery(&config)?;
+    let has_proxies = !config.listen.proxy_protocol || !config.listen.trusted_proxies.is_empty();
+    let reason = "needs listen.trusted_proxies: from these alone a header is believed";
+    check("listen.proxy_protocol", ensure(has_proxies, reason))?;
+    let (cert, key) = (&config.tls.cert, &config.tls.key);
+    let missing = ["tls.key", "tls.cert"][usize::from(cert.is_empty())];
+    let reason = "is needed: a certificate and its key go together";
+    check(missing, ensure(cert.is_empty() == key.is_empty(), reason))?;
     if config.backend.mode == Mode::Embedded {
         check("listen.addr", may_listen(&config, config.listen.addr))?;
     }
@@ -106,16 +114,15 @@ pub fn may_listen(config: &Config, addr: SocketAddr) -> Result<(), String> {
     ensure(!has_sample || is_local, reason)
 }
 
-/// Of parts that are not built yet: better an error than a setting without effect.
-pub fn unset<T: Default + PartialEq>(value: &T) -> Checked {
-    let reason = "is not supported by this version: leave it empty";
-    ensure(*value == T::default(), reason)
-}
-
 /// As it stands in a header field: `Authorization: Bearer T`.
 pub fn bearer(token: &str) -> Checked {
     let is_visible = token.bytes().all(|byte| byte.is_ascii_graphic());
     ensure(is_visible, "must be printable ASCII without spaces")
+}
+
+/// What the file holds is looked at by whoever needs it.
+pub fn tls_file(file: &str) -> Checked {
+    ensure(cfg!(feature = "tls") || file.is_empty(), WITHOUT_TLS)
 }
 
 pub fn not_empty(path: &Path) -> Checked {
@@ -161,14 +168,15 @@ pub fn path(path: &str) -> Checked {
 
 pub fn origins(origins: &[String]) -> Checked {
     origins.iter().try_for_each(|origin| {
-        let reason = format!("`{origin}` is not of the form scheme://host or scheme://host:port");
+        let reason = format!("`{origin}` is no scheme://host[:port] as a browser sends it");
         ensure(is_origin(origin), reason)
     })
 }
 
-pub fn built_in(mode: &Mode) -> Checked {
-    let reason = "this binary was built without the embedded services";
-    ensure(cfg!(feature = "reference") || *mode == Mode::Remote, reason)
+/// A `part` that may be left out of the binary; only the value `without` does without it.
+pub fn built_in<T: PartialEq>(value: &T, is_built: bool, without: T, part: &str) -> Checked {
+    let reason = format!("this binary was built without {part}");
+    ensure(is_built || *value == without, reason)
 }
 
 pub fn services(addresses: &[String]) -> Checked {
@@ -185,9 +193,9 @@ pub fn services(addresses: &[String]) -> Checked {
 fn service(address: &str) -> Checked {
     let reason = match address.split_once("://") {
         Some(("etcd", _)) => ": etcd:///name stands alone, beside no address",
-        Some(("https", _)) => ": only http:// addresses are supported by this version",
         _ if is_service(address) => return Ok(()),
-        _ => " is not of the form http://host:port",
+        _ if is_address("https", address) => &format!(": {WITHOUT_TLS}"),
+        _ => " is not of the form http://host:port or https://host:port",
     };
     // What may be a password is not repeated.
     let shown = address.rsplit('@').next().unwrap_or_default();
@@ -195,9 +203,9 @@ fn service(address: &str) -> Checked {
 }
 
 pub fn etcd(endpoints: &[String]) -> Checked {
-    let is_built = cfg!(feature = "discovery") || endpoints.is_empty();
-    ensure(is_built, "this binary was built without discovery")?;
-    endpoints.iter().try_for_each(|endpoint| service(endpoint))
+    built_in(&endpoints, cfg!(feature = "discovery"), &[], "discovery")?;
+    let are_plain = endpoints.iter().all(|at| is_address("http", at));
+    ensure(are_plain, "must each be of the form http://host:port")
 }
 
 fn is_path(text: &str) -> bool {
@@ -210,11 +218,8 @@ pub fn prefix(prefix: &str) -> Checked {
 }
 
 pub fn advertise(address: &str) -> Checked {
-    let is_address = address.is_empty() || is_host_and_port(address);
-    ensure(
-        is_address,
-        "must be of the form host:port (empty: listen.addr)",
-    )
+    let reason = "must be of the form host:port (empty: listen.addr)";
+    ensure(address.is_empty() || is_host_and_port(address), reason)
 }
 
 pub fn url(url: &str) -> Checked {

@@ -107,7 +107,7 @@ impl Resolver {
     }
 }
 
-/// What a service wrote: the address alone, `http://host:port` or `host:port`, or a JSON object that
+/// What a service wrote: the address alone, `http[s]://host:port` or `host:port`, or a JSON object that
 /// has it as `address`; or as `Addr`, which is how etcd's own library for Go writes endpoints. The
 /// error does not repeat it: it may hold a password.
 pub(super) fn address(value: &[u8]) -> Result<String, &'static str> {
@@ -125,7 +125,7 @@ pub(super) fn address(value: &[u8]) -> Result<String, &'static str> {
     if is_service(&address) {
         return Ok(address);
     }
-    let reason = "not of the form http://host:port or host:port";
+    let reason = "not of the form http://host:port, https://host:port or host:port";
     is_host_and_port(&address)
         .then(|| format!("http://{address}"))
         .ok_or(reason)
@@ -164,10 +164,11 @@ mod tests {
             "null",
             r#"{"address": 7}"#,
             r#"{"address": ""}"#,
-            r#"{"address": "https://h:1"}"#,
+            r#"{"address": "ftp://h:1"}"#,
             r#"{"address": "http://u:hush@h:1"}"#,
             "u:hush@h:1",
-            "https://h:1",
+            "ftp://h:1",
+            "https://u:hush@h:1",
             "etcd:///im",
             "http://h:1/path",
             "h:1 h:2",

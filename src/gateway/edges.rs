@@ -1,7 +1,12 @@
 //! What the core does without, each part a cargo feature: tied in around it here, and nowhere else.
 
 #![cfg_attr(
-    not(all(feature = "admin", feature = "discovery", feature = "reference")),
+    not(all(
+        feature = "admin",
+        feature = "discovery",
+        feature = "proxy-protocol",
+        feature = "reference"
+    )),
     allow(unused_variables, clippy::unused_self)
 )]
 
@@ -12,21 +17,28 @@ use std::time::Instant;
 use super::StartError;
 #[cfg(feature = "admin")]
 use crate::admin::{Admin, Sources};
-use crate::broker::DeliveryContext;
 use crate::broker::source::DeliverySource;
+use crate::broker::{DeliveryContext, Endpoint, amqp};
 use crate::client::accept::Listener;
+use crate::client::transport::{self, Opener};
 use crate::client::{ConnectionObserver, Context};
+#[cfg(feature = "proxy-protocol")]
+use crate::config::Listen;
 use crate::config::{Config, Mode};
 #[cfg(feature = "discovery")]
 use crate::discovery::Discovery;
 use crate::http::Page;
 use crate::metrics::Metrics;
+#[cfg(feature = "proxy-protocol")]
+use crate::proxy_protocol;
 use crate::readiness::Readiness;
 #[cfg(feature = "reference")]
 use crate::reference::embedded;
 use crate::registry::Registry;
-use crate::services::{Services, Upstream};
+use crate::services::{self, Services, Upstream};
 use crate::threads::Fatal;
+#[cfg(feature = "tls")]
+use crate::tls;
 
 /// The services in this process, where they are.
 pub(super) struct Embedded {
@@ -60,13 +72,39 @@ pub(super) fn embedded(config: &mut Config, fatal: &Fatal) -> Result<Option<Embe
     }
 }
 
+/// TLS to the services, where it is built in.
+pub(super) fn to_services(config: &Config) -> Option<Arc<dyn services::Tls>> {
+    #[cfg(feature = "tls")]
+    return Some(Arc::new(tls::ServicesTls::new(&config.services.ca)));
+    #[cfg(not(feature = "tls"))]
+    None
+}
+
+/// What opens connections to the broker. An error names the key that cannot be used.
+pub(super) fn to_broker(config: &Config) -> Result<amqp::Opener, StartError> {
+    let (broker, id) = (&config.broker, &config.gateway.id);
+    let endpoint = Endpoint::parse(&broker.url);
+    let endpoint = endpoint.map_err(|error| StartError::Part(format!("broker.url: {error}")))?;
+    #[cfg(feature = "tls")]
+    let wrap = tls::to_broker(&endpoint, &broker.ca).map_err(StartError::Part)?;
+    // TLS is refused as a URL.
+    #[cfg(not(feature = "tls"))]
+    let wrap = None;
+    let name = format!("ws-gateway {id}");
+    Ok(amqp::Opener::new(endpoint, name, broker.heartbeat, wrap))
+}
+
 /// The edges of one gateway.
 pub(super) struct Edges {
+    #[cfg(feature = "proxy-protocol")]
+    listen: Listen,
     #[cfg(feature = "admin")]
     admin: Admin,
     /// Once it is started.
     #[cfg(feature = "discovery")]
     discovery: Option<Discovery>,
+    #[cfg(feature = "tls")]
+    tls: Option<tls::Tls>,
 }
 
 impl Edges {
@@ -75,6 +113,8 @@ impl Edges {
         #[cfg(feature = "admin")]
         let (key, addr) = ("admin.addr", config.admin.addr);
         Ok(Self {
+            #[cfg(feature = "proxy-protocol")]
+            listen: config.listen.clone(),
             #[cfg(feature = "admin")]
             admin: Admin::bind(addr, Arc::clone(metrics)).map_err(|error| StartError::Listen {
                 key,
@@ -83,6 +123,8 @@ impl Edges {
             })?,
             #[cfg(feature = "discovery")]
             discovery: None,
+            #[cfg(feature = "tls")]
+            tls: tls::Tls::new(&config.tls, metrics).map_err(StartError::Part)?,
         })
     }
 
@@ -100,6 +142,26 @@ impl Edges {
         observer
     }
 
+    /// What a client's socket is to be.
+    pub fn opener(&self) -> Opener {
+        let opener = transport::plain();
+        #[cfg(feature = "proxy-protocol")]
+        let opener = proxy_protocol::opener(opener, &self.listen);
+        // What a proxy says comes before TLS.
+        #[cfg(feature = "tls")]
+        let opener = match &self.tls {
+            Some(tls) => tls.opener(opener),
+            None => opener,
+        };
+        opener
+    }
+
+    /// Has what is read from files read again.
+    pub fn reload(&self) {
+        #[cfg(feature = "tls")]
+        self.tls.iter().for_each(tls::Tls::reload);
+    }
+
     /// Registers the gateway, and answers operators from now on.
     pub fn start(
         &mut self,
@@ -110,6 +172,10 @@ impl Edges {
         upstreams: [Arc<Upstream>; 3],
         fatal: &Fatal,
     ) -> io::Result<()> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            tls.start(&readiness, fatal)?;
+        }
         #[cfg(feature = "admin")]
         let admin = Some(self.admin.addr());
         #[cfg(not(feature = "admin"))]
@@ -155,6 +221,8 @@ impl Edges {
     pub fn stop(self, deadline: Instant) {
         #[cfg(feature = "discovery")]
         self.discovery.into_iter().for_each(|it| it.stop(deadline));
+        #[cfg(feature = "tls")]
+        self.tls.into_iter().for_each(|tls| tls.stop(deadline));
         #[cfg(feature = "admin")]
         self.admin.stop(deadline);
     }

@@ -8,14 +8,13 @@ use log::{info, warn};
 
 use super::publisher::{Outcome, Publication, PublishError, Publisher};
 use crate::broker::amqp::{Alarm, AmqpConnection, AmqpError, Channel, Confirms, Opener};
-use crate::broker::{Endpoint, topology};
+use crate::broker::topology;
 use crate::threads::StopSignal;
 
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Connects when there is something to publish, and again after an error.
 pub struct AmqpPublisher {
-    address: String,
     opener: Opener,
     timeout: Duration,
     line: Option<PublisherConnection>,
@@ -23,10 +22,9 @@ pub struct AmqpPublisher {
 
 impl AmqpPublisher {
     /// `timeout`: how long the broker may owe confirms and send none, save in an alarm.
-    pub fn new(endpoint: Endpoint, heartbeat: Duration, timeout: Duration) -> Self {
+    pub fn new(opener: Opener, timeout: Duration) -> Self {
         Self {
-            address: endpoint.address(),
-            opener: Opener::new(endpoint, "ws-gateway services".into(), heartbeat),
+            opener,
             timeout,
             line: None,
         }
@@ -37,7 +35,7 @@ impl AmqpPublisher {
         let alarm = link.alarm()?;
         let channel = topology::declare_shared(&mut link)?;
         let confirms = channel.confirms()?;
-        info!("Publisher connected: address={}", self.address);
+        info!("Publisher connected: address={}", self.opener.address());
         Ok(PublisherConnection {
             alarm,
             alarmed: false,

@@ -97,10 +97,10 @@ impl Failure {
         Self::new(Why::Told(Code::Internal), text)
     }
 
-    /// What went wrong on the way to an answer.
-    pub fn on_the_way(error: &(dyn Error + 'static)) -> Self {
+    /// What went wrong on the way to an answer, in better words than the error's own, if there are.
+    pub fn on_the_way(error: &(dyn Error + 'static), explained: Option<String>) -> Self {
         let why = chain(error).find_map(certain).unwrap_or(Why::Lost);
-        Self::new(why, &root(error))
+        Self::new(why, &explained.unwrap_or_else(|| root(error)))
     }
 
     /// What the address is good for, after this. Whatever else it tells, one that speaks for the

@@ -21,7 +21,7 @@ use super::failure::Failure;
 use super::proto::*;
 use super::unary::Request;
 use super::upstream::Upstream;
-use super::{ErrorCode, Result, ServiceError, Services, Told};
+use super::{ErrorCode, Result, ServiceError, Services, Tls, Told};
 use crate::config;
 
 /// How long the runtime may take to end.
@@ -42,9 +42,9 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    /// Starts the runtime; connects to a service when it is first called. An error is the reason: the
-    /// system has no room for the runtime, or an address is none.
-    pub fn start(config: &config::Services) -> std::result::Result<Self, String> {
+    /// Starts the runtime; connects to a service when it is first called, over `tls` where the address
+    /// says so. An error is the reason: the system has no room for the runtime, or an address is none.
+    pub fn start(config: &config::Services, tls: Option<Arc<dyn Tls>>) -> Result<Self, String> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.worker_threads)
             .thread_name("grpc")
@@ -60,6 +60,7 @@ impl Grpc {
                 timeout: config.timeout,
                 runtime: runtime.handle().clone(),
                 calls: calls.clone(),
+                tls: tls.clone(),
                 addresses: RwLock::default(),
                 turn: AtomicUsize::default(),
             });
@@ -225,7 +226,7 @@ mod tests {
             presence: there,
             ..config::Services::default()
         };
-        let failed = Grpc::start(&config)
+        let failed = Grpc::start(&config, None)
             .unwrap()
             .validate_token(ValidateTokenRequest::default());
         let failed = failed.unwrap_err();

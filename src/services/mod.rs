@@ -3,7 +3,7 @@
 //! folder knows gRPC or async.
 
 mod failure;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fake;
 pub mod grpc;
 pub mod probe;
@@ -18,7 +18,7 @@ mod upstream;
 use failure::Why;
 
 pub use crate::error::ErrorCode;
-pub use upstream::Upstream;
+pub use upstream::{Tls, Upstream};
 
 /// The types of `proto/*.proto`, package `im.v1`.
 #[expect(missing_docs, clippy::pedantic)]
@@ -57,7 +57,7 @@ pub trait Services: Send + Sync + 'static {
 }
 
 /// What a service call came to.
-pub type Result<T> = std::result::Result<T, ServiceError>;
+pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
 
 /// Takes a call's answer.
 pub type Told<T> = Box<dyn FnOnce(Result<T>) + Send>;

@@ -15,7 +15,7 @@ use hyper::body::Frame;
 use prost::Message;
 use tonic::body::Body;
 use tonic::client::GrpcService;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Error};
 use tonic::{Code, Status};
 
 use super::failure::{Failure, Why, root};
@@ -54,7 +54,12 @@ impl Request {
     }
 
     /// Sends it, with how long the caller waits.
-    pub async fn send(&self, mut channel: Channel, timeout: Option<Duration>) -> Answer {
+    pub async fn send(
+        &self,
+        mut channel: Channel,
+        explain: impl Fn(&Error) -> Option<String>,
+        timeout: Option<Duration>,
+    ) -> Answer {
         let mut head = tonic::Request::new(());
         timeout.inspect(|&timeout| head.set_timeout(timeout));
         let mut headers = head.into_parts().0.into_headers();
@@ -67,7 +72,7 @@ impl Request {
         let request = http::Request::post(self.path).version(Version::HTTP_2);
         let mut request = request.body(Body::new(body)).expect("each path is a URI");
         *request.headers_mut() = headers;
-        let on_the_way = |error: tonic::transport::Error| Failure::on_the_way(&error);
+        let on_the_way = |error| Failure::on_the_way(&error, explain(&error));
         let ready = poll_fn(|context| channel.poll_ready(context)).await;
         ready.map_err(on_the_way)?;
         read(channel.call(request).await.map_err(on_the_way)?).await

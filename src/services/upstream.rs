@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Error};
 
 use super::failure::{Failure, Health, Why};
 use super::unary::{Answer, MAX_ANSWER, Request};
@@ -26,6 +26,16 @@ const STALE: usize = 3;
 /// more the connection.
 const MAX_STATUS: u32 = MAX_ANSWER as u32;
 
+/// What TLS adds to connections, as an edge brings it.
+pub trait Tls: Send + Sync {
+    /// Has the connections to an `https://` address encrypted; an error is why they cannot be.
+    fn encrypt(&self, endpoint: Endpoint) -> Result<Endpoint, String>;
+
+    /// Why a call to the service at `uri` came to nothing, in people's words, where TLS is why: that
+    /// it is spoken, or that it is not.
+    fn explain(&self, uri: &str, error: &Error) -> Option<String>;
+}
+
 /// One service, behind one address or several. They may be exchanged while it is called.
 pub struct Upstream {
     pub(super) name: &'static str,
@@ -37,6 +47,7 @@ pub struct Upstream {
     pub(super) runtime: Handle,
     /// Those handed over. It has no bound of its own: each caller waits for its answer.
     pub(super) calls: UnboundedSender<BoxFuture<'static, ()>>,
+    pub(super) tls: Option<Arc<dyn Tls>>,
     /// Each is connected to when it is first called.
     pub(super) addresses: RwLock<Vec<Arc<Address>>>,
     pub(super) turn: AtomicUsize,
@@ -50,7 +61,7 @@ pub(super) struct Address {
 }
 
 impl Upstream {
-    /// From now on the service is at these addresses, `http://host:port` each, and at no other; any
+    /// From now on the service is at these addresses, `http[s]://host:port` each, and at no other; any
     /// thread may say so. One that it has already keeps its connection, and rests if it does; calls
     /// under way end at the address that they have. Without an address every call fails at once. An
     /// error is the reason, and changes nothing.
@@ -61,20 +72,23 @@ impl Upstream {
             let known = addresses.iter().find(|address| address.uri == *uri);
             known.map_or_else(|| self.address(uri), |known| Ok(Arc::clone(known)))
         };
-        let set: Result<_, tonic::transport::Error> = uris.iter().map(address).collect();
+        let set: Result<_, String> = uris.iter().map(address).collect();
         let invalid = |error| format!("{} at {uris:?}: {error}", self.name);
         *addresses = set.map_err(invalid)?;
         Ok(())
     }
 
-    fn address(&self, uri: &str) -> Result<Arc<Address>, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(uri.to_owned())?
+    fn address(&self, uri: &str) -> Result<Arc<Address>, String> {
+        let endpoint = Endpoint::from_shared(uri.to_owned())
+            .map_err(|error| error.to_string())?
             .connect_timeout(self.timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(self.timeout)
             .keep_alive_while_idle(true)
             .http2_max_header_list_size(MAX_STATUS);
+        let mut tls = self.tls.iter();
+        let endpoint = tls.try_fold(endpoint, |endpoint, tls| tls.encrypt(endpoint))?;
         Ok(Arc::new(Address {
             uri: uri.to_owned(),
             channel: endpoint.connect_lazy(),
@@ -91,7 +105,8 @@ impl Upstream {
         let (mut stale, mut unreached, mut repeats) = (STALE, STALE, 1);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let attempt = request.send(address.channel.clone(), Some(left));
+            let explain = |error: &Error| self.tls.as_ref()?.explain(&address.uri, error);
+            let attempt = request.send(address.channel.clone(), explain, Some(left));
             let failure = match timeout(left, attempt).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(failure)) => failure,
@@ -158,7 +173,7 @@ async fn until_it_answers(resting: Weak<Address>, ping: Request) {
         let Some(address) = resting.upgrade() else {
             return;
         };
-        let asked = timeout(REST, ping.send(address.channel.clone(), None)).await;
+        let asked = timeout(REST, ping.send(address.channel.clone(), |_| None, None)).await;
         let is_well = |failure: Failure| failure.health() == Health::Well;
         if asked.is_ok_and(|answer| answer.err().is_none_or(is_well)) {
             address.health.store(Health::Well as u8, Ordering::Relaxed);

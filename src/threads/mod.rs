@@ -2,6 +2,7 @@
 //! until it is told to stop; [`Threads`] come and go with the connections that they serve; [`fan_out`]
 //! does one thing on several, and a [`semaphore`] says how many may do something.
 
+pub(crate) mod failpoint;
 pub mod fan_out;
 pub mod semaphore;
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use crate::support::named;
 use crate::support::paths::{Source, read};
 
 /// A sentence about the code, and what would break it.
@@ -16,12 +17,13 @@ struct Rule {
 }
 
 /// What the core does without: each could be deleted with its folder or file.
-const EDGES: [&str; 11] = [
+const EDGES: [&str; 12] = [
     "crate::check",
     "crate::recipes",
     "crate::reference",
     "crate::admin",
     "crate::discovery",
+    "crate::proxy_protocol",
     "crate::tls",
     "crate::chat",
     "crate::terminal",
@@ -34,7 +36,13 @@ const RULES: [Rule; 11] = [
     Rule {
         sentence: "async is named in services/, discovery/ and reference/ alone",
         about: &[],
-        except: &["services/", "reference/", "discovery/"],
+        except: &[
+            "services/",
+            "reference/",
+            "discovery/",
+            // TLS for tonic's connections.
+            "tls/services.rs",
+        ],
         never_names: &[
             "tonic",
             "tokio",
@@ -63,7 +71,7 @@ const RULES: [Rule; 11] = [
             "check/",
             "recipes/",
             "discovery/",
-            "tls.rs",
+            "tls/",
             "chat.rs",
         ],
         never_names: &EDGES,
@@ -164,9 +172,9 @@ const RULES: [Rule; 11] = [
 ];
 
 /// Crates that are named in one file or folder, so that they can be replaced.
-const ONE_PLACE: [&str; 2] = ["tungstenite", "amiquip"];
+const ONE_PLACE: [&str; 3] = ["tungstenite", "amiquip", "rustls"];
 /// The folders that count as one file there.
-const ONE_FOLDER: [&str; 1] = ["broker/amqp/"];
+const ONE_FOLDER: [&str; 2] = ["broker/amqp/", "tls/"];
 
 /// What breaks the rules, in sentences.
 fn violations(sources: &[Source]) -> Vec<String> {
@@ -217,6 +225,7 @@ fn the_dependency_direction_holds() {
         ("tungstenite", "client/"),
         ("amiquip", "broker/"),
         ("tonic", "services/"),
+        ("rustls", "tls/"),
     ] {
         let found = sources
             .iter()
@@ -331,20 +340,28 @@ fn what_may_be_named_and_what_only_looks_like_a_name_is_let_through() {
 
 /// From the bottom up: a file names no part of the crate that is above its own.
 const LAYERS: [&[&str]; 9] = [
-    &["backoff", "drain", "error", "ids", "logging", "threads"],
+    &[
+        "backoff", "drain", "error", "ids", "logging", "sync", "threads",
+    ],
     &["config", "http", "metrics", "readiness"],
     &["services"],
     &["client"],
     &["capacity", "registry"],
     &["broker", "presence"],
-    &["admin", "discovery", "reference"],
+    &["admin", "discovery", "proxy_protocol", "reference", "tls"],
     &["check", "gateway", "recipes"],
     &["main", "lib", "signals"],
 ];
 
-/// Every file but those that are compiled for unit tests alone.
+/// Every file but those that are compiled for unit tests, and fuzzers, alone.
 fn product() -> Vec<Source> {
-    const FOR_TESTS: [&str; 4] = ["fake.rs", "fixture.rs", "tests.rs", "support.rs"];
+    const FOR_TESTS: [&str; 5] = [
+        "fake.rs",
+        "fixture.rs",
+        "fuzzing.rs",
+        "tests.rs",
+        "support.rs",
+    ];
     let mut sources = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     sources.retain(|source| {
         let file = &source.file;
@@ -497,46 +514,45 @@ fn the_core_is_read_in_three_sittings_and_the_first_in_an_afternoon() {
     assert!(core <= CORE_LINES, "the core has {core} lines");
 }
 
-/// The tests that the promise's table in the README names, as `module::test` or `module::*`.
-fn promised(readme: &str) -> Vec<String> {
-    let table = readme.split("## The promise").nth(1).expect("the promise");
-    let table = table.split("\n## ").next().expect("a section");
-    let mut names: Vec<String> = Vec::new();
-    // Behind the heads of its columns and the line below them.
-    let rows = table.lines().filter(|line| line.starts_with("| "));
-    for row in rows.skip(2) {
-        let shown_by = row.trim_end_matches('|').rsplit('|').next().expect("cells");
-        names.extend(shown_by.split('`').skip(1).step_by(2).map(str::to_owned));
-    }
-    names
-}
-
-/// Whether `tests/it/` has the test `name`, not ignored; or, for `module::*`, any.
-fn has_test(name: &str) -> bool {
-    let (module, test) = name.rsplit_once("::").expect("a module and a test");
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
-    let file = directory.join(module.replace("::", "/") + ".rs");
-    let Ok(text) = std::fs::read_to_string(file) else {
-        return false;
-    };
-    let mut tests = text.split("#[test]\n").skip(1);
-    tests.any(|text| {
-        let written = text.trim_start().strip_prefix("fn ");
-        let written = written.and_then(|text| text.split('(').next());
-        written.is_some_and(|written| test == "*" || written == test)
-    })
+/// The tests that a section of the README names in the last column of its tables, as `module::test`
+/// or `module::*`.
+fn shown_by(readme: &str, section: &str) -> Vec<String> {
+    let heading = format!("\n## {section}\n");
+    let section = readme.split(&heading).nth(1).expect("the section");
+    let section = section.split("\n## ").next().expect("a section");
+    let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| ---");
+    let cells = section.lines().filter(is_row).map(|row| {
+        let row = row.trim_end_matches('|');
+        row.rsplit('|').next().expect("cells").to_owned()
+    });
+    let names = cells.flat_map(|cell| {
+        let quoted = cell.split('`').skip(1).step_by(2);
+        quoted.map(str::to_owned).collect::<Vec<_>>()
+    });
+    names.filter(|name| name.contains("::")).collect()
 }
 
 #[test]
-fn each_test_that_the_promise_names_is_there() {
+fn each_test_that_the_readme_names_is_there() {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let readme = std::fs::read_to_string(readme).expect("the README");
-    let names = promised(&readme);
-    assert!(names.len() >= 15, "the table is read: {names:?}");
-    for name in &names {
-        assert!(has_test(name), "README.md, The promise: there is no {name}");
+    for (section, at_least) in [("The promise", 30), ("Security", 30)] {
+        let names = shown_by(&readme, section);
+        assert!(names.len() >= at_least, "the table is read: {names:?}");
+        for name in &names {
+            assert!(
+                named::exists(name),
+                "README.md, {section}: there is no {name}"
+            );
+        }
     }
     for name in ["faults::nowhere::*", "faults::clients::puppet", "ledger::x"] {
-        assert!(!has_test(name), "{name} is no test");
+        assert!(!named::exists(name), "{name} is no test");
+    }
+    for name in [
+        "recipes::*",
+        "client::rate::tests::a_burst_passes_then_the_rate",
+    ] {
+        assert!(named::exists(name), "{name} is one");
     }
 }

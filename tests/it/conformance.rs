@@ -9,6 +9,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+#[cfg(feature = "tls")]
+use ws_gateway::{client::transport, config, metrics::Metrics, tls::Tls};
+
+#[cfg(feature = "tls")]
+use crate::support::certificates::Authority;
 use crate::support::echo::{Echo, LIMIT};
 use crate::support::process::Process;
 use crate::support::raw::{self, BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, Raw, TEXT};
@@ -60,6 +65,20 @@ fn verdicts(url: &str) -> Verdicts {
 fn the_whole_autobahn_suite() {
     let echo = Echo::start();
     passes(&echo.url("ws"));
+}
+
+#[cfg(feature = "tls")]
+#[test]
+#[ignore = "needs Python 2.7 and a minute: tests/run autobahn"]
+fn the_whole_autobahn_suite_over_tls() {
+    let identity = Authority::new("tests").sign(&["127.0.0.1"]);
+    let files = config::Tls {
+        cert: identity.cert.display().to_string(),
+        key: identity.key.display().to_string(),
+    };
+    let tls = Tls::new(&files, &Metrics::new(&[])).expect("a pair that can be used");
+    let echo = Echo::start_over(tls.expect("a certificate").opener(transport::plain()));
+    passes(&echo.url("wss"));
 }
 
 /// No case fails on `url`; those that the suite does not call OK are printed.

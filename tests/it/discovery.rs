@@ -227,7 +227,7 @@ fn discovery(etcd: &Etcd) -> Discovery {
     let addr = ([10, 0, 0, 1], 8080).into();
     let admin = Some(([0, 0, 0, 0], 9090).into());
     let registry = Arc::default();
-    let upstreams = Grpc::start(&config.services)
+    let upstreams = Grpc::start(&config.services, None)
         .expect("a runtime")
         .upstreams();
     let (fatal, _died) = crossbeam::channel::unbounded();
@@ -389,7 +389,7 @@ fn what_is_known_of_a_service_stays_when_etcd_has_nothing_better() {
     }
     assert!(!gateway.stderr().contains("hush-hush"));
     // A broken one beside it does no harm.
-    etcd.put("/services/message-service/a", "https://127.0.0.1:1");
+    etcd.put("/services/message-service/a", "ftp://127.0.0.1:1");
     reaches(&mut alice, &second);
     etcd.put("/services/message-service/b", first.url());
     reaches(&mut alice, &first);

@@ -163,6 +163,97 @@ fn silent_sockets_beyond_their_addresss_limit_keep_nobody_waiting() {
     newcomers_are_served(&gateway, &crowd);
 }
 
+/// Nobody gives way, since there is room: what ends them is the time, whatever they drip.
+#[test]
+fn five_hundred_sockets_that_send_no_head_are_gone_at_the_handshake_timeout() {
+    const TIMEOUT: Duration = Duration::from_secs(4);
+    /// Two cores may be shared with a compiler.
+    const SLACK: Duration = Duration::from_secs(2);
+    struct Nuisance {
+        socket: TcpStream,
+        since: Instant,
+        drips_at: Option<Instant>,
+        ended: Option<Duration>,
+    }
+    let settings = settings()
+        .set("listen.handshake_timeout", "4s")
+        .set("limits.max_handshakes", 1_000);
+    let gateway = Gateway::start(&settings);
+    is_served(&gateway, address(5_000));
+    let head = request(&gateway, None);
+    let is_over = AtomicBool::new(false);
+    let (served, peak) = thread::scope(|scope| {
+        let newcomers = scope.spawn(|| {
+            let mut served = Vec::new();
+            while !is_over.load(Ordering::SeqCst) {
+                served.push(is_served(&gateway, address(1_000 + served.len())));
+                // Their pace, not a wait for anything.
+                thread::sleep(Duration::from_millis(10));
+            }
+            served
+        });
+        let ((), peak) = gateway.memory_peak(|| {
+            scopeguard::defer!(is_over.store(true, Ordering::SeqCst));
+            let comes = |number| {
+                let socket = Raw::connect_from(address(number), gateway.addr).into_stream();
+                socket.set_nonblocking(true).expect("a socket option");
+                let since = Instant::now();
+                let drips_at = (number % 2 == 0).then_some(since);
+                Nuisance {
+                    socket,
+                    since,
+                    drips_at,
+                    ended: None,
+                }
+            };
+            let mut all: Vec<Nuisance> = (0..500).map(comes).collect();
+            let mut dripped = 0;
+            while all.iter().any(|one| one.ended.is_none()) {
+                let now = Instant::now();
+                for one in all.iter_mut().filter(|one| one.ended.is_none()) {
+                    let lasted = now - one.since;
+                    assert!(
+                        lasted < TIMEOUT + SLACK,
+                        "one is still there after {lasted:?}"
+                    );
+                    if one.drips_at.is_some_and(|at| now >= at) {
+                        let at = (lasted.as_millis() / 500) as usize;
+                        // A socket that has ended is found so below.
+                        dripped += one.socket.write(&head.as_bytes()[at..=at]).unwrap_or(0);
+                        one.drips_at = Some(now + Duration::from_millis(500));
+                    }
+                    let mut answer = [0; 1024];
+                    match one.socket.read(&mut answer) {
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+                        Ok(read) => assert!(
+                            answer[..read].starts_with(b"HTTP/1.1 408 "),
+                            "{}",
+                            String::from_utf8_lossy(&answer[..read])
+                        ),
+                        Err(error) => panic!("no answer: {error}"),
+                    }
+                    assert!(
+                        lasted + Duration::from_millis(50) > TIMEOUT,
+                        "after {lasted:?}"
+                    );
+                    one.ended = Some(lasted);
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            assert!(dripped >= 250 * 6, "{dripped} bytes dripped");
+        });
+        (newcomers.join().expect("newcomers"), peak)
+    });
+    let mut served = served;
+    served.sort_unstable();
+    let p99 = served[served.len() * 99 / 100];
+    println!("{} newcomers: p99 {p99:?}; {peak} KiB more", served.len());
+    assert!(served.len() > 50 && p99 < SERVED_WITHIN, "p99 {p99:?}");
+    // A thread each, as long as it lasts.
+    assert!(peak < 500 * 64, "{peak} KiB more");
+    gateway.settled(0);
+}
+
 #[test]
 fn two_thousand_clients_at_once_from_one_address_are_all_let_in() {
     let gateway = Gateway::start(&settings());

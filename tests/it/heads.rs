@@ -489,3 +489,86 @@ fn a_page_may_be_asked_for_in_pieces_and_is_the_only_one() {
     let (response, body) = exchange(&gateway, twice.trim_start());
     assert_eq!((response.status, &body[..]), (200, &b"ok\n"[..]));
 }
+
+/// 8 KiB and 64 fields: both are the last that is taken.
+#[test]
+fn the_largest_head_is_as_large_as_promised() {
+    let gateway = gateway();
+    // Host and those of the upgrade.
+    let usual = 1 + FIELDS.matches("\r\n").count();
+    for (fields, status) in [(64, 101), (65, 431)] {
+        let more: String = (usual..fields)
+            .map(|number| format!("X-{number}: x\r\n"))
+            .collect();
+        let answer = upgrade(&gateway, "/ws", format!("Host: x\r\n{more}"));
+        assert_eq!(answer, status, "{fields} fields");
+    }
+    let rest = format!("GET /ws HTTP/1.1\r\nHost: x\r\nX: \r\n{FIELDS}\r\n").len();
+    for (length, status) in [(8 << 10, 101), ((8 << 10) + 1, 431)] {
+        let filling = "x".repeat(length - rest);
+        let answer = upgrade(&gateway, "/ws", format!("Host: x\r\nX: {filling}\r\n"));
+        assert_eq!(answer, status, "{length} bytes");
+    }
+}
+
+/// Thousands of them, many at once.
+#[test]
+fn heads_that_are_refused_leave_memory_as_it_was() {
+    let gateway = gateway();
+    let fields: String = (0..100)
+        .map(|number| format!("X-{number}: x\r\n"))
+        .collect();
+    let large = "x".repeat(8 << 10);
+    let usual = format!("Host: x\r\n{FIELDS}");
+    let refused = [
+        (
+            format!("GET /ws HTTP/1.1\r\n{usual}X: {large}\r\n\r\n"),
+            431,
+        ),
+        (format!("GET /ws?{large} HTTP/1.1\r\n{usual}\r\n"), 431),
+        (format!("GET /ws HTTP/1.1\r\n{usual}{fields}\r\n"), 431),
+        (large.repeat(8), 431),
+        (format!("POST /ws HTTP/1.1\r\n{usual}\r\n"), 405),
+        (
+            format!("GET /ws HTTP/1.1\r\n{usual}\r\n").replace("13", "8"),
+            426,
+        ),
+        (
+            format!("GET /ws HTTP/1.1\r\n{usual}\r\n").replace("dGhl", ""),
+            400,
+        ),
+        (
+            format!("GET /ws HTTP/1.1\r\n{usual}X: a\r\n b\r\n\r\n"),
+            400,
+        ),
+        (
+            format!("GET /ws HTTP/1.1\r\n{usual}X: a\r\n\tb\r\n\r\n"),
+            400,
+        ),
+        (
+            format!("GET /ws HTTP/1.1\r\n{usual}\r\n").replace("alice", "mallory"),
+            401,
+        ),
+    ];
+    let round = || {
+        for (bytes, status) in &refused {
+            let mut raw = gateway.raw();
+            // What is too large is answered before it is read.
+            let _ = raw.try_send(bytes);
+            let shown = &bytes[..bytes.len().min(200)];
+            assert_eq!(raw.response().status, *status, "{shown:?}");
+        }
+    };
+    let rounds = |count: usize| {
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..count).for_each(|_| round()));
+            }
+        });
+    };
+    rounds(10);
+    let ((), peak) = gateway.memory_peak(|| rounds(25));
+    println!("{peak} KiB more after {} heads", 8 * 25 * refused.len());
+    // They were 16 MiB.
+    assert!(peak < 4 << 10, "{peak} KiB more");
+}

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::support::client::{ids, is_push};
 use crate::support::ledger::Ledger;
+use crate::support::random::Random;
 use crate::support::{Client, Cluster, Event, Settings};
 
 const USERS: usize = 50;
@@ -199,16 +200,4 @@ fn plans(users: &[String]) -> Vec<Vec<String>> {
         plans[from].push(users[to].clone());
     }
     plans
-}
-
-/// Xorshift: the same course in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % bound as u64) as usize
-    }
 }

@@ -34,13 +34,21 @@ mod error_codes;
 mod handshakes;
 /// Every HTTP status before the upgrade.
 mod http_errors;
+/// Tokens and origins that let nobody in; and what is another's stays theirs.
+mod who_gets_in;
 
 /// Registered in etcd, and services found there, whatever becomes of it.
 #[cfg(feature = "discovery")]
 mod discovery;
 
+/// TLS towards the broker and the services.
+#[cfg(feature = "tls")]
+mod outward_tls;
+
 /// What an operator asks of a running gateway.
 mod admin;
+/// Pages of other sites, in the browser of an operator.
+mod foreign_pages;
 /// Its page, in a browser.
 mod live_page;
 /// What it counts.
@@ -50,6 +58,11 @@ mod metrics;
 mod addresses;
 /// Request heads as balancers and proxies send them, and as attackers do.
 mod heads;
+/// Clients that would have the gateway work, or hold memory, without end.
+mod hostile_clients;
+/// What a proxy says of its client before the request.
+#[cfg(feature = "proxy-protocol")]
+mod proxy_protocol;
 /// Requests that are almost JSON objects.
 mod request_shapes;
 
@@ -63,6 +76,10 @@ mod publishing;
 mod shutdown;
 /// Starting, stopping, and being told nonsense.
 mod start;
+/// TLS on the client listener.
+#[cfg(feature = "tls")]
+mod tls;
+
 /// What is left of a gateway that has stopped.
 mod stopping;
 
@@ -73,9 +90,14 @@ mod recipes;
 
 /// Who may know whom in src/.
 mod architecture;
+/// What others reach, and where secrets could be found.
+mod exposure;
+/// What the dependencies must not be, and what holds them back.
+mod supply_chain;
+
 /// Ten thousand connects leave nothing behind.
 mod churn;
-/// Configuration keys that no other test shows to act.
+/// Every configuration key has a test that shows that it acts.
 mod keys;
 /// No log line in src/ is written under a lock.
 mod locks;

@@ -10,7 +10,7 @@ use crate::support::raw::{FIN, PING};
 use crate::support::{Client, Cluster, Gateway, Settings, wait_until};
 
 /// Every name of DESIGN.md, section 7, but what comes with TLS.
-pub const NAMES: [&str; 35] = [
+pub const NAMES: [&str; 36] = [
     "gateway_connections",
     "gateway_users",
     "gateway_connections_total",
@@ -35,6 +35,7 @@ pub const NAMES: [&str; 35] = [
     "gateway_limit",
     "gateway_limit_used",
     "gateway_drain_seconds",
+    "gateway_tls_certificate_expiry_seconds",
     "gateway_build_info",
     "process_cpu_seconds_total",
     "process_open_fds",
@@ -61,7 +62,9 @@ fn prometheus_finds_every_name_and_the_figures_are_what_clients_counted() {
     let settings = Settings::new()
         .users(["alice", "bob", "carol"])
         .group("team", ["alice", "bob", "carol"])
-        .set("session.ping_interval", "200ms");
+        .set("session.ping_interval", "200ms")
+        // It has a metric of its own.
+        .tls();
     let cluster = Cluster::start(&settings);
     let (one, two) = (&cluster.gateways[0], &cluster.gateways[1]);
     let prometheus = Prometheus::start(&[one.admin.addr, two.admin.addr]);

@@ -47,7 +47,7 @@ fn at(urls: &[String]) -> Here {
         timeout: DEADLINE,
         ..config::Services::default()
     };
-    let grpc = Arc::new(Grpc::start(&config).expect("it starts"));
+    let grpc = Arc::new(Grpc::start(&config, None).expect("it starts"));
     Here { grpc, _here }
 }
 

@@ -7,13 +7,13 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
+use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning, Error};
 use crossbeam::channel::select;
 use scopeguard::guard;
 
 use super::channel::Channel;
 use super::error::{Result, bad_login, during, lost, no_thread};
-use super::socket::{AbortHandle, CutOnDrop, Socket, Stage};
+use super::socket::{AbortHandle, CutOnDrop, Socket, Stage, Wrap};
 use crate::broker::Endpoint;
 use crate::threads::{Call, StopSignal};
 
@@ -21,6 +21,10 @@ use crate::threads::{Call, StopSignal};
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 /// What RabbitMQ offers unless it is told otherwise. amiquip makes room for a whole frame at once.
 const FRAME_MAX: u32 = 128 << 10;
+
+/// A broker says something first of all.
+const WORDLESS: &str =
+    "closed without a word; where TLS is spoken, the URL is to begin with amqps://";
 
 /// One connection to the broker.
 pub struct AmqpConnection {
@@ -70,8 +74,10 @@ pub struct Opener {
 
 impl Opener {
     /// `name` says who we are: under it the broker's management shows the connections.
-    /// `heartbeat`: whole seconds.
-    pub fn new(endpoint: Endpoint, name: String, heartbeat: Duration) -> Self {
+    /// `heartbeat`: whole seconds. `wrap`: TLS, for an endpoint with it.
+    pub fn new(endpoint: Endpoint, name: String, heartbeat: Duration, wrap: Option<Wrap>) -> Self {
+        // The password never goes in the clear where TLS was asked for.
+        assert!(wrap.is_some() || !endpoint.is_tls, "TLS as the URL says");
         let address = endpoint.address();
         let login = Auth::Plain {
             username: endpoint.user,
@@ -87,12 +93,19 @@ impl Opener {
         let broker = Arc::new(Broker {
             address,
             options,
+            // In the clear, as the URL says.
+            wrap: wrap.unwrap_or_else(|| Arc::new(|socket| Ok(Box::new(socket)))),
             look_up,
         });
         Self {
             broker,
             looking_up: None,
         }
+    }
+
+    /// `host:port`, for logs.
+    pub fn address(&self) -> &str {
+        &self.broker.address
     }
 
     /// Ends within [`OPEN_TIMEOUT`], and at once when told to quit.
@@ -143,6 +156,7 @@ fn look_up(address: &str) -> Addresses {
 struct Broker {
     address: String,
     options: ConnectionOptions<Auth>,
+    wrap: Wrap,
     look_up: fn(&str) -> Addresses,
 }
 
@@ -162,14 +176,17 @@ impl Broker {
     }
 
     fn open_at(&self, address: &SocketAddr, abort: &AbortHandle) -> Result<Connection> {
-        let socket = Socket::connect(address, abort);
+        let socket = Socket::connect(address, &self.wrap, abort);
         let socket = socket.map_err(|error| lost(format!("connecting: {error}")))?;
         // At its high-water mark amiquip would block whoever publishes, for as long as the broker
         // reads nothing. What may wait here is bounded by the callers: acks, a burst of binds, or
         // a window of publications, which are confirmed before more follow.
         let tuning = ConnectionTuning::default().buffered_writes_high_water(usize::MAX);
         let connection = Connection::insecure_open_stream(socket, self.options.clone(), tuning);
-        connection.map_err(during("opening the connection"))
+        connection.map_err(|error| match error {
+            Error::UnexpectedSocketClose if abort.stage() == Stage::Connected => lost(WORDLESS),
+            error => during("opening the connection")(error),
+        })
     }
 }
 
@@ -198,7 +215,7 @@ mod tests {
 
     fn opener(at: SocketAddr) -> Opener {
         let endpoint = Endpoint::parse(&format!("amqp://{at}")).unwrap();
-        Opener::new(endpoint, "test".into(), Duration::from_secs(1))
+        Opener::new(endpoint, "test".into(), Duration::from_secs(1), None)
     }
 
     /// Someone who listens and never says a word.

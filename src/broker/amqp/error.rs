@@ -68,11 +68,8 @@ fn closed_by_broker(code: u16, text: &str, what: impl Display) -> AmqpError {
     const NOT_IMPLEMENTED: u16 = 540;
 
     let exists_otherwise = code == NOT_IMPLEMENTED || text.contains("inequivalent arg");
-    let way_out = if exists_otherwise {
-        "; delete it on the broker, and it is declared as it must be"
-    } else {
-        ""
-    };
+    let way_out = "; delete it on the broker, and it is declared as it must be";
+    let way_out = exists_otherwise.then_some(way_out).unwrap_or_default();
     let sort = match code {
         RESOURCE_LOCKED => AmqpError::InUse,
         ACCESS_REFUSED if text.ends_with("in exclusive use") => AmqpError::InUse,

@@ -10,6 +10,8 @@
 mod channel;
 mod connection;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 #[cfg(feature = "check")]
 mod inspect;
 #[cfg(feature = "reference")]
@@ -22,4 +24,4 @@ pub use self::connection::{AmqpConnection, Opener};
 pub use self::error::{AmqpError, Result, lost, no_thread};
 #[cfg(feature = "reference")]
 pub use self::publish::{Alarm, Confirms, Outcome};
-pub use self::socket::AbortHandle;
+pub use self::socket::{AbortHandle, Stream, Wrap};

@@ -19,6 +19,7 @@ const BUFFER: usize = 64 << 10;
 /// Larger than any frame that is meant: bodies come in frames of 128 KiB at most, as agreed.
 const LARGEST: usize = 16 << 20;
 
+const NO_FRAME: &str = "no AMQP frame; where TLS is spoken, the URL is to begin with amqps://";
 /// Type, channel and size.
 const HEAD: usize = 7;
 const METHOD: u8 = 1;
@@ -67,7 +68,7 @@ impl Frames {
                 return Ok(0);
             }
             self.filled += read;
-            let malformed = || io::Error::new(io::ErrorKind::InvalidData, "no AMQP frame");
+            let malformed = || io::Error::new(io::ErrorKind::InvalidData, NO_FRAME);
             self.judge().ok_or_else(malformed)?;
         }
         self.judged.read(into)

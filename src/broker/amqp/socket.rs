@@ -1,8 +1,8 @@
 //! The TCP socket under an AMQP connection, in the form that amiquip polls: without Nagle's delay,
 //! to be cut from any thread, and on guard against a broker that offers no heartbeats and against
-//! frames that amiquip cannot parse.
+//! frames that amiquip cannot parse. What AMQP's bytes go through may be TLS, as an edge brings it.
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 
@@ -14,9 +14,19 @@ use scopeguard::ScopeGuard;
 
 use super::sanitize::Frames;
 
+/// What AMQP's bytes go through: the TCP socket, or what an edge puts around it. It is polled
+/// edge-triggered: a read ends in `WouldBlock` only when nothing is left on this side of the system's
+/// socket. And a write ends in `WouldBlock` until the system's socket has taken all of what it was
+/// given, or as much as it says; it is repeated with the same bytes then, and perhaps more behind them.
+pub trait Stream: Read + Write + Evented + Send {}
+impl<S: Read + Write + Evented + Send> Stream for S {}
+
+/// Puts it around a socket that is about to connect.
+pub type Wrap = Arc<dyn Fn(TcpStream) -> io::Result<Box<dyn Stream>> + Send + Sync>;
+
 /// The reading and writing end, owned by amiquip's I/O thread.
 pub struct Socket {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     frames: Frames,
     abort_handle: AbortHandle,
 }
@@ -82,15 +92,15 @@ impl AbortHandle {
 pub type CutOnDrop = ScopeGuard<AbortHandle, fn(AbortHandle)>;
 
 impl Socket {
-    /// Begins to connect to `address`; `abort_handle` ends it, and knows how far it has come.
-    pub fn connect(address: &SocketAddr, abort_handle: &AbortHandle) -> io::Result<Self> {
-        let stream = TcpStream::connect(address)?;
+    /// Begins to connect; `abort` ends it, and knows how far it has come.
+    pub fn connect(at: &SocketAddr, wrap: &Wrap, abort: &AbortHandle) -> io::Result<Self> {
+        let stream = TcpStream::connect(at)?;
         stream.set_nodelay(true)?;
-        abort_handle.is_to_cut(stream.try_clone()?)?;
+        abort.is_to_cut(stream.try_clone()?)?;
         Ok(Self {
-            stream,
+            stream: wrap(stream)?,
             frames: Frames::default(),
-            abort_handle: abort_handle.clone(),
+            abort_handle: abort.clone(),
         })
     }
 }
@@ -122,9 +132,14 @@ impl Write for Socket {
             return self.stream.write(bytes);
         }
         let stage = leads_to(bytes)?;
-        let written = self.stream.write(bytes)?;
-        self.abort_handle.has_come_to(stage);
-        Ok(written)
+        let written = self.stream.write(bytes);
+        match written.as_ref().map_err(io::Error::kind) {
+            Ok(_) => self.abort_handle.has_come_to(stage),
+            // TLS shakes hands first.
+            Err(ErrorKind::WouldBlock) => self.abort_handle.has_come_to(Stage::Connected),
+            Err(_) => {}
+        }
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -148,7 +163,7 @@ impl Evented for Socket {
     }
 
     fn deregister(&self, poll: &Poll) -> io::Result<()> {
-        Evented::deregister(&self.stream, poll)
+        self.stream.deregister(poll)
     }
 }
 

@@ -13,13 +13,13 @@ use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
 use crate::client::connection::Connection;
-use crate::client::failpoint;
 use crate::client::frame::Frame;
 use crate::client::protocol::Push;
 use crate::error::ensure;
 use crate::ids::{GroupId, UserId};
 use crate::metrics::PushType;
 use crate::services::proto::{GroupMembersChanged, Message};
+use crate::threads::failpoint;
 
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
 /// the default `session.send_queue`, so that they find room.
@@ -71,10 +71,8 @@ impl Deliverer {
 
     /// The group's members, unless earlier messages wait for them.
     fn members(&mut self, group: &GroupId) -> Option<Members> {
-        if self.waiting.contains(group) {
-            return None;
-        }
-        self.groups.fresh(group)
+        let are_awaited = self.waiting.contains(group);
+        self.groups.fresh(group).filter(|_| !are_awaited)
     }
 
     /// Has a message wait for its group's members.
@@ -137,7 +135,7 @@ impl Deliverer {
             self.groups.invalidate(&group);
         }
         let missing = if waited.let_go { &members } else { &new };
-        catch_up(&self.deliver.registry.connections_of(&**missing));
+        catch_up(&self.deliver.registry.connections_of(missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
             let (members, messages) = (Arc::clone(&members), messages.to_vec());
             self.write(GroupBatch { members, messages });
@@ -164,7 +162,7 @@ impl Deliverer {
                     connection.push_batch(frame, batch.pushes_to(connection))
                 };
                 let kind = PushType::GroupMessage;
-                self.enqueue_for(kind, &*batch.members, || batch.frame(), push);
+                self.enqueue_for(kind, &batch.members, || batch.frame(), push);
             }
             None => {}
         }
@@ -197,13 +195,8 @@ impl GroupBatch {
 
     /// The sender's own devices get it as their own copy.
     fn pushes_to(&self, connection: &Connection) -> impl Iterator<Item = Push> {
-        self.messages.iter().map(|(sender, push)| {
-            if connection.user() == sender {
-                push.as_own_copy()
-            } else {
-                push.clone()
-            }
-        })
+        let messages = self.messages.iter();
+        messages.map(|(sender, push)| push.copy(connection.user() == sender))
     }
 }
 
@@ -217,13 +210,16 @@ mod tests {
     use super::super::tests::{Scene, group_message, scene};
     use super::*;
     use crate::broker::Queue;
-    use crate::broker::waiting::{MAX_ASKED, MAX_ASKED_AGAIN, MAX_BYTES, MAX_GROUPS, MAX_MESSAGES};
+    use crate::broker::waiting::{MAX_ASKED, MAX_ASKED_AGAIN, MAX_BYTES, MAX_GROUPS};
     use crate::client::fixture::Client;
     use crate::services::ErrorCode;
     use crate::services::fake::FakeServices;
     use crate::threads::StopSignal;
 
     const PATIENCE: Duration = Duration::from_secs(20);
+    /// So many small messages find no room to wait, and so many do.
+    const TOO_MANY: usize = MAX_BYTES / 100;
+    const MANY: usize = MAX_BYTES / 200;
 
     impl Scene {
         fn group_deliverer(&self) -> Deliverer {
@@ -253,6 +249,17 @@ mod tests {
         fn gets_from(&mut self, sender: &str, id: &str, group: &str) {
             let body = group_message(id, sender, group).encode_to_vec();
             self.gets(group, KIND_MESSAGE, &body);
+        }
+
+        /// Takes small messages until what waits has room for `spare` bytes at most.
+        fn fills_up(&mut self, group: &str, spare: usize) {
+            let mut probe = group_message("m", "alice", group);
+            probe.content = "x".repeat(spare);
+            let probe = (UserId::new("alice").unwrap(), Push::group_message(&probe));
+            let id = GroupId::new(group).unwrap();
+            while !self.waiting.is_full(&id, &probe) {
+                self.gets_message("m", group);
+            }
         }
 
         fn gets_change(&mut self, group: &str) {
@@ -454,7 +461,7 @@ mod tests {
             let mut deliverer = s.group_deliverer();
             deliverer.gets_message("f1", "few");
             deliverer.gets_message("b1", "bad");
-            for _ in 2..=MAX_MESSAGES {
+            for _ in 0..TOO_MANY {
                 deliverer.gets_from("carol", "b", "bad");
             }
             deliverer.flush();
@@ -489,9 +496,7 @@ mod tests {
         deliverer.gets_message("m", "team");
         deliverer.flush();
         s.users.slow_group("other");
-        for _ in 0..MAX_MESSAGES - 1 {
-            deliverer.gets_message("o", "other");
-        }
+        deliverer.fills_up("other", 200);
         s.users.drop_question();
         s.users.slow_group("team");
         deliverer.gets_change("team");
@@ -517,9 +522,7 @@ mod tests {
         s.users.slow_group("late");
         let mut deliverer = s.group_deliverer();
         deliverer.gets_message("late", "late");
-        for _ in 1..MAX_MESSAGES {
-            deliverer.gets_message("m", "slow");
-        }
+        deliverer.fills_up("slow", 0);
         let start = Instant::now();
         s.users.set("new", &["bob"]);
         for number in 0..1_000 {
@@ -540,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded_in_bytes_too() {
+    fn large_messages_fill_the_room_sooner() {
         let s = scene();
         let [bob] = s.join(["bob"]);
         s.users.slow_group("team");
@@ -640,7 +643,7 @@ mod tests {
         let [bob, carol] = s.join(["bob", "carol"]);
         s.users.slow_group("team");
         let mut deliverer = s.group_deliverer();
-        for _ in 0..=MAX_MESSAGES {
+        for _ in 0..TOO_MANY {
             deliverer.gets_message("m", "team");
         }
         deliverer.gets_message("m", "team");
@@ -723,9 +726,7 @@ mod tests {
         let [mut bob] = s.join(["bob"]);
         s.users.slow_group("team");
         let mut deliverer = s.group_deliverer();
-        let ids: Vec<_> = (0..MAX_MESSAGES)
-            .map(|number| format!("m{number}"))
-            .collect();
+        let ids: Vec<_> = (0..MANY).map(|number| format!("m{number}")).collect();
         ids.iter().for_each(|id| deliverer.gets_message(id, "team"));
         s.users.answer();
         let reader = std::thread::spawn(move || {

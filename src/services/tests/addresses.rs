@@ -137,7 +137,7 @@ fn at(servers: &[&Server]) -> (Grpc, Arc<Upstream>) {
         timeout: DEADLINE,
         ..config::Services::default()
     };
-    let services = Grpc::start(&config).unwrap();
+    let services = Grpc::start(&config, None).unwrap();
     let [user, ..] = services.upstreams();
     (services, user)
 }

@@ -83,6 +83,17 @@ fn systemd_takes_the_unit_and_finds_it_hardened() {
     approves(security.arg(&unit));
 }
 
+/// They would hold tokens, messages and passwords.
+#[test]
+fn recipes_that_run_the_gateway_switch_core_dumps_off() {
+    for (name, setting) in [
+        ("systemd", "\nLimitCORE=0\n"),
+        ("container", " --ulimit core=0 "),
+    ] {
+        assert!(recipe(name).contains(setting), "{name}");
+    }
+}
+
 #[test]
 fn sysctl_takes_its_settings() {
     let file = written("60-ws-gateway.conf", &recipe("sysctl"));

@@ -24,7 +24,7 @@ use crate::support::{DEADLINE, watchdog};
 /// What `/metrics` shows of a gateway that has done this and that, without the parts of histograms.
 fn metric_names() -> &'static BTreeSet<String> {
     static NAMES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-        let gateway = Gateway::start(&chat::settings());
+        let gateway = Gateway::start(&chat::settings().tls());
         gateway.wait_ready();
         gateway.connect("alice").close();
         assert_eq!(gateway.get("/nowhere").status, 404);

@@ -56,17 +56,21 @@ const LEAVER: &str = "leaver";
 
 /// `kill -9`, and a restart at once.
 pub fn killed(load: Load) -> Figures {
-    let cluster = Cluster::on(Broker::private(), &load.settings(), 2);
-    let flow = Flow::start(&cluster, load);
+    killed_under(&Cluster::on(Broker::private(), &load.settings(), 2), load)
+}
+
+/// As [`killed`], of a cluster whose broker nobody else has.
+pub fn killed_under(cluster: &Cluster, load: Load) -> Figures {
+    let flow = Flow::start(cluster, load);
     flow.goes_on_for(load.messages / 8);
     flow.pause_after(PILE.min(load.messages / 2));
     cluster.broker.kill9();
-    all_are_ready(&cluster, false, DEADLINE);
+    all_are_ready(cluster, false, DEADLINE);
     cluster.broker.restart();
     flow.resume();
     let recovered = flow.recovery(Instant::now(), WATCH);
-    let mut figures = flow.finish(&cluster);
-    tell(&cluster);
+    let mut figures = flow.finish(cluster);
+    tell(cluster);
     figures.recovered = Some(recovered);
     figures.demand_unnoticed();
     figures.demand_recovery_within(RECOVERY);

@@ -15,6 +15,7 @@ pub mod reconnects;
 pub mod rolling;
 pub mod services;
 pub mod slow;
+pub mod tls;
 
 pub use figures::Figures;
 
@@ -38,6 +39,7 @@ pub fn drills() -> impl Iterator<Item = &'static Drill> {
         clients::DRILLS,
         slow::DRILLS,
         connecting::DRILLS,
+        tls::DRILLS,
     ]
     .into_iter()
     .flatten()

@@ -38,6 +38,8 @@ pub struct Broker {
     directory: PathBuf,
     node: String,
     pub addr: SocketAddr,
+    /// Where it speaks TLS, if it does.
+    tls: Option<SocketAddr>,
     next_vhost: AtomicUsize,
 }
 
@@ -45,18 +47,25 @@ impl Broker {
     /// The broker that all tests share; started by the first that asks.
     pub fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Broker>> = OnceLock::new();
-        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::start(VHOSTS))))
+        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::start(VHOSTS, None))))
     }
 
     /// A broker to be killed, stopped or filled up.
     pub fn private() -> Arc<Self> {
-        Arc::new(Self::start(2))
+        Arc::new(Self::start(2, None))
     }
 
-    fn start(vhosts: usize) -> Self {
+    /// As [`Self::private`]; its virtual hosts are reached with TLS, at localhost, where it shows the
+    /// certificate in one file and has the key in the other.
+    pub fn private_with_tls(certificate: [&Path; 2]) -> Arc<Self> {
+        Arc::new(Self::start(2, Some(certificate)))
+    }
+
+    fn start(vhosts: usize, certificate: Option<[&Path; 2]>) -> Self {
         let directory = watchdog::directory("rabbitmq");
         let port = free_port();
-        write_configuration(&directory, port, vhosts);
+        let tls = certificate.map(|files| (free_port(), files));
+        write_configuration(&directory, port, tls, vhosts);
         let node = format!("it-{}-{port}@localhost", std::process::id());
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
         let server = Mutex::new(launch(&directory, &node));
@@ -65,6 +74,7 @@ impl Broker {
             directory,
             node,
             addr,
+            tls: tls.map(|(port, _)| SocketAddr::from(([127, 0, 0, 1], port))),
             next_vhost: AtomicUsize::new(0),
         };
         broker.wait_up();
@@ -81,7 +91,11 @@ impl Broker {
             number < VHOSTS,
             "more tests than virtual hosts: raise VHOSTS"
         );
-        format!("amqp://guest:guest@{}/{}", self.addr, vhost(number))
+        let vhost = vhost(number);
+        match self.tls {
+            Some(addr) => format!("amqps://guest:guest@localhost:{}/{vhost}", addr.port()),
+            None => format!("amqp://guest:guest@{}/{vhost}", self.addr),
+        }
     }
 
     /// `kill -9`.
@@ -196,7 +210,7 @@ fn vhost(number: usize) -> String {
     format!("v{number}")
 }
 
-fn write_configuration(directory: &Path, port: u16, vhosts: usize) {
+fn write_configuration(directory: &Path, port: u16, tls: Option<(u16, [&Path; 2])>, vhosts: usize) {
     let names = (0..vhosts).map(vhost).collect::<Vec<_>>();
     let permission = |vhost: &String| json!({"user": "guest", "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"});
     let definitions = json!({
@@ -213,6 +227,17 @@ fn write_configuration(directory: &Path, port: u16, vhosts: usize) {
          log.file.level = warning\n",
         directory.join("definitions.json").display()
     );
+    let tls = tls.map(|(port, [certificate, key])| {
+        let (certificate, key) = (certificate.display(), key.display());
+        format!(
+            "listeners.ssl.1 = 127.0.0.1:{port}\n\
+             ssl_options.certfile = {certificate}\n\
+             ssl_options.keyfile = {key}\n\
+             ssl_options.verify = verify_none\n\
+             ssl_options.fail_if_no_peer_cert = false\n"
+        )
+    });
+    let conf = conf + &tls.unwrap_or_default();
     let files = [
         ("definitions.json", definitions.to_string()),
         ("rabbitmq.conf", conf),

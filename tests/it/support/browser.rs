@@ -1,6 +1,6 @@
 //! A headless Chromium, driven over WebDriver (Debian packages `chromium` and `chromium-driver`).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -18,6 +18,11 @@ pub struct Browser {
 
 impl Browser {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// One for which these names stand for these addresses, whatever a name server says.
+    pub fn start_with(hosts: &[(&str, IpAddr)]) -> Self {
         let directory = watchdog::directory("browser");
         let mut command = Command::new("chromedriver");
         // What it leaves behind goes with the test's directory.
@@ -30,10 +35,13 @@ impl Browser {
             addr: SocketAddr::from(([127, 0, 0, 1], port)),
             session: "/session".into(),
         };
+        let map = |(name, address): &(&str, _)| format!("MAP {name} {address}");
+        let rules: Vec<String> = hosts.iter().map(map).collect();
         let options = json!({ "args": [
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
             "--disable-background-networking", "--disable-dev-shm-usage",
             format!("--user-data-dir={}", directory.join("profile").display()),
+            format!("--host-resolver-rules={}", rules.join(",")),
         ] });
         let capabilities = json!({ "alwaysMatch": { "goog:chromeOptions": options } });
         let created = browser.command("POST", "", &json!({ "capabilities": capabilities }));
@@ -54,10 +62,18 @@ impl Browser {
         );
     }
 
-    /// What a script returns.
+    /// What a script returns, or what a promise that it returns comes to.
     pub fn run(&self, script: &str) -> Value {
         let body = json!({ "script": script, "args": [] });
         self.command("POST", "/execute/sync", &body)
+    }
+
+    /// As [`Browser::run`], in this of the page's frames.
+    pub fn run_in_frame(&self, index: usize, script: &str) -> Value {
+        self.command("POST", "/frame", &json!({ "id": index }));
+        let returned = self.run(script);
+        self.command("POST", "/frame", &json!({ "id": null }));
+        returned
     }
 
     /// Waits until the expression is true.

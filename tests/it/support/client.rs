@@ -12,11 +12,12 @@ use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::http::{HeaderValue, Response, StatusCode};
 use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
+use super::stream::Stream;
 use super::{DEADLINE, Gateway};
 
 /// One connection of one user.
 pub struct Client {
-    socket: WebSocket<TcpStream>,
+    socket: WebSocket<Stream>,
     /// Frames that came while another one was waited for, oldest first.
     held: VecDeque<Value>,
     requests: u64,
@@ -94,7 +95,7 @@ impl Client {
         addr: SocketAddr,
         path: &str,
         bearer: Option<&str>,
-    ) -> Result<WebSocket<TcpStream>, HandshakeError<ClientHandshake<TcpStream>>> {
+    ) -> Result<WebSocket<Stream>, HandshakeError<ClientHandshake<Stream>>> {
         let mut request = format!("ws://{addr}{path}")
             .into_client_request()
             .expect("a URL");
@@ -109,11 +110,11 @@ impl Client {
         stream
             .set_write_timeout(Some(DEADLINE))
             .expect("a socket option");
-        tungstenite::client(request, stream).map(|(socket, _)| socket)
+        tungstenite::client(request, Stream::over(stream)).map(|(socket, _)| socket)
     }
 
     /// Reads `connected`; `None` when something else comes.
-    fn greeted(socket: WebSocket<TcpStream>) -> Option<Self> {
+    fn greeted(socket: WebSocket<Stream>) -> Option<Self> {
         let (held, requests) = (VecDeque::new(), 0);
         let mut client = Self {
             socket,
@@ -326,7 +327,7 @@ impl Client {
 
     /// Cuts the connection with a reset: no Close, no FIN.
     pub fn reset(self) {
-        let socket = self.socket.get_ref();
+        let socket = &**self.socket.get_ref();
         rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO)).expect("an option");
     }
 

@@ -10,6 +10,7 @@ use parking_lot::RwLockReadGuard;
 use tonic::Code;
 use ws_gateway::client::accept::Listener;
 use ws_gateway::client::connection::Connection;
+use ws_gateway::client::transport::{self, Opener};
 use ws_gateway::client::{ConnectionObserver, Context, OverUserLimit, Route};
 use ws_gateway::config;
 use ws_gateway::metrics::Metrics;
@@ -39,6 +40,11 @@ pub struct Echo {
 
 impl Echo {
     pub fn start() -> Self {
+        Self::start_over(transport::plain())
+    }
+
+    /// With sockets that this opens.
+    pub fn start_over(opener: Opener) -> Self {
         let threads = GATEWAY_THREADS.read();
         let backend = Backend::start();
         // So nobody is ever told that what was unread is through, nor anything else.
@@ -52,13 +58,15 @@ impl Echo {
             .set("limits.max_message_size", LIMIT as i64)
             .set("limits.max_connections_per_user", 1_000)
             .set("session.send_queue_bytes", LIMIT as i64)
+            .set("limits.rate", 100_000)
+            .set("limits.burst", 100_000)
             // A ping between the echoes is one frame too many.
             .set("session.ping_interval", "1h")
             .set("session.idle_timeout", "2h");
         let file = settings.write(&watchdog::directory("echo"));
         let config = config::load(Some(&file), None).expect("a configuration");
         let path = config.listen.path.clone();
-        let grpc = Grpc::start(&config.services).expect("a runtime");
+        let grpc = Grpc::start(&config.services, None).expect("a runtime");
         let socket = Listener::bind(config.listen.addr).expect("a free port");
         let context = Context {
             config,
@@ -72,7 +80,8 @@ impl Echo {
             echo: true,
         };
         let (fatal, died) = crossbeam::channel::unbounded();
-        let listener = Listener::start(socket, Arc::new(context), &fatal).expect("its threads");
+        let listener = Listener::start(socket, opener, Arc::new(context), &fatal);
+        let listener = listener.expect("its threads");
         Self {
             addr: listener.addr(),
             path,

@@ -15,7 +15,7 @@ use super::process::{Held, Process, Signal};
 use super::raw::{Raw, Response};
 use super::settings::{Settings, token_of};
 use super::wait::wait_until_within;
-use super::{Client, wait_until, watchdog};
+use super::{Client, stream, wait_until, watchdog};
 
 /// The binary that cargo built for these tests.
 pub fn binary() -> Command {
@@ -97,11 +97,17 @@ impl Gateway {
 
     /// Waits until a launched gateway listens.
     pub fn listening(mut process: Process, directory: PathBuf) -> Self {
-        let url = process.stdout_line("listening ws://");
+        let url = process.stdout_line("listening ws");
+        let (rest, with_tls) = match url.strip_prefix("s://") {
+            Some(rest) => (rest, true),
+            None => (url.strip_prefix("://").expect("a scheme"), false),
+        };
+        let url = rest.to_owned();
         let slash = url
             .find('/')
             .expect("a path in the line that says where it listens");
         let addr = url[..slash].parse().expect("an address in that line");
+        stream::speaks_tls(addr, with_tls);
         let admin = process.stdout_line("listening admin http://").parse();
         let admin = Admin::at(admin.expect("an address in that line"));
         Self {
@@ -139,13 +145,18 @@ impl Gateway {
 
     /// As [`Self::raw_session`], of a client with next to no receive buffer.
     pub fn reluctant(&self, user: &str) -> TcpStream {
+        self.raw_session_buffering(user, 4_096).into_stream()
+    }
+
+    /// As [`Self::raw_session`], of a client with a receive buffer of so many bytes.
+    pub fn raw_session_buffering(&self, user: &str, bytes: usize) -> Raw {
         let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
         let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None).expect("a socket");
-        sockopt::set_socket_recv_buffer_size(&socket, 4_096).expect("an option");
+        sockopt::set_socket_recv_buffer_size(&socket, bytes).expect("an option");
         rustix::net::connect(&socket, &self.addr).expect("the gateway listens");
         let mut raw = Raw::over(TcpStream::from(socket));
         raw.upgrade(&self.path, &token_of(user));
-        raw.into_stream()
+        raw
     }
 
     pub fn get(&self, path: &str) -> Response {

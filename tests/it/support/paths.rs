@@ -272,23 +272,23 @@ fn after_string(chars: &[char], mut place: usize) -> usize {
     place + 1
 }
 
-/// Without the items that only tests compile.
+/// Without the items that only tests compile, or fuzzers.
 fn without_tests(tokens: Vec<(String, usize)>) -> Vec<(String, usize)> {
-    const CFG_TEST: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
+    // A string is a quotation mark.
+    const FOR_TESTS: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test,feature=\"))]"];
     let mut kept = Vec::new();
     let mut place = 0;
     while place < tokens.len() {
-        if !tokens[place..]
-            .iter()
-            .map(|(token, _)| token.as_str())
-            .take(CFG_TEST.len())
-            .eq(CFG_TEST)
-        {
+        let attribute = |end: usize| tokens[place..end].iter().map(|(token, _)| token.as_str());
+        let mut ends = (place + 1..=tokens.len()).take(14);
+        let is_for_tests = |end: &usize| FOR_TESTS.contains(&&*attribute(*end).collect::<String>());
+        let found = (tokens[place].0 == "#").then(|| ends.find(is_for_tests));
+        let Some(end) = found.flatten() else {
             kept.push(tokens[place].clone());
             place += 1;
             continue;
-        }
-        place += CFG_TEST.len();
+        };
+        place = end;
         let mut depth = 0;
         while place < tokens.len() {
             let token = tokens[place].0.as_str();

@@ -156,6 +156,15 @@ impl Process {
         }
     }
 
+    /// How much more memory was resident at any moment of `doing` than before it, in KiB.
+    pub fn memory_peak<T>(&self, doing: impl FnOnce() -> T) -> (T, usize) {
+        // proc(5): sets the peak to what is resident now.
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("/proc");
+        let before = self.in_status("VmHWM");
+        let done = doing();
+        (done, self.in_status("VmHWM").saturating_sub(before))
+    }
+
     /// A number of `/proc/PID/status`.
     fn in_status(&self, name: &str) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("/proc");

@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::Value;
 
 use super::DEADLINE;
+use super::stream::Stream;
 
 pub const CONTINUATION: u8 = 0x0;
 pub const TEXT: u8 = 0x1;
@@ -26,7 +27,7 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// One connection.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Stream,
     /// Read and not yet consumed.
     buffer: Vec<u8>,
 }
@@ -58,8 +59,12 @@ impl Raw {
     pub fn connect_from(from: IpAddr, to: SocketAddr) -> Self {
         // Not to be inherited by the processes that other tests start meanwhile.
         let flags = SocketFlags::CLOEXEC;
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None);
-        let socket = socket.expect("a socket");
+        let family = if from.is_ipv6() {
+            AddressFamily::INET6
+        } else {
+            AddressFamily::INET
+        };
+        let socket = socket_with(family, SocketType::STREAM, flags, None).expect("a socket");
         rustix::net::bind(&socket, &SocketAddr::new(from, 0)).expect("of the loopback");
         rustix::net::connect(&socket, &to).expect("the gateway listens");
         Self::over(TcpStream::from(socket))
@@ -72,7 +77,7 @@ impl Raw {
             .set_write_timeout(Some(DEADLINE))
             .expect("a socket option");
         Self {
-            stream,
+            stream: Stream::over(stream),
             buffer: Vec::new(),
         }
     }
@@ -197,7 +202,8 @@ impl Raw {
         self.frame(FIN | TEXT, text);
     }
 
-    /// The next frame; `None` when the connection ended first.
+    /// The next frame, which is one that a server without extensions may send; `None` when the
+    /// connection ended first.
     pub fn try_read_frame(&mut self) -> Option<Frame> {
         while self.buffer.len() < 2 {
             if !self.fill() {
@@ -205,6 +211,12 @@ impl Raw {
             }
         }
         let start = self.exactly(2);
+        let opcode = start[0] & 0x0f;
+        assert_eq!(start[0] & 0x70, 0, "no extension was agreed upon");
+        assert!(
+            matches!(opcode, CONTINUATION..=BINARY | CLOSE..=PONG),
+            "opcode {opcode}"
+        );
         assert_eq!(start[1] & 0x80, 0, "a server's frames are not masked");
         let length = match start[1] {
             126 => usize::from(u16::from_be_bytes(
@@ -213,10 +225,15 @@ impl Raw {
             127 => u64::from_be_bytes(self.exactly(8).try_into().expect("8 bytes")) as usize,
             short => usize::from(short),
         };
+        let shortest = announce(start[0], length as u64)[1] & 0x7f;
+        assert_eq!(start[1], shortest, "{length} bytes in the shortest form");
+        let fin = start[0] & FIN != 0;
+        let is_control_frame = opcode >= CLOSE;
+        assert!(!is_control_frame || (fin && length <= 125), "whole, short");
         let payload = self.exactly(length);
         Some(Frame {
-            fin: start[0] & FIN != 0,
-            opcode: start[0] & 0x0f,
+            fin,
+            opcode,
             payload,
         })
     }
@@ -330,7 +347,7 @@ impl Raw {
 
     /// Cuts the connection with a reset: no Close, no FIN.
     pub fn reset(self) {
-        rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO))
+        rustix::net::sockopt::set_socket_linger(&*self.stream, Some(Duration::ZERO))
             .expect("option");
     }
 
@@ -340,7 +357,7 @@ impl Raw {
 
     /// The socket; what was read and not consumed is forgotten.
     pub fn into_stream(self) -> TcpStream {
-        self.stream
+        self.stream.into_tcp()
     }
 
     fn exactly(&mut self, length: usize) -> Vec<u8> {

@@ -1,8 +1,11 @@
 //! A configuration file for a test: defaults that make waits short, then what the test sets.
 
+use std::env;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
+
+use super::{certificates, stream};
 
 /// The tables of a `gateway.toml`.
 #[derive(Clone)]
@@ -13,17 +16,21 @@ pub struct Settings {
 impl Settings {
     /// Embedded, port 0, no sample user: what is common to all tests.
     pub fn new() -> Self {
-        Self {
+        let empty = Self {
             table: Table::new(),
-        }
-        .set("listen.addr", "127.0.0.1:0")
-        .set("admin.addr", "127.0.0.1:0")
-        .set("shutdown.drain", "5s")
-        .set("presence.offline_grace", "300ms")
-        .set("embedded.database", ":memory:")
-        .set("log.level", "debug")
-        .set("embedded.tokens", Table::new())
-        .set("embedded.groups", Table::new())
+        };
+        // The suite once more, with TLS on the client listener.
+        let with_tls = env::var_os("IT_TLS").is_some();
+        let settings = if with_tls { empty.tls() } else { empty };
+        settings
+            .set("listen.addr", "127.0.0.1:0")
+            .set("admin.addr", "127.0.0.1:0")
+            .set("shutdown.drain", "5s")
+            .set("presence.offline_grace", "300ms")
+            .set("embedded.database", ":memory:")
+            .set("log.level", "debug")
+            .set("embedded.tokens", Table::new())
+            .set("embedded.groups", Table::new())
     }
 
     /// What a file says, and nothing more.
@@ -45,6 +52,13 @@ impl Settings {
             None => _ = self.table.insert(key.into(), value.into()),
             Some((name, key)) => _ = self.inner(name).insert(key.into(), value.into()),
         }
+    }
+
+    /// TLS, with the certificate that the suite's clients trust.
+    pub fn tls(self) -> Self {
+        let identity = stream::identity();
+        self.set("tls.cert", certificates::path(&identity.cert))
+            .set("tls.key", certificates::path(&identity.key))
     }
 
     /// Users who may connect, each with the token `<user>-token`.

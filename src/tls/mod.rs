@@ -1,0 +1,18 @@
+//! TLS, an edge: the one place that names rustls. With clients it is the second implementation of the
+//! transport seam ([`socket`]), with the certificate that [`certificate`] reads and [`reload`] reads
+//! again. Towards the broker ([`amqp`]) and the services ([`services`]) certificates are judged by whom
+//! the gateway trusts ([`client`]).
+
+mod amqp;
+mod certificate;
+mod client;
+mod reload;
+mod services;
+mod socket;
+#[cfg(test)]
+mod support;
+
+pub use self::amqp::to_broker;
+pub use self::client::check;
+pub use self::reload::{Tls, read};
+pub use self::services::{ServicesTls, speaks_tls};
