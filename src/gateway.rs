@@ -139,6 +139,7 @@ impl Gateway {
             pacing: Semaphore::new(CATCH_UPS),
             validating: Semaphore::new(VALIDATIONS),
             pages: pages(Arc::clone(&readiness), page),
+            echo: false,
             config,
         });
         // Last of all: whoever asks is told of every check.

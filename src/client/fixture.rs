@@ -39,6 +39,7 @@ pub(super) fn context(services: &Arc<FakeServices>) -> Context {
         pacing: Semaphore::new(1),
         validating: Semaphore::new(1),
         pages: Vec::new(),
+        echo: false,
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 /// Set in the first byte of a frame that is its whole message.
 const FIN: u8 = 0x80;
-const TEXT: u8 = 0x1;
+pub(super) const TEXT: u8 = 0x1;
+pub(super) const BINARY: u8 = 0x2;
 const CLOSE: u8 = 0x8;
 const PING: u8 = 0x9;
 const PONG: u8 = 0xA;
@@ -40,28 +41,24 @@ impl Frame {
         Self::raw(&bytes[start..])
     }
 
-    /// The same right behind `prefix`, as the first frame follows the answer to the upgrade request.
-    pub fn behind(&self, prefix: &str) -> Self {
-        Self::raw(&[prefix.as_bytes(), self.bytes()].concat())
-    }
-
     pub fn ping() -> Self {
-        Self::control(PING, &[])
+        Self::encode(PING, &[])
     }
 
     /// The answer to a ping that carried `payload`, at most 125 bytes.
     pub fn pong(payload: &[u8]) -> Self {
-        Self::control(PONG, &payload[..payload.len().min(MAX_CONTROL)])
+        Self::encode(PONG, &payload[..payload.len().min(MAX_CONTROL)])
     }
 
     /// A Close frame; a reason is cut where a control frame ends.
     pub fn close(code: u16, reason: &str) -> Self {
         let end = reason.floor_char_boundary(MAX_CONTROL - 2);
         let payload = [&code.to_be_bytes(), &reason.as_bytes()[..end]].concat();
-        Self::control(CLOSE, &payload)
+        Self::encode(CLOSE, &payload)
     }
 
-    fn control(opcode: u8, payload: &[u8]) -> Self {
+    /// A frame that is its whole message.
+    pub(super) fn encode(opcode: u8, payload: &[u8]) -> Self {
         Self::raw(&[&header(opcode, payload.len()), payload].concat())
     }
 

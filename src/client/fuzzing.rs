@@ -171,6 +171,7 @@ pub fn frame(input: &[u8]) {
 #[derive(Debug, PartialEq)]
 enum Event {
     Text(String),
+    Binary(Vec<u8>),
     Ping(Vec<u8>),
     Pong,
     End(CloseReason),
@@ -185,6 +186,7 @@ fn events<'p>(pieces: impl Iterator<Item = &'p [u8]>) -> (Vec<Event>, u64) {
     loop {
         events.push(match reader.read() {
             Ok(Incoming::Text(text)) => Event::Text(text.to_string()),
+            Ok(Incoming::Binary(bytes)) => Event::Binary(bytes.into()),
             Ok(Incoming::Ping(payload)) => Event::Ping(payload),
             Ok(Incoming::Pong) => Event::Pong,
             Err(reason) => {
@@ -206,6 +208,10 @@ pub fn frames(input: &[u8]) {
             Event::Text(text) => {
                 assert!(text.len() <= MAX_MESSAGE);
                 text.len()
+            }
+            Event::Binary(bytes) => {
+                assert!(bytes.len() <= MAX_MESSAGE);
+                bytes.len()
             }
             Event::Ping(bytes) => {
                 assert!(bytes.len() <= 125);

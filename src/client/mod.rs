@@ -68,6 +68,9 @@ pub struct Context {
     /// What there is besides the WebSocket. None is at `listen.path`, which a configuration may not
     /// have there.
     pub pages: Vec<Page>,
+    /// Answers each message with itself, binary ones too, and sends nothing else: so the conformance
+    /// tests reach the code that reads and writes. No configuration has it.
+    pub echo: bool,
 }
 
 impl Context {

@@ -166,6 +166,7 @@ mod tests {
             pacing: Semaphore::new(1),
             validating: Semaphore::new(1),
             pages: vec![Page::new("/", page)],
+            echo: false,
         };
         Refuser::start(Arc::new(context), &crossbeam::channel::unbounded().0).unwrap()
     }

@@ -12,7 +12,7 @@ use super::address::client_address;
 use super::admission::{Admission, no_room};
 use super::close::CloseReason;
 use super::connection::Connection;
-use super::frame::Frame;
+use super::frame::{BINARY, Frame, TEXT};
 use super::gate::DeliveryGate;
 use super::handshake::{Accepted, expect_upgrade, validate_upgrade};
 use super::head::{RECEIVE_WITHIN, read_head, send};
@@ -99,9 +99,9 @@ impl Session {
             max_message_size: config.limits.max_message_size,
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);
-        let opening = connected
-            .frame(None, timestamp())
-            .behind(&accepted.switching);
+        let greeting = (!context.echo).then(|| connected.frame(None, timestamp()));
+        let greeting = greeting.as_ref().map_or(&[][..], Frame::bytes);
+        let opening = Frame::raw(&[accepted.switching.as_bytes(), greeting].concat());
         let outbox = Outbox::new(Arc::clone(&admission.socket), opening, frames, bytes);
         let gate = DeliveryGate::new(frames, bytes);
         let connection = Connection::new(admission.id, accepted, admission.peer, outbox, gate);
@@ -157,10 +157,9 @@ impl Session {
         let mut reader = FrameReader::new(socket, self.context.config.limits.max_message_size);
         let read = catch_unwind(AssertUnwindSafe(|| self.read(&mut reader)));
         let Err(reason) = read.unwrap_or(Err(CloseReason::InternalError));
-        let client_is_done = matches!(reason, CloseReason::ClientClosed(_) | CloseReason::Vanished);
         connection.close(reason);
         let closing = connection.outbox.closing();
-        if !client_is_done && closing.is_some_and(CloseReason::lingers) {
+        if closing.is_some_and(CloseReason::lingers) {
             reader.discard();
         }
         connection.set_reader_done();
@@ -187,7 +186,10 @@ impl Session {
                 return Err(reason.clone());
             }
             let answer = match incoming {
+                Incoming::Text(text) if self.context.echo => Frame::encode(TEXT, text.as_bytes()),
+                Incoming::Binary(bytes) if self.context.echo => Frame::encode(BINARY, &bytes),
                 Incoming::Text(text) => self.answer(&text, &mut requests)?,
+                Incoming::Binary(_) => return Err(CloseReason::BinaryFrame),
                 // Each is answered; too many end the connection as too many requests do.
                 Incoming::Ping(payload) => pings.allows(now).map(|_| Frame::pong(&payload))?,
                 Incoming::Pong => continue,

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 
 use tungstenite::error::{CapacityError, Error, ProtocolError};
 use tungstenite::protocol::{Role, WebSocketConfig};
-use tungstenite::{Message, Utf8Bytes, WebSocket};
+use tungstenite::{Bytes, Message, Utf8Bytes, WebSocket};
 
 use super::close::CloseReason;
 use super::transport::{Socket, Transport};
@@ -23,6 +23,7 @@ const CONTROL_HEADER: usize = 6;
 /// A frame from the client that concerns the session.
 pub(super) enum Incoming {
     Text(Utf8Bytes),
+    Binary(Bytes),
     /// To be answered by a Pong with the same payload.
     Ping(Vec<u8>),
     Pong,
@@ -85,11 +86,8 @@ impl FrameReader {
             Message::Ping(payload) => Ok(Incoming::Ping(payload.into())),
             // A `Frame` is only ever written, never read.
             Message::Pong(_) | Message::Frame(_) => Ok(Incoming::Pong),
-            Message::Binary(_) => Err(CloseReason::BinaryFrame),
-            Message::Close(frame) => {
-                let code = frame.map(|frame| frame.code.into());
-                Err(CloseReason::ClientClosed(code))
-            }
+            Message::Binary(bytes) => Ok(Incoming::Binary(bytes)),
+            Message::Close(close) => Err(CloseReason::ClientClosed(close.map(|it| it.code.into()))),
         }
     }
 

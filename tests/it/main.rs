@@ -26,6 +26,8 @@ mod liveness;
 
 /// Every close code.
 mod close_codes;
+/// RFC 6455 to the letter: the Autobahn suite, and what decides in it byte by byte.
+mod conformance;
 /// Every error code of the protocol.
 mod error_codes;
 /// Who gets a place for a handshake when there are not enough.

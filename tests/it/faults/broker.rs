@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::scenarios::broker;
 use crate::scenarios::flow::Load;
+use crate::scenarios::{broker, rebinds};
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -36,4 +36,9 @@ fn a_broker_in_alarm_holds_up_pushes_and_nothing_else() {
 #[test]
 fn a_broker_that_forgets_is_reminded() {
     broker::forgets(LIGHT).assert_sound();
+}
+
+#[test]
+fn a_gateway_that_is_killed_and_binds_all_its_users_again_holds_up_no_publisher() {
+    rebinds::rebinds(500, Duration::from_millis(500)).assert_sound();
 }

@@ -10,6 +10,7 @@ pub mod connecting;
 pub mod figures;
 pub mod flow;
 pub mod gateway;
+pub mod rebinds;
 pub mod reconnects;
 pub mod rolling;
 pub mod services;
@@ -30,6 +31,7 @@ pub struct Drill {
 pub fn drills() -> impl Iterator<Item = &'static Drill> {
     [
         broker::DRILLS,
+        rebinds::DRILLS,
         reconnects::DRILLS,
         rolling::DRILLS,
         services::DRILLS,

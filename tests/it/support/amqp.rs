@@ -41,6 +41,16 @@ impl Amqp {
 
     /// Publishes, and returns once the broker has confirmed it. The exchange must exist.
     pub fn publish(&self, exchange: &str, key: &str, kind: &str, body: impl AsRef<[u8]>) {
+        self.publish_ahead(exchange, key, kind, body);
+        let confirm = self
+            .confirms
+            .recv_timeout(DEADLINE)
+            .expect("the broker confirms");
+        assert!(matches!(confirm, Confirm::Ack(_)), "{confirm:?}");
+    }
+
+    /// Publishes, and waits for nothing: the confirms come by [`Self::confirms`].
+    pub fn publish_ahead(&self, exchange: &str, key: &str, kind: &str, body: impl AsRef<[u8]>) {
         let mut properties = AmqpProperties::default().with_delivery_mode(2);
         if !kind.is_empty() {
             properties = properties.with_type_(kind.into());
@@ -49,11 +59,11 @@ impl Amqp {
         self.channel
             .basic_publish(exchange, publish)
             .expect("the broker reads");
-        let confirm = self
-            .confirms
-            .recv_timeout(DEADLINE)
-            .expect("the broker confirms");
-        assert!(matches!(confirm, Confirm::Ack(_)), "{confirm:?}");
+    }
+
+    /// The broker's answers to what is published, counted from 1 in the order of that.
+    pub fn confirms(&self) -> Receiver<Confirm> {
+        self.confirms.clone()
     }
 
     /// Takes the oldest message off a queue.

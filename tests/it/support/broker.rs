@@ -2,8 +2,9 @@
 //!
 //! A test takes a virtual host for itself, so that exchanges, queues and users of tests that run
 //! side by side never meet. A test that kills or stops the broker takes a [`Broker::private`] one.
+//!
+//! It is the system's own RabbitMQ, or that of another root folder, which [`ROOT`] names.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
+use std::{env, fs};
 
 use serde_json::json;
 
@@ -24,6 +26,12 @@ const START: Duration = Duration::from_secs(90);
 const VHOSTS: usize = 128;
 /// The package's own scripts; those in /usr/sbin change user and folder first.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
+/// Names the root folder of another Debian, whose RabbitMQ runs there by chroot(8). It sees `/proc`,
+/// `/dev` and the folder for temporary files at the same places: `tests/run rabbitmq4` does so.
+const ROOT: &str = "IT_RABBITMQ_ROOT";
+/// Set: a broker keeps exchanges, queues and bindings in Khepri from its start until it is wiped, as
+/// RabbitMQ does from 4.2 on by itself. 3.x cannot.
+const KHEPRI: &str = "IT_RABBITMQ_KHEPRI";
 
 pub struct Broker {
     server: Mutex<Process>,
@@ -70,6 +78,9 @@ impl Broker {
             next_vhost: AtomicUsize::new(0),
         };
         broker.wait_up();
+        if env::var_os(KHEPRI).is_some() {
+            broker.rabbitmqctl(&["enable_feature_flag", "--opt-in", "khepri_db"]);
+        }
         broker
     }
 
@@ -146,7 +157,7 @@ impl Broker {
     }
 
     fn ctl(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new(format!("{SCRIPTS}/rabbitmqctl"));
+        let mut command = program(&format!("{SCRIPTS}/rabbitmqctl"));
         environment(&mut command, &self.directory, &self.node);
         let output = command
             .args(["-q", "-n", &self.node])
@@ -238,15 +249,28 @@ fn write_configuration(directory: &Path, port: u16, tls: Option<(u16, [&Path; 2]
 }
 
 fn launch(directory: &Path, node: &str) -> Process {
-    let mut command = Command::new(format!("{SCRIPTS}/rabbitmq-server"));
-    assert!(
-        Path::new(SCRIPTS).join("rabbitmq-server").exists(),
-        "RabbitMQ is missing: `tests/run` installs the Debian package rabbitmq-server"
-    );
+    let mut command = program(&format!("{SCRIPTS}/rabbitmq-server"));
     environment(&mut command, directory, node);
     // Between nodes; also what rabbitmqctl talks to. A restart may take another one.
     command.env("RABBITMQ_DIST_PORT", free_port().to_string());
     Process::start("RabbitMQ", &mut command)
+}
+
+/// A program of RabbitMQ's, in its root. chroot(8) becomes what it starts: one process to signal.
+fn program(path: &str) -> Command {
+    let root = env::var_os(ROOT).map_or("/".into(), PathBuf::from);
+    assert!(
+        root.join(path.trim_start_matches('/')).exists(),
+        "{path} is missing in {}: `tests/run` installs the Debian package rabbitmq-server, and \
+         `tests/run rabbitmq4` brings a root with a newer one",
+        root.display()
+    );
+    if root == Path::new("/") {
+        return Command::new(path);
+    }
+    let mut command = Command::new("chroot");
+    command.arg(root).arg(path);
+    command
 }
 
 /// Everything that RabbitMQ would otherwise share with others on this machine.
@@ -279,7 +303,7 @@ fn name_server() -> u16 {
     static EPMD: OnceLock<(u16, Mutex<Process>)> = OnceLock::new();
     let (port, _) = EPMD.get_or_init(|| {
         let port = free_port();
-        let mut command = Command::new("epmd");
+        let mut command = program("/usr/bin/epmd");
         command.args(["-port", &port.to_string(), "-address", "127.0.0.1"]);
         let process = Process::start("epmd", &mut command);
         let addr = SocketAddr::from(([127, 0, 0, 1], port));

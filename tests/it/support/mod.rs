@@ -15,6 +15,7 @@ pub mod browser;
 pub mod certificates;
 pub mod client;
 pub mod cluster;
+pub mod echo;
 pub mod etcd;
 pub mod gateway;
 pub mod hog;
