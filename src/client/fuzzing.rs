@@ -367,8 +367,11 @@ static LISTEN: LazyLock<Listen> = LazyLock::new(|| {
 });
 
 /// Who a request is from whose `X-Forwarded-For` has this value, behind a trusted proxy; `None`: it is
-/// no request.
+/// no request, or more than one line of it.
 fn forwarded_for(value: &[u8]) -> Option<Peer> {
+    if value.contains(&b'\r') || value.contains(&b'\n') {
+        return None;
+    }
     let (before, after) = (
         b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: ",
         b"\r\n\r\n",

@@ -161,9 +161,8 @@ mod tests {
         let swapped = format!("{}{}", of.root, of.cert);
         let foreign = format!("{}{}", of.cert, other.cert);
         let encrypted = of.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
-        let traditional = format!(
-            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----"
-        );
+        let traditional = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n\
+                           -----END RSA PRIVATE KEY-----";
         let broken = of.cert.replace("MII", "M!!");
         let no_x509 = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let no_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
@@ -176,7 +175,7 @@ mod tests {
             (&of.cert, &of.cert, "tls.key: holds no private key"),
             (&of.cert, no_key, "tls.key: not a key that TLS can use"),
             (&of.cert, &encrypted, "tls.key: the key is encrypted"),
-            (&of.cert, &traditional, "tls.key: the key is encrypted"),
+            (&of.cert, traditional, "tls.key: the key is encrypted"),
             (
                 &of.cert,
                 &other.key,

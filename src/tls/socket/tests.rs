@@ -42,7 +42,7 @@ impl Transport for Stingy {
 
     fn send(&self, bytes: &[u8], may_block: bool) -> io::Result<usize> {
         let turn = self.turn.fetch_add(1, Relaxed);
-        if turn % 5 == 0 {
+        if turn.is_multiple_of(5) {
             return Err(ErrorKind::WouldBlock.into());
         }
         let length = bytes.len().min(1 + turn * 31 % 40_000);
@@ -233,7 +233,7 @@ fn both_ways(only: &'static SupportedProtocolVersion, volume: usize) {
                     .write_all(&patterned(sent, some))
                     .unwrap();
                 sent += some;
-                if updates && round % 8 == 0 {
+                if updates && round.is_multiple_of(8) {
                     client.tls.refresh_traffic_keys().unwrap();
                 }
             }

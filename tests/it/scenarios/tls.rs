@@ -176,7 +176,7 @@ impl Pump {
         self.steps += 1;
         let turn = self.steps;
         if sends && self.waiting < AT_ONCE {
-            let length = if turn % 50 == 0 {
+            let length = if turn.is_multiple_of(50) {
                 30_000
             } else {
                 turn * 37 % 900 + 1
@@ -194,7 +194,7 @@ impl Pump {
             let ids = std::mem::take(&mut self.unacknowledged);
             self.request("ack", &json!({"message_ids": ids}));
         }
-        if sends && turn % 5_000 == 0 {
+        if sends && turn.is_multiple_of(5_000) {
             self.pauses_until = now + Duration::from_millis(500);
         }
         match self.exchange(turn, now >= self.pauses_until) {
@@ -216,7 +216,7 @@ impl Pump {
             let piece = self.unsent.len().min(turn * 131 % 20_000 + 1);
             self.tls.writer().write_all(&self.unsent[..piece])?;
             self.unsent.drain(..piece);
-            if turn % 64 == 0 && self.tls.refresh_traffic_keys().is_ok() {
+            if turn.is_multiple_of(64) && self.tls.refresh_traffic_keys().is_ok() {
                 self.changed_keys += 1;
             }
             moved = true;
