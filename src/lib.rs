@@ -82,7 +82,7 @@
 //! | `grpc` | the tokio runtime that carries the calls; nobody else knows async |
 //! | `etcd` | keeps this gateway registered in etcd, and follows the services' addresses there |
 //! | `admin`, `admin-request` | takes operators' connections; one for each of these |
-//! | `tls-reload` | reads the certificate again |
+//! | `tls-reload`, `tls-handshake-<n>` | reads the certificate again; compute handshakes, one for each core |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
 //! | `signals` | signals as messages to the main thread |
 //!

@@ -19,15 +19,15 @@ pub fn display(config: &Config) -> String {
     toml::to_string(&shown).unwrap_or_else(|error| format!("# not to be shown: {error}\n"))
 }
 
-/// `amqp://user:***@host`.
+/// `amqp://user:***@host`. What follows the host may hold an `@` as well.
 fn without_password(url: &str) -> String {
-    let Some((login, host)) = url.rsplit_once('@') else {
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    let (authority, behind) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let Some((login, host)) = authority.rsplit_once('@') else {
         return url.into();
     };
-    // The first colon is the scheme's.
-    let mut colons = login.match_indices(':').skip(1);
-    let user = colons.next().map_or(login, |(end, _)| &login[..end]);
-    format!("{user}:{HIDDEN}@{host}")
+    let user = login.split_once(':').map_or(login, |(user, _)| user);
+    format!("{scheme}://{user}:{HIDDEN}@{host}{behind}")
 }
 
 #[cfg(test)]

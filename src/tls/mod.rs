@@ -1,11 +1,12 @@
 //! TLS, an edge: the one place that names rustls. With clients it is the second implementation of the
 //! transport seam ([`socket`]), with the certificate that [`certificate`] reads and [`reload`] reads
-//! again. Towards the broker ([`amqp`]) and the services ([`services`]) certificates are judged by whom
+//! again, and handshakes computed apart ([`handshakes`]). Towards the broker ([`amqp`]) and the services ([`services`]) certificates are judged by whom
 //! the gateway trusts ([`client`]).
 
 mod amqp;
 mod certificate;
 mod client;
+mod handshakes;
 mod reload;
 mod services;
 mod socket;

@@ -17,6 +17,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::certificate::{Certificate, Files};
+use super::handshakes::{Handshakes, Pool};
 use super::socket::TlsSocket;
 use crate::client::transport::Opener;
 use crate::config;
@@ -35,6 +36,8 @@ pub struct Tls {
     config: Arc<ServerConfig>,
     files: config::Tls,
     current: Arc<Current>,
+    handshakes: Handshakes,
+    pool: Pool,
     thread: Option<(Worker, Sender<()>)>,
 }
 
@@ -111,7 +114,10 @@ impl Tls {
             Box::new(move || shown.seconds_left()),
         );
         register(metrics.registry(), gauge);
+        let (handshakes, pool) = Handshakes::new();
         Ok(Some(Self {
+            handshakes,
+            pool,
             config: Arc::new(server),
             files: config.clone(),
             current,
@@ -121,15 +127,16 @@ impl Tls {
 
     /// Puts TLS on what `inner` makes of a socket.
     pub fn opener(&self, inner: Opener) -> Opener {
-        let config = Arc::clone(&self.config);
+        let (config, handshakes) = (Arc::clone(&self.config), self.handshakes.clone());
         Box::new(move |socket: TcpStream, peer| {
-            let session = TlsSocket::new(inner(socket, peer), Arc::clone(&config));
-            Arc::new(session)
+            let (config, handshakes) = (Arc::clone(&config), handshakes.clone());
+            Arc::new(TlsSocket::new(inner(socket, peer), config, handshakes))
         })
     }
 
-    /// Reads the files again from now on.
+    /// Computes handshakes, and reads the files again, from now on.
     pub fn start(&mut self, readiness: &Readiness, fatal: &Fatal) -> io::Result<()> {
+        self.pool.start(fatal)?;
         let outcome = LastOutcome::new(Ok(()));
         let (last, current) = (outcome.clone(), Arc::clone(&self.current));
         readiness.add("certificate", false, move || {
@@ -170,6 +177,7 @@ impl Tls {
 
     pub fn stop(self, deadline: Instant) {
         self.thread.map(|(thread, _)| thread.stop(deadline));
+        self.pool.stop(deadline);
     }
 }
 

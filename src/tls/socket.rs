@@ -21,12 +21,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustls::{Error, InvalidMessage, ServerConfig, ServerConnection};
 
+use super::handshakes::Handshakes;
 use crate::client::address::Peer;
 use crate::client::transport::{Socket, Transport};
 
 /// What one read takes of the socket, in bytes. A record is at most 16 KiB long (RFC 8446, section
 /// 5.1), and so much always finds room behind one that is not whole yet; what clients send is short.
-const READ_BUFFER: usize = 1536;
+const READ_BUFFER: usize = 512;
 /// What one send encrypts at most, in bytes: as much as the outbox has written with one system call.
 const MAX_SEALED: usize = 128 << 10;
 /// The most plaintext that a record carries, in bytes.
@@ -34,7 +35,8 @@ const MAX_RECORD: usize = 16 << 10;
 
 pub(super) struct TlsSocket {
     socket: Socket,
-    session: Mutex<Session>,
+    session: Arc<Mutex<Session>>,
+    handshakes: Handshakes,
     /// How much plaintext is in what is [`Sealed`].
     begun: AtomicUsize,
     /// How much of what is [`Sealed`] the socket below has taken.
@@ -59,20 +61,35 @@ struct Sealed {
 
 impl TlsSocket {
     /// The handshake is a part of the first reads and sends.
-    pub fn new(socket: Socket, config: Arc<ServerConfig>) -> Self {
+    pub fn new(socket: Socket, config: Arc<ServerConfig>, handshakes: Handshakes) -> Self {
         let tls = ServerConnection::new(config);
         let mut tls = tls.expect("a configuration without a size of fragments cannot be wrong");
         // Whatever is encrypted is taken out at once.
         tls.set_buffer_limit(None);
         Self {
             socket,
-            session: Mutex::new(Session {
+            session: Arc::new(Mutex::new(Session {
                 tls,
                 sealed: Sealed::default(),
-            }),
+            })),
+            handshakes,
             begun: AtomicUsize::new(0),
             uncounted: AtomicU64::new(0),
         }
+    }
+
+    /// Takes what the socket below brought.
+    fn decrypt(&self, records: &[u8]) -> io::Result<()> {
+        let mut session = self.session.lock();
+        if !session.tls.is_handshaking() {
+            return session.decrypt(records);
+        }
+        drop(session);
+        let (session, records) = (Arc::clone(&self.session), records.to_vec());
+        let decrypted = self
+            .handshakes
+            .run(move || session.lock().decrypt(&records));
+        decrypted.unwrap_or_else(|| Err(ErrorKind::NotConnected.into()))
     }
 
     fn count(&self, sealed: &Sealed) {
@@ -154,9 +171,8 @@ impl Transport for TlsSocket {
             // Without a close_notify as well: a WebSocket has a Close of its own.
             return Ok(0);
         }
-        let mut session = self.session.lock();
-        session.decrypt(&records[..read])?;
-        let plaintext = session.plaintext(into)?;
+        self.decrypt(&records[..read])?;
+        let plaintext = self.session.lock().plaintext(into)?;
         plaintext.ok_or_else(|| ErrorKind::Interrupted.into())
     }
 

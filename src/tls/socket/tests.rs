@@ -15,6 +15,7 @@ use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion, version,
 };
 
+use super::super::handshakes::{Handshakes, Pool};
 use super::TlsSocket;
 use crate::client::transport::{Socket, Transport};
 use crate::tls::support::issued;
@@ -90,13 +91,23 @@ fn pair(only: &'static SupportedProtocolVersion, stingy: bool) -> (Client, TlsSo
         }),
         false => Arc::new(socket),
     };
-    let socket = TlsSocket::new(socket, Arc::new(server.unwrap()));
-    (Client { stream, tls }, socket)
+    let (handshakes, mut pool) = Handshakes::new();
+    pool.start(&crossbeam::channel::unbounded().0).unwrap();
+    let socket = TlsSocket::new(socket, Arc::new(server.unwrap()), handshakes);
+    (
+        Client {
+            stream,
+            tls,
+            _pool: pool,
+        },
+        socket,
+    )
 }
 
 struct Client {
     stream: TcpStream,
     tls: ClientConnection,
+    _pool: Pool,
 }
 
 impl Client {
