@@ -25,7 +25,8 @@ pub use line_limit::LineLimit;
 
 /// The gateway's own targets. tungstenite would log message text, amiquip secrets.
 const OWN: &str = "ws_gateway";
-const SECRETIVE: &str = "amiquip";
+/// rustls tells of every client that speaks no TLS, which is told in a line of the gateway's own.
+const IGNORED: [&str; 2] = ["amiquip", "rustls"];
 
 /// RFC 3339 in UTC, each as wide as the other.
 const TIME: &[FormatItem<'static>] =
@@ -63,8 +64,11 @@ pub fn start(levels: &Levels, file: &Path) -> Result<(), String> {
         let group = format.clone().add_filter_allow(target).build();
         loggers.push(WriteLogger::new(*level, group, output()));
     }
-    let others = format.add_filter_ignore_str(OWN);
-    let others = others.add_filter_ignore_str(SECRETIVE).build();
+    format.add_filter_ignore_str(OWN);
+    for target in IGNORED {
+        format.add_filter_ignore_str(target);
+    }
+    let others = format.build();
     let warnings = levels.default.min(LevelFilter::Warn);
     loggers.push(WriteLogger::new(levels.default, own.build(), output()));
     loggers.push(WriteLogger::new(warnings, others, output()));

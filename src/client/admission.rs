@@ -25,7 +25,8 @@ use crate::ids::{ConnectionId, UserId};
 /// while nobody at all gets a place.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same while silence holds more than half of the places, for newcomers of an address that holds
-/// fewer. A client sends its head right behind the packet that opens the connection.
+/// fewer. A client sends its head, or what TLS wants first, right behind the packet that opens the
+/// connection, and goes on as soon as it is answered.
 const GRACE: Duration = Duration::from_millis(200);
 
 /// The gateway's limits, and what is occupied of them. One thread gives it away; connection threads
@@ -274,6 +275,14 @@ impl Admission {
         })?;
         self.counted = Some(address);
         Ok(())
+    }
+
+    /// What comes before the head goes on: TLS has answered the client, which it does a few times.
+    pub fn is_heard(&self) {
+        let mut table = self.limits.table.lock();
+        if let Some(silent) = table.silent.get_mut(&self.id) {
+            silent.since = Instant::now();
+        }
     }
 
     /// The head has come, or will not. An error is for a client that had to give way meanwhile.

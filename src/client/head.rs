@@ -20,19 +20,21 @@ pub(super) const RECEIVE_WITHIN: Duration = Duration::from_secs(10);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reads a head from `socket` into `bytes`, to be complete before `deadline`. `None`: the client is
-/// gone, and nobody is to be answered.
+/// gone, and nobody is to be answered. `on_progress`: the transport has had an answer for the client.
 pub(super) fn read_head<'b>(
     socket: &Socket,
     deadline: Instant,
     bytes: &'b mut Vec<u8>,
+    on_progress: impl Fn(),
 ) -> http::Result<Option<Head<'b>>> {
     while let Ok(None) = parse_head(bytes) {
-        let read = read_some(socket, bytes)?;
+        let read = read_some(socket, bytes, &on_progress)?;
         if !is_open(&read) {
             return Ok(None);
         }
         let mut more = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)];
-        if read.is_err() && !wait_until(Some(deadline), &mut more) || Instant::now() >= deadline {
+        let is_all = matches!(&read, Err(error) if error.kind() == ErrorKind::WouldBlock);
+        if is_all && !wait_until(Some(deadline), &mut more) || Instant::now() >= deadline {
             let response = HttpResponse::timed_out("The request head did not come in time");
             return Err(response.fit(bytes));
         }
@@ -43,12 +45,17 @@ pub(super) fn read_head<'b>(
 
 /// One read that does not block, into `bytes` behind what they hold. Answers how much came; 0 is the end.
 /// What came may be refused before it is a head.
-pub(super) fn read_some(socket: &Socket, bytes: &mut Vec<u8>) -> http::Result<io::Result<usize>> {
+pub(super) fn read_some(
+    socket: &Socket,
+    bytes: &mut Vec<u8>,
+    on_progress: impl Fn(),
+) -> http::Result<io::Result<usize>> {
     let mut chunk = [0; 1024];
     let read = socket.read(&mut chunk, false);
     if socket.has_output() {
         // Nobody else sends yet. What fails here, the next read finds.
         let _ = socket.send(&[], false);
+        on_progress();
     }
     if let Err(error) = &read
         && error.kind() == ErrorKind::InvalidData
@@ -109,7 +116,11 @@ impl Responder {
 
     fn advance(&mut self, now: Instant) -> io::Result<usize> {
         while !self.unsent.is_empty() {
-            let sent = self.socket.send(&self.unsent, false)?;
+            let sent = match self.socket.send(&self.unsent, false) {
+                // The transport has come to nothing: there is nobody to be told.
+                Err(error) if error.kind() == ErrorKind::NotConnected => self.unsent.len(),
+                sent => sent?,
+            };
             self.unsent.advance(sent);
             if self.unsent.is_empty() {
                 self.socket.shutdown(Shutdown::Write);
@@ -254,7 +265,7 @@ mod tests {
         });
         let mut bytes = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(20);
-        let head = read_head(&socket, deadline, &mut bytes).expect("no error");
+        let head = read_head(&socket, deadline, &mut bytes, || {}).expect("no error");
         assert_eq!(head.expect("a head").path, "/a");
         client.join().unwrap();
     }

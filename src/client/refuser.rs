@@ -1,5 +1,5 @@
 //! The refuser: one thread that answers all the connections for which there is no room, so that
-//! they cost none. It answers health checks and pages, too, and blocks on nobody.
+//! they cost none. It answers health checks and pages, too, and waits for no client.
 
 use std::io;
 use std::sync::Arc;
@@ -112,7 +112,7 @@ impl Refused {
     /// Goes on as far as the socket lets it. False when it is over.
     fn goes_on(&mut self, now: Instant, context: &Context) -> bool {
         if let Some(refusal) = &self.refusal {
-            let read = read_some(&self.responder.socket, &mut self.head);
+            let read = read_some(&self.responder.socket, &mut self.head, || {});
             self.peer = self.responder.socket.client().unwrap_or(self.peer);
             let response = match read.and_then(|read| Ok((parse_head(&self.head)?, read))) {
                 Ok((None, read)) => return is_open(&read) && now < self.responder.deadline,

@@ -110,6 +110,9 @@ impl FrameReader {
 fn reason(error: Error) -> CloseReason {
     match error {
         Error::Io(error) if error.kind() == io::ErrorKind::FileTooLarge => CloseReason::TooLarge,
+        Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            CloseReason::ProtocolError(error.to_string())
+        }
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)
         | Error::Io(_)
         | Error::ConnectionClosed

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::InconsistentKeys::KeyMismatch;
 use rustls::crypto::CryptoProvider;
@@ -14,6 +14,10 @@ use x509_cert::Certificate as X509;
 use x509_cert::der::Decode;
 
 use crate::config;
+
+/// How long before its end a certificate is to be replaced at the latest, or for a quarter of its time
+/// if that is less: certbot and cert-manager do so when a third is left.
+const SOON: Duration = Duration::from_hours(7 * 24);
 
 /// What the files of `tls.cert` and `tls.key` hold.
 #[derive(Clone, PartialEq, Eq)]
@@ -26,10 +30,18 @@ pub(super) struct Files {
 #[derive(Debug)]
 pub struct Certificate {
     pub(super) key: Arc<CertifiedKey>,
-    /// Of the chain, whatever expires first.
     pub expires_at: SystemTime,
+    /// From when on that is soon.
+    soon_at: SystemTime,
     /// Whom it is for.
     pub subject: String,
+}
+
+impl Certificate {
+    /// Whoever renews automatically has done so by then.
+    pub fn expires_soon(&self) -> bool {
+        self.soon_at <= SystemTime::now()
+    }
 }
 
 impl Files {
@@ -81,26 +93,32 @@ impl Files {
                 ),
             });
         }
-        for (number, pair) in parsed.windows(2).enumerate() {
-            let (issued, issuer) = (pair[0].tbs_certificate(), pair[1].tbs_certificate());
-            if issued.issuer() != issuer.subject() {
+        let names: Vec<_> = parsed.iter().map(|it| it.tbs_certificate()).collect();
+        for (number, [issued, next]) in names.array_windows().enumerate() {
+            let issuer = issued.issuer();
+            // Behind the first there may be others' issuers as well, such as another way to a root.
+            let is_elsewhere = names.iter().any(|other| other.subject() == issuer);
+            if next.subject() != issuer
+                && issued.subject() != issuer
+                && (number == 0 || is_elsewhere)
+            {
                 return Err(out_of_order(format_args!(
-                    "certificate {} was issued by {}, and behind it comes {}",
+                    "certificate {} was issued by {issuer}, and behind it comes {}",
                     number + 1,
-                    issued.issuer(),
-                    issuer.subject()
+                    next.subject()
                 )));
             }
         }
-        let expiries = parsed
-            .iter()
-            .map(|it| it.tbs_certificate().validity().not_after);
-        let expiries = expiries.map(|time| time.to_system_time());
+        let validity = names[0].validity();
+        let expires_at = validity.not_after.to_system_time();
+        let lasts = expires_at.duration_since(validity.not_before.to_system_time());
+        let soon = SOON.min(lasts.unwrap_or_default() / 4);
+        let subject = names[0].subject().to_string();
         Ok(Certificate {
             key: Arc::new(CertifiedKey::new(chain, key)),
-            // There is one at least.
-            expires_at: expiries.min().unwrap_or(SystemTime::UNIX_EPOCH),
-            subject: parsed[0].tbs_certificate().subject().to_string(),
+            expires_at,
+            soon_at: expires_at - soon,
+            subject,
         })
     }
 
@@ -143,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_with_its_chain_and_key_is_taken_until_the_first_of_them_expires() {
+    fn a_certificate_is_taken_with_its_chain_and_whatever_else_its_issuers_have() {
         let of = issued(2040);
         let certificate = judged(&format!("{}{}", of.cert, of.root), &of.key).unwrap();
         assert_eq!(certificate.key.cert.len(), 2);
@@ -151,6 +169,8 @@ mod tests {
         let expires_at = humantime::format_rfc3339_seconds(certificate.expires_at);
         assert_eq!(expires_at.to_string(), "2040-01-01T00:00:00Z");
         judged(&of.cert, &of.key).expect("a chain of one");
+        let further = format!("{}{}{}", of.cert, of.root, issued(2090).root);
+        judged(&further, &of.key).expect("another way to another root");
         let both = format!("{}{}", of.key, of.cert);
         judged(&both, &both).expect("both in one file");
     }

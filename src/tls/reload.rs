@@ -27,14 +27,13 @@ use crate::threads::{Fatal, Worker};
 
 /// How often the files are read.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// How long before its end a certificate is warned of: certbot renews 30 days before, cert-manager
-/// when a third is left.
-const SOON: Duration = Duration::from_hours(7 * 24);
 
 /// TLS on the client listener, once its thread is started.
 pub struct Tls {
     config: Arc<ServerConfig>,
     files: config::Tls,
+    /// What the files held.
+    in_force: Files,
     current: Arc<Current>,
     handshakes: Handshakes,
     pool: Pool,
@@ -81,12 +80,17 @@ impl Current {
 ///
 /// The key of the configuration, and what is wrong with its file, which names the key too.
 pub fn read(config: &config::Tls) -> Result<Certificate, (&'static str, String)> {
-    let files = Files::read(config);
-    let read = files.and_then(|files| files.certificate(&ring::default_provider()));
+    let read = pair(config).map(|(_, certificate)| certificate);
     read.map_err(|reason| match reason.starts_with("tls.key") {
         true => ("tls.key", reason),
         false => ("tls.cert", reason),
     })
+}
+
+fn pair(config: &config::Tls) -> Result<(Files, Certificate), String> {
+    let files = Files::read(config)?;
+    let certificate = files.certificate(&ring::default_provider())?;
+    Ok((files, certificate))
 }
 
 impl Tls {
@@ -95,7 +99,7 @@ impl Tls {
         if config.cert.is_empty() {
             return Ok(None);
         }
-        let certificate = read(config).map_err(|(_, reason)| reason)?;
+        let (in_force, certificate) = pair(config)?;
         let current = Arc::new(Current(RwLock::new(Arc::new(certificate))));
         let failed = |error: rustls::Error| format!("tls: {error}");
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -120,6 +124,7 @@ impl Tls {
             pool,
             config: Arc::new(server),
             files: config.clone(),
+            in_force,
             current,
             thread: None,
         }))
@@ -143,7 +148,7 @@ impl Tls {
             last.get().and_then(|()| current.check())
         });
         let mut reload = Reload {
-            in_force: Files::read(&self.files).ok(),
+            in_force: self.in_force.clone(),
             files: self.files.clone(),
             current: Arc::clone(&self.current),
             doubt: None,
@@ -185,7 +190,7 @@ impl Tls {
 struct Reload {
     files: config::Tls,
     /// The files' contents that the current certificate is of.
-    in_force: Option<Files>,
+    in_force: Files,
     current: Arc<Current>,
     /// What was wrong at the last look.
     doubt: Option<String>,
@@ -213,22 +218,22 @@ impl Reload {
 
     fn judge(&mut self) -> Result<(), String> {
         let files = Files::read(&self.files)?;
-        if self.in_force.as_ref() == Some(&files) {
+        if self.in_force == files {
             return Ok(());
         }
         let certificate = files.certificate(&ring::default_provider())?;
         let (subject, until) = (&certificate.subject, written(certificate.expires_at));
         info!("Certificate in force: subject={subject}, expires={until}");
         *self.current.0.write() = Arc::new(certificate);
-        self.in_force = Some(files);
+        self.in_force = files;
         self.warn_at = Instant::now();
         Ok(())
     }
 
     /// Once a day while it is due.
     fn warn(&mut self) {
-        let left = self.current.seconds_left();
-        if left < SOON.as_secs_f64() && Instant::now() >= self.warn_at {
+        let is_soon = self.current.0.read().expires_soon();
+        if is_soon && Instant::now() >= self.warn_at {
             let until = written(self.current.expires_at());
             warn!(
                 "Certificate expires soon, or has: expires={until}; replace tls.cert and tls.key"
@@ -297,7 +302,7 @@ mod tests {
 
     fn reload(config: &config::Tls) -> Reload {
         Reload {
-            in_force: Files::read(config).ok(),
+            in_force: Files::read(config).unwrap(),
             files: config.clone(),
             current: Arc::new(Current(RwLock::new(Arc::new(read(config).unwrap())))),
             doubt: None,

@@ -28,6 +28,11 @@ use crate::client::transport::{Socket, Transport};
 /// What one read takes of the socket, in bytes. A record is at most 16 KiB long (RFC 8446, section
 /// 5.1), and so much always finds room behind one that is not whole yet; what clients send is short.
 const READ_BUFFER: usize = 512;
+/// The same in the handshake, whose messages are longer.
+const HANDSHAKE_BUFFER: usize = 1536;
+/// How many bytes may come without any plaintext, such as empty records, before it is enough: more
+/// than the longest handshake, and than the longest record.
+const MAX_FRUITLESS: usize = 64 << 10;
 /// What one send encrypts at most, in bytes: as much as the outbox has written with one system call.
 const MAX_SEALED: usize = 128 << 10;
 /// The most plaintext that a record carries, in bytes.
@@ -41,6 +46,8 @@ pub(super) struct TlsSocket {
     begun: AtomicUsize,
     /// How much of what is [`Sealed`] the socket below has taken.
     uncounted: AtomicU64,
+    /// Bytes that came since there was plaintext.
+    fruitless: AtomicUsize,
 }
 
 struct Session {
@@ -75,21 +82,32 @@ impl TlsSocket {
             handshakes,
             begun: AtomicUsize::new(0),
             uncounted: AtomicU64::new(0),
+            fruitless: AtomicUsize::new(0),
         }
     }
 
-    /// Takes what the socket below brought.
-    fn decrypt(&self, records: &[u8]) -> io::Result<()> {
-        let mut session = self.session.lock();
-        if !session.tls.is_handshaking() {
-            return session.decrypt(records);
-        }
-        drop(session);
-        let (session, records) = (Arc::clone(&self.session), records.to_vec());
+    /// Reads the socket below once, and decrypts what comes. Answers how much that was; 0 is the end.
+    fn read_records(&self, may_block: bool) -> io::Result<usize> {
+        let mut records = [0; READ_BUFFER];
+        let read = self.socket.read(&mut records, may_block)?;
+        self.session.lock().decrypt(&records[..read])?;
+        Ok(read)
+    }
+
+    /// As [`Self::read_records`], for the handshake.
+    ///
+    /// Not inlined: its frame would stay on the stack of a connection that waits.
+    #[inline(never)]
+    fn shake_hands(&self, may_block: bool) -> io::Result<usize> {
+        let mut records = vec![0; HANDSHAKE_BUFFER];
+        let read = self.socket.read(&mut records, may_block)?;
+        records.truncate(read);
+        let session = Arc::clone(&self.session);
         let decrypted = self
             .handshakes
             .run(move || session.lock().decrypt(&records));
-        decrypted.unwrap_or_else(|| Err(ErrorKind::NotConnected.into()))
+        decrypted.unwrap_or_else(|| Err(ErrorKind::NotConnected.into()))?;
+        Ok(read)
     }
 
     fn count(&self, sealed: &Sealed) {
@@ -110,7 +128,11 @@ impl Session {
 
     fn decrypt(&mut self, mut records: &[u8]) -> io::Result<()> {
         while !records.is_empty() {
-            self.tls.read_tls(&mut records)?;
+            let too_much = |error| io::Error::new(ErrorKind::InvalidData, error);
+            if self.tls.read_tls(&mut records).map_err(too_much)? == 0 {
+                // Nothing counts behind a close_notify.
+                break;
+            }
             let processed = self.tls.process_new_packets();
             processed.map_err(|error| io::Error::new(ErrorKind::InvalidData, explained(&error)))?;
         }
@@ -165,15 +187,25 @@ impl Transport for TlsSocket {
         if let Some(read) = self.session.lock().plaintext(into)? {
             return Ok(read);
         }
-        let mut records = [0; READ_BUFFER];
-        let read = self.socket.read(&mut records, may_block)?;
+        let is_handshaking = self.session.lock().tls.is_handshaking();
+        let read = match is_handshaking {
+            true => self.shake_hands(may_block)?,
+            false => self.read_records(may_block)?,
+        };
         if read == 0 {
             // Without a close_notify as well: a WebSocket has a Close of its own.
             return Ok(0);
         }
-        self.decrypt(&records[..read])?;
-        let plaintext = self.session.lock().plaintext(into)?;
-        plaintext.ok_or_else(|| ErrorKind::Interrupted.into())
+        if let Some(plaintext) = self.session.lock().plaintext(into)? {
+            self.fruitless.store(0, Relaxed);
+            return Ok(plaintext);
+        }
+        let fruitless = self.fruitless.fetch_add(read, Relaxed) + read;
+        let error = match fruitless > MAX_FRUITLESS {
+            true => io::Error::new(ErrorKind::InvalidData, "TLS without any plaintext"),
+            false => ErrorKind::Interrupted.into(),
+        };
+        Err(error)
     }
 
     fn send(&self, bytes: &[u8], may_block: bool) -> io::Result<usize> {

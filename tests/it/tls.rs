@@ -6,8 +6,10 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConnection;
 use serde_json::Value;
 
 use crate::chat;
@@ -15,9 +17,9 @@ use crate::scenarios::tls;
 use crate::support::certificates::{Authority, Identity, path, self_signed};
 use crate::support::process::Signal;
 use crate::support::raw::Raw;
-use crate::support::stream::{Stream, trusting};
+use crate::support::stream::{self, Stream, trusting};
 use crate::support::wait::wait_until_within;
-use crate::support::{Gateway, Settings, gateway, wait_until};
+use crate::support::{DEADLINE, Gateway, Settings, gateway, wait_until};
 
 fn settings() -> Settings {
     chat::settings().tls()
@@ -231,6 +233,65 @@ fn who_speaks_no_tls_is_refused_with_the_reason_and_never_in_the_clear() {
     wait_until("it is listed", || {
         disconnects().contains("it may not trust the certificate")
     });
+}
+
+/// What a proxy says of its client comes before TLS, in the same packet or not; and browsers' greetings
+/// are longer than what is read at once.
+#[cfg(feature = "proxy-protocol")]
+#[test]
+fn a_proxy_names_its_client_before_a_greeting_of_any_size() {
+    let settings = settings().set("listen.trusted_proxies", vec!["127.0.0.1"]);
+    let gateway = Gateway::start(&settings.set("listen.proxy_protocol", true));
+    let identity = stream::identity_authority();
+    for padding in [0, 100, 200, 255] {
+        for pieces in [1, 2, 300] {
+            let mut config = trusting(identity);
+            config.alpn_protocols =
+                vec![b"http/1.1".to_vec(), vec![b'x'; padding], vec![b'y'; 200]];
+            config.alpn_protocols.retain(|name| !name.is_empty());
+            let name = "localhost".try_into().expect("a name");
+            let mut tls = ClientConnection::new(Arc::new(config), name).expect("a session");
+            let mut bytes = b"PROXY TCP4 192.0.2.7 127.0.0.1 1000 443\r\n".to_vec();
+            tls.write_tls(&mut bytes).expect("a greeting");
+            let mut tcp = TcpStream::connect(gateway.addr).expect("the gateway listens");
+            tcp.set_nodelay(true).expect("an option");
+            tcp.set_read_timeout(Some(DEADLINE)).expect("an option");
+            for piece in bytes.chunks(bytes.len().div_ceil(pieces)) {
+                tcp.write_all(piece).expect("it reads");
+            }
+            let mut stream = Stream::of(tcp, tls);
+            let head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+            stream.write_all(head).expect("it reads");
+            let mut answer = [0; 12];
+            let outcome = stream.read_exact(&mut answer);
+            outcome.unwrap_or_else(|error| panic!("{padding} in {pieces}: {error}"));
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        }
+    }
+}
+
+/// Who goes on as soon as it is answered is not silent, however many wait for its place.
+#[test]
+fn a_crowd_over_tls_is_let_in_although_its_heads_come_later() {
+    let gateway = Gateway::start(&settings().set("limits.max_handshakes", 4));
+    let start = Instant::now();
+    thread::scope(|threads| {
+        for number in 0..40 {
+            let addr = gateway.addr;
+            threads.spawn(move || {
+                let from = Ipv4Addr::from_bits(0x7f02_0000 + number).into();
+                let mut raw = Raw::connect_from(from, addr);
+                assert_eq!(raw.get("/healthz").status, 200);
+            });
+        }
+    });
+    assert!(
+        start.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        start.elapsed()
+    );
+    let refused = gateway.admin.ask("GET", "/disconnects", &[]).body;
+    assert!(!refused.contains("408"), "{refused}");
 }
 
 /// The refuser, who has no thread for each, speaks TLS as well.

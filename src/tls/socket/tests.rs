@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustls::crypto::ring;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use rustls::crypto::ring as provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion, version,
+    ClientConfig, ClientConnection, ConnectionTrafficSecrets, RootCertStore, ServerConfig,
+    SupportedProtocolVersion, version,
 };
 
 use super::super::handshakes::{Handshakes, Pool};
-use super::TlsSocket;
+use super::{MAX_FRUITLESS, TlsSocket};
 use crate::client::transport::{Socket, Transport};
 use crate::tls::support::issued;
 
@@ -62,7 +64,7 @@ impl Transport for Stingy {
 /// One client and its socket here. `only`: the version that the client speaks.
 fn pair(only: &'static SupportedProtocolVersion, stingy: bool) -> (Client, TlsSocket) {
     let issued = issued(2090);
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(provider::default_provider());
     let cert = CertificateDer::from_pem_slice(issued.cert.as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
     let server = ServerConfig::builder_with_provider(Arc::clone(&provider));
@@ -75,7 +77,8 @@ fn pair(only: &'static SupportedProtocolVersion, stingy: bool) -> (Client, TlsSo
     roots.add(root).unwrap();
     let client = ClientConfig::builder_with_provider(provider);
     let client = client.with_protocol_versions(&[only]).unwrap();
-    let client = client.with_root_certificates(roots).with_no_client_auth();
+    let mut client = client.with_root_certificates(roots).with_no_client_auth();
+    client.enable_secret_extraction = true;
 
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -386,4 +389,85 @@ fn what_is_no_tls_is_an_error_that_says_so_and_gets_no_plaintext() {
     (&client.stream).read_to_end(&mut alert).unwrap();
     // A record of type alert (RFC 8446, section 5.1).
     assert_eq!(alert.first(), Some(&21));
+}
+
+/// A hello without end, each byte in a record of its own.
+#[test]
+fn a_hello_that_does_not_end_is_ended() {
+    let (client, socket) = pair(&version::TLS13, false);
+    // A ClientHello that is 60,000 bytes long, and says so (RFC 8446, section 4).
+    let hello = [&[1, 0, 0xEA, 0x60][..], &[3; 60_000]].concat();
+    let records: Vec<u8> = hello
+        .iter()
+        .flat_map(|&byte| [22, 3, 1, 0, 1, byte])
+        .collect();
+    thread::scope(|threads| {
+        // It may be cut off before it has sent everything.
+        threads.spawn(|| (&client.stream).write_all(&records));
+        let error = read(&socket, &mut [0; 100]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
+        socket.shutdown(Shutdown::Both);
+    });
+}
+
+/// Records of TLS 1.3 without anything in them (RFC 8446, sections 5.2 and 5.3).
+fn empty_records(client: ClientConnection, count: u64) -> Vec<u8> {
+    let (first, secrets) = client.dangerous_extract_secrets().unwrap().tx;
+    let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else {
+        panic!("another cipher suite");
+    };
+    let key = UnboundKey::new(&AES_256_GCM, key.as_ref()).unwrap();
+    let key = LessSafeKey::new(key);
+    let record = |number: u64| {
+        let mut nonce: [u8; 12] = iv.as_ref().try_into().unwrap();
+        for (byte, of_number) in nonce[4..].iter_mut().zip(number.to_be_bytes()) {
+            *byte ^= of_number;
+        }
+        let (head, mut text) = ([23, 3, 3, 0, 17], vec![23]);
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let sealed = key.seal_in_place_append_tag(nonce, Aad::from(head), &mut text);
+        sealed.unwrap();
+        [&head[..], &text].concat()
+    };
+    (first..first + count).flat_map(record).collect()
+}
+
+#[test]
+fn empty_records_without_end_are_ended() {
+    let (mut client, socket) = pair(&version::TLS13, false);
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            client.shake_hands();
+            client.write(b"x");
+            let Client { stream, tls, .. } = client;
+            // It may be cut off before it has sent everything.
+            (&stream).write_all(&empty_records(tls, 20_000))
+        });
+        first_byte(&socket);
+        let error = read(&socket, &mut [0; 100]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
+        socket.shutdown(Shutdown::Both);
+    });
+}
+
+/// Nor do records go on for ever that rustls lets pass, such as changes of keys now and then.
+#[test]
+fn so_much_may_come_without_plaintext_and_no_more() {
+    let (mut client, socket) = pair(&version::TLS13, false);
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            client.shake_hands();
+            client.write(b"x");
+        });
+        first_byte(&socket);
+    });
+    client.tls.refresh_traffic_keys().unwrap();
+    client.write(b"");
+    socket.fruitless.store(MAX_FRUITLESS, Relaxed);
+    let error = read(&socket, &mut [0; 100]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidData);
+    assert!(
+        error.to_string().contains("without any plaintext"),
+        "{error}"
+    );
 }

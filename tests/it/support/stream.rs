@@ -27,6 +27,11 @@ pub fn identity() -> &'static Identity {
     &IDENTITY
 }
 
+/// Who has signed it.
+pub fn identity_authority() -> &'static Authority {
+    &AUTHORITY
+}
+
 /// Says whether TLS is spoken at `addr`.
 pub fn speaks_tls(addr: SocketAddr, speaks: bool) {
     let mut with_tls = WITH_TLS.lock().expect("no panic");
@@ -65,6 +70,12 @@ impl Stream {
     /// With TLS, whatever is spoken there.
     pub fn with_tls(tcp: TcpStream, config: &Arc<ClientConfig>, name: &str) -> Self {
         let tls = Some(Self::session(config, name));
+        Self { tcp, tls }
+    }
+
+    /// Goes on with a session that is begun.
+    pub fn of(tcp: TcpStream, tls: ClientConnection) -> Self {
+        let tls = Some(Box::new(tls));
         Self { tcp, tls }
     }
 
