@@ -193,7 +193,11 @@ impl Session {
                 Incoming::Binary(_) => return Err(CloseReason::BinaryFrame),
                 // Each is answered; too many end the connection as too many requests do.
                 Incoming::Ping(payload) => pings.allows(now).map(|_| Frame::pong(&payload))?,
-                Incoming::Pong => continue,
+                Incoming::Pong => {
+                    // Decrypting takes a page more than waiting does.
+                    stack::trim();
+                    continue;
+                }
             };
             self.connection.outbox.send(&answer);
         }

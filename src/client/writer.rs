@@ -128,6 +128,8 @@ impl Writer<'_> {
             connection.activity.lock().pinged_at = Some(now);
             connection.outbox.ping()
         });
+        // Encrypting takes a page more than waiting does.
+        stack::trim();
         Ok(Some(now))
     }
 }
