@@ -567,8 +567,9 @@ fn heads_that_are_refused_leave_memory_as_it_was() {
         });
     };
     rounds(10);
-    let ((), peak) = gateway.memory_peak(|| rounds(25));
-    println!("{peak} KiB more after {} heads", 8 * 25 * refused.len());
-    // They were 16 MiB.
-    assert!(peak < 4 << 10, "{peak} KiB more");
+    let ((), peak) = gateway.memory_peak(|| rounds(200));
+    println!("{peak} KiB more after {} heads", 8 * 200 * refused.len());
+    // They were 128 MiB. How many threads are there at a time is the system's to say: their stacks may
+    // be a few dozen.
+    assert!(peak < 64 << 10, "{peak} KiB more");
 }
