@@ -278,7 +278,7 @@ impl Admission {
     }
 
     /// What comes before the head goes on: TLS has answered the client, which it does a few times.
-    pub fn is_heard(&self) {
+    pub fn note_progress(&self) {
         let mut table = self.limits.table.lock();
         if let Some(silent) = table.silent.get_mut(&self.id) {
             silent.since = Instant::now();

@@ -11,7 +11,8 @@ use crate::error::ensure;
 /// An AMQP short string.
 const MAX_VHOST: usize = 255;
 
-/// A parsed `amqp://user:password@host:port/vhost`, or `amqps` for TLS. It has no `Debug`, so that nothing shows it.
+/// A parsed `amqp://user:password@host:port/vhost`, or `amqps` for TLS. It has no `Debug`, so that
+/// nothing shows it.
 #[derive(Clone)]
 pub struct Endpoint {
     pub is_tls: bool,
@@ -24,9 +25,9 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// User and password default to `guest`, the port to 5672, with TLS to 5671, the vhost to `/`; all but host and
-    /// port may be percent-encoded (a vhost `/` is written `%2f`). An error is the reason, which
-    /// never repeats the URL.
+    /// User and password default to `guest`, the port to 5672, with TLS to 5671, the vhost to `/`; all
+    /// but host and port may be percent-encoded (a vhost `/` is written `%2f`). An error is the reason,
+    /// which never repeats the URL.
     pub fn parse(text: &str) -> Result<Self, String> {
         let form = "must be of the form amqp[s]://user:password@host:port/vhost";
         Self::read(text).map_err(|reason| format!("{reason}: {form}"))

@@ -16,9 +16,9 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Clone)]
 pub(super) struct Handshakes(Sender<Job>);
 
-/// The threads, once they are started.
+/// The threads, once they are started. Its end is that of the jobs that nobody has begun.
 pub(super) struct Pool {
-    jobs: Option<Receiver<Job>>,
+    jobs: Receiver<Job>,
     workers: Vec<Worker>,
 }
 
@@ -27,7 +27,7 @@ impl Handshakes {
     pub fn new() -> (Self, Pool) {
         let (jobs, taken) = unbounded();
         let pool = Pool {
-            jobs: Some(taken),
+            jobs: taken,
             workers: Vec::new(),
         };
         (Self(jobs), pool)
@@ -47,11 +47,8 @@ impl Handshakes {
 
 impl Pool {
     pub fn start(&mut self, fatal: &Fatal) -> io::Result<()> {
-        let Some(jobs) = self.jobs.take() else {
-            return Ok(());
-        };
         for number in 1..=available_parallelism().map_or(1, usize::from) {
-            let jobs = jobs.clone();
+            let jobs = self.jobs.clone();
             let name = format!("tls-handshake-{number}");
             let worker = Worker::start(&name, fatal, move |stop| {
                 loop {

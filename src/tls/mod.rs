@@ -1,7 +1,7 @@
 //! TLS, an edge: the one place that names rustls. With clients it is the second implementation of the
 //! transport seam ([`socket`]), with the certificate that [`certificate`] reads and [`reload`] reads
-//! again, and handshakes computed apart ([`handshakes`]). Towards the broker ([`amqp`]) and the services ([`services`]) certificates are judged by whom
-//! the gateway trusts ([`client`]).
+//! again, and handshakes that are computed apart ([`handshakes`]). Towards the broker ([`amqp`]) and the
+//! services ([`services`]) certificates are judged by whom the gateway trusts ([`client`]).
 
 mod amqp;
 mod certificate;

@@ -184,10 +184,13 @@ impl AsFd for TlsSocket {
 
 impl Transport for TlsSocket {
     fn read(&self, into: &mut [u8], may_block: bool) -> io::Result<usize> {
-        if let Some(read) = self.session.lock().plaintext(into)? {
-            return Ok(read);
-        }
-        let is_handshaking = self.session.lock().tls.is_handshaking();
+        let is_handshaking = {
+            let mut session = self.session.lock();
+            if let Some(read) = session.plaintext(into)? {
+                return Ok(read);
+            }
+            session.tls.is_handshaking()
+        };
         let read = match is_handshaking {
             true => self.shake_hands(may_block)?,
             false => self.read_records(may_block)?,

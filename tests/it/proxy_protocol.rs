@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::balancer::{Balancer, started};
+use crate::support::balancer::{Balancer, nginx_with, started};
 use crate::support::broker::free_port;
 use crate::support::cluster::remote;
 use crate::support::process::Process;
@@ -501,17 +501,7 @@ fn nginx(gateway: SocketAddr) -> Balancer {
          proxy_pass {gateway};\n    proxy_protocol on;\n  }}\n}}\n",
         directory.display()
     );
-    let file = written("nginx.conf", &text);
-    let nginx = || {
-        let mut command = Command::new("/usr/sbin/nginx");
-        command.arg("-e").arg(directory.join("start.log"));
-        command.arg("-p").arg(&directory).arg("-c").arg(&file);
-        command
-    };
-    approves(nginx().arg("-t"));
-    let mut alone = nginx();
-    alone.args(["-g", "daemon off; master_process off;"]);
-    started(Process::start("nginx", &mut alone), addr, None)
+    started(nginx_with(&directory, &text), addr, None)
 }
 
 /// Users chat through it, and each is taken for whom it is, by IPv4 and IPv6.

@@ -223,6 +223,19 @@ fn who_speaks_no_tls_is_refused_with_the_reason_and_never_in_the_clear() {
     wait_until("it is listed", || disconnects().contains("bad_preamble"));
     assert!(disconnects().contains("ws://"), "{}", disconnects());
 
+    // A record of data in place of a greeting: rustls has a warning for it, and would repeat it.
+    let mut odd = TcpStream::connect(gateway.addr).expect("the gateway listens");
+    odd.write_all(&[23, 3, 3, 0, 1, 0]).expect("it reads");
+    let _ = odd.read_to_end(&mut answer);
+    wait_until("it is listed", || {
+        disconnects().contains("InappropriateMessage")
+    });
+    assert!(
+        !gateway.stderr().contains("ApplicationData"),
+        "{}",
+        gateway.stderr()
+    );
+
     // And who does not trust the certificate.
     let stranger = Arc::new(trusting(&Authority::new("another authority")));
     let tcp = TcpStream::connect(gateway.addr).expect("the gateway listens");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -41,19 +41,23 @@ pub fn nginx(gateways: [SocketAddr; 2]) -> Balancer {
             ("/run/", &folder),
         ],
     );
-    let file = written("nginx.conf", &text);
+    let log = Some(directory.join("gateway.log"));
+    started(nginx_with(&directory, &text), addr, log)
+}
+
+/// nginx with this configuration, which it approves of, in one process, to be killed as such.
+pub fn nginx_with(directory: &Path, text: &str) -> Process {
+    let file = written("nginx.conf", text);
     let nginx = || {
         let mut command = Command::new("/usr/sbin/nginx");
         command.arg("-e").arg(directory.join("start.log"));
-        command.arg("-p").arg(&directory).arg("-c").arg(&file);
+        command.arg("-p").arg(directory).arg("-c").arg(&file);
         command
     };
     approves(nginx().arg("-t"));
-    // One process, to be killed as such.
     let mut alone = nginx();
     alone.args(["-g", "daemon off; master_process off;"]);
-    let log = Some(directory.join("gateway.log"));
-    started(Process::start("nginx", &mut alone), addr, log)
+    Process::start("nginx", &mut alone)
 }
 
 pub fn haproxy(gateways: [SocketAddr; 2]) -> Balancer {
