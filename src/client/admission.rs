@@ -278,10 +278,10 @@ impl Admission {
     }
 
     /// What comes before the head goes on: TLS has answered the client, which it does a few times.
-    pub fn note_progress(&self) {
+    pub fn note_progress(&self, now: Instant) {
         let mut table = self.limits.table.lock();
         if let Some(silent) = table.silent.get_mut(&self.id) {
-            silent.since = Instant::now();
+            silent.since = now;
         }
     }
 
@@ -447,6 +447,24 @@ mod tests {
         let other = scene.comes(5);
         scene.nobody(999);
         assert_eq!(scene.begins(1_000).id, other);
+    }
+
+    #[test]
+    fn who_goes_on_with_tls_is_not_silent() {
+        let mut scene = Scene::new(3);
+        let held = [1, 2, 3].map(|from| {
+            scene.comes(from);
+            scene.begins(u64::from(from))
+        });
+        held[0].note_progress(scene.at(150));
+        let other = scene.comes(4);
+        let begun = scene.begins(210);
+        assert_eq!(begun.id, other);
+        assert!(held[0].head_is_over().is_ok());
+        assert!(
+            held[1].head_is_over().is_err(),
+            "it has been silent longest"
+        );
     }
 
     #[test]

@@ -145,7 +145,9 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::BorrowedFd;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-    use std::thread;
+    use std::{mem, thread};
+
+    use parking_lot::Mutex;
 
     use super::super::transport::Transport;
     use super::*;
@@ -268,5 +270,55 @@ mod tests {
         let head = read_head(&socket, deadline, &mut bytes, || {}).expect("no error");
         assert_eq!(head.expect("a head").path, "/a");
         client.join().unwrap();
+    }
+
+    /// Takes all that came, and hands it on with the next read.
+    struct Keeper {
+        socket: TcpStream,
+        kept: Mutex<Vec<u8>>,
+    }
+
+    impl AsFd for Keeper {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
+        }
+    }
+
+    impl Transport for Keeper {
+        fn read(&self, into: &mut [u8], may_block: bool) -> io::Result<usize> {
+            let kept = mem::take(&mut *self.kept.lock());
+            if !kept.is_empty() {
+                into[..kept.len()].copy_from_slice(&kept);
+                return Ok(kept.len());
+            }
+            let read = self.socket.read(into, may_block)?;
+            self.kept.lock().extend(&into[..read]);
+            Err(ErrorKind::Interrupted.into())
+        }
+        fn send(&self, bytes: &[u8], may_block: bool) -> io::Result<usize> {
+            self.socket.send(bytes, may_block)
+        }
+        fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+            self.socket.set_write_timeout(timeout)
+        }
+        fn shutdown(&self, how: Shutdown) {
+            Transport::shutdown(&self.socket, how);
+        }
+    }
+
+    #[test]
+    fn what_a_transport_keeps_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("it")).expect("a client");
+        let socket: Socket = Arc::new(Keeper {
+            socket: listener.accept().expect("it").0,
+            kept: Mutex::default(),
+        });
+        let sent = client.write_all(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+        sent.unwrap();
+        let mut bytes = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let head = read_head(&socket, deadline, &mut bytes, || {}).expect("no error");
+        assert_eq!(head.expect("a head").path, "/a");
     }
 }

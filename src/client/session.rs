@@ -49,7 +49,7 @@ pub(super) fn run(mut admission: Box<Admission>, context: &Arc<Context>) {
 fn shake_hands(admission: &mut Admission, context: &Arc<Context>) -> http::Result<Option<Session>> {
     let deadline = admission.since + context.config.listen.handshake_timeout;
     let mut bytes = Vec::with_capacity(MAX_HEAD);
-    let on_progress = || admission.note_progress();
+    let on_progress = || admission.note_progress(Instant::now());
     let read = read_head(&admission.socket, deadline, &mut bytes, on_progress);
     admission.peer = admission.socket.client().unwrap_or(admission.peer);
     admission.head_is_over()?;
