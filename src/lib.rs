@@ -126,6 +126,8 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "discovery")]
 pub mod discovery;
+#[cfg(doc)]
+pub mod docs;
 pub mod drain;
 pub mod error;
 #[cfg(any(test, feature = "fuzzing"))]
