@@ -57,7 +57,7 @@ struct Arguments {
     /// How often each server takes its turn [default: 5; quick: 1].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Writes tests/bench/figures.json and figures.svg as well, and the README's table of growth;
+    /// Writes tests/bench/figures.json and figures.svg as well, and the chapter's table of growth;
     /// for all scenarios only.
     #[arg(long, conflicts_with = "names")]
     record: bool,
@@ -123,10 +123,10 @@ fn run(arguments: &Arguments, asked: &[&Scenario]) {
         report::write(&directory.join("tests/bench/figures.json"), &json);
         let plot = plot::growth(&bench.results, &machine);
         report::write(&directory.join("tests/bench/figures.svg"), &plot);
-        let readme = directory.join("README.md");
-        let text = fs::read_to_string(&readme).ok();
+        let chapter = directory.join("src/docs/figures.md");
+        let text = fs::read_to_string(&chapter).ok();
         if let Some(text) = text.and_then(|text| table::put(&text, &bench.results)) {
-            report::write(&readme, &text);
+            report::write(&chapter, &text);
         }
     }
 }

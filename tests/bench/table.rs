@@ -1,4 +1,4 @@
-//! The README's table of how the cost grows, between two marks that stay.
+//! The table of how the cost grows, in the chapter on the figures, between two marks that stay.
 
 use std::fmt::Write;
 
@@ -18,10 +18,10 @@ const COLUMNS: [(Metric, &str); 4] = [
     (Metric::P99, "p99 when paced, ms"),
 ];
 
-/// `readme` with the table of `results`; `None` where the growth was not measured whole, or the
+/// `chapter` with the table of `results`; `None` where the growth was not measured whole, or the
 /// marks are missing.
-pub fn put(readme: &str, results: &Results) -> Option<String> {
-    let (before, rest) = readme.split_once(BEGIN)?;
+pub fn put(chapter: &str, results: &Results) -> Option<String> {
+    let (before, rest) = chapter.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
     Some(format!("{before}{BEGIN}{}{END}{after}", growth(results)?))
 }

@@ -45,6 +45,9 @@ mod discovery;
 #[cfg(feature = "tls")]
 mod outward_tls;
 
+/// `top`, `gdb`, `/proc` and `strace`, as the chapter shows them.
+mod looking_inside;
+
 /// What an operator asks of a running gateway.
 mod admin;
 /// Pages of other sites, in the browser of an operator.
