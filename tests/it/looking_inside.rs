@@ -106,9 +106,11 @@ impl Scene {
     }
 }
 
-/// What is the same each time: the words of each line. A connection's id in a name is none.
+/// What is the same each time: the words of each line. A connection's id in a name is none, and what
+/// a client has sent is masked.
 fn shape(output: &str) -> BTreeSet<Vec<String>> {
     let line = |line: &str| {
+        let (line, _) = line.split_once("resumed>").unwrap_or((line, ""));
         let words = line.split(|c: char| !(c.is_ascii_alphanumeric() || "_-:<>".contains(c)));
         let word = |word: &str| match word.trim_matches(|c: char| c.is_ascii_digit() || c == '<') {
             name if name.starts_with("r-") || name.starts_with("w-") => name[..2].to_owned(),
