@@ -2,7 +2,7 @@
 /* A client of the gateway, to be read from here to the end: what it keeps, the connection, requests,
    messages, acknowledgements, drafts. What is shown of it is in view.js, the rehearsals and the
    controls in rehearse.js; the page has all three in it. */
-const PAGE = 30, MAX_FRAMES = 300, ACK_WITHIN = 100, LONGEST_WAIT = 30_000;
+const PAGE = 30, MAX_FRAMES = 300, ACK_WITHIN = 100, CONNECT_WITHIN = 10_000, LONGEST_WAIT = 30_000;
 const $ = id => document.getElementById(id);
 const setup = JSON.parse($('setup').textContent);
 const wait = ms => new Promise(done => setTimeout(done, ms));
@@ -66,11 +66,11 @@ function connect() {
   show('connecting', 'Connecting…');
   socket.onmessage = event => receive(event.data);
   socket.onclose = event => onClosed(event.code, event.reason);
+  retry = setTimeout(connect, CONNECT_WITHIN);   // a browser alone would wait for minutes
 }
 
 /* Lets go of the connection: whatever still comes of it is nobody's business. */
 function hangUp() {
-  clearTimeout(retry);
   if (socket) {
     socket.onmessage = socket.onclose = null;
     socket.close(1000);
@@ -80,6 +80,7 @@ function hangUp() {
 
 /* What was true of the connection is not of the next one. */
 function forget() {
+  clearTimeout(retry);
   clearTimeout(pingTimer);
   clearTimeout(refreshTimer);
   socket = connectionId = null;
@@ -202,6 +203,7 @@ function receive(text) {
 }
 
 function connected(frame) {
+  clearTimeout(retry);
   connectionId = frame.connection_id;
   refusals = 0;
   becomes(frame.user_id);

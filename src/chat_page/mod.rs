@@ -71,7 +71,9 @@ impl ChatPage {
 fn html(config: &Config) -> String {
     let samples = Embedded::default().tokens;
     let tokens = &config.embedded.tokens;
-    let users = tokens.iter().filter(|(token, _)| samples.contains_key(*token));
+    let users = tokens
+        .iter()
+        .filter(|(token, _)| samples.contains_key(*token));
     let users: BTreeMap<&str, &str> = users.map(|(token, it)| (it.user(), &**token)).collect();
     let mut groups = config.embedded.groups.clone();
     groups.retain(|_, members| members.iter().any(|member| users.contains_key(&**member)));

@@ -128,7 +128,11 @@ impl Rehearsals {
             connection.close(reason);
         }
         let body = json!({ "rehearsed": what });
-        Ok(HttpResponse::page(200, "application/json", format!("{body}\n")))
+        Ok(HttpResponse::page(
+            200,
+            "application/json",
+            format!("{body}\n"),
+        ))
     }
 
     /// Notes what is to be done to the connection of this id, if there is one.
@@ -175,7 +179,9 @@ impl Rehearsals {
     ) -> Option<T> {
         let thread = thread::current();
         let name = thread.name()?;
-        let id = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix))?;
+        let id = prefixes
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix))?;
         self.connections.lock().get_mut(id).map(look)
     }
 }

@@ -16,10 +16,10 @@ const CLOSES = [
   { what: 'rate_exceeded', code: 4006, why: 'Too many requests were refused.', now: 'It comes back with backoff, and asks less.' },
 ];
 const SERVICES = [
-  { what: 'duplicate', title: 'The same message comes twice', act: duplicate },
-  { what: 'pause', title: 'The services pause for 5 seconds', act: () => tell('For 5 seconds every request is answered SERVICE_UNAVAILABLE. What you write waits, and is sent again with the same client_message_id.') },
-  { what: 'expiry', title: 'The token expires in 6 seconds, and is refreshed in time', act: () => expire(false) },
-  { what: 'expiry', title: 'The token expires in 6 seconds, and nobody cares', act: () => expire(true) },
+  { what: 'duplicate', head: 'twice', title: 'The same message comes twice', act: duplicate },
+  { what: 'pause', head: 'pause', title: 'The services pause for 5 seconds', act: () => tell('For 5 seconds every request is answered SERVICE_UNAVAILABLE. What you write waits, and is sent again with the same client_message_id.') },
+  { what: 'expiry', head: 'token', title: 'The token expires in 6 seconds, and is refreshed in time', act: () => expire(false) },
+  { what: 'expiry', head: '4003', title: 'The token expires in 6 seconds, and nobody refreshes it', act: () => expire(true) },
 ];
 let rehearsed = null, letExpire = false;
 
@@ -52,7 +52,7 @@ function report(code, told, after) {
 }
 
 function menuButton(entry) {
-  const [head, text] = entry.code ? [String(entry.code), entry.why] : ['·', entry.title];
+  const [head, text] = entry.code ? [String(entry.code), entry.why] : [entry.head, entry.title];
   const button = make('button', { type: 'button', onclick: () => rehearse(entry) }, make('code', { textContent: head }), make('span', { textContent: text }));
   button.dataset.what = entry.what;
   return make('li', {}, button);
@@ -76,7 +76,7 @@ function leave() {
   show('out', 'Not connected');
   conversations = new Map();
   document.body.dataset.view = 'list';
-  for (const id of ['all', 'rehearse', 'leave', 'who', 'history', 'compose']) $(id).hidden = true;
+  for (const id of ['all', 'rehearse', 'show-frames', 'leave', 'who', 'history', 'compose']) $(id).hidden = true;
   $('door').hidden = $('nobody').hidden = false;
 }
 

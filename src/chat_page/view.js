@@ -37,7 +37,7 @@ function tell(text) {
 
 function enter() {
   $('door').hidden = true;
-  for (const id of ['all', 'rehearse', 'leave']) $(id).hidden = false;
+  for (const id of ['all', 'rehearse', 'show-frames', 'leave']) $(id).hidden = false;
   draw();
 }
 
@@ -166,8 +166,9 @@ function choose(where) {
 /* ── The frames ──────────────────────────────────────────────────────────────────────────────────── */
 
 function wire(direction, text) {
-  const arrow = make('b', {}, direction === 'sent' ? '↑ ' : '↓ ', make('span', { className: 'spoken', textContent: direction }));
-  return log(make('li', { className: direction }, arrow, text));
+  const spoken = make('i', { className: 'spoken', textContent: direction });
+  const head = make('b', {}, direction === 'sent' ? '↑ ' : '↓ ', spoken, JSON.parse(text).type);
+  return log(make('li', { className: direction }, head, make('span', { textContent: text })));
 }
 function note(text) { return log(make('li', { className: 'note', textContent: text })); }
 function annotate(line, text) { line.append(make('div', { className: 'note', textContent: text })); }

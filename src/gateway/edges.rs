@@ -44,7 +44,8 @@ use crate::threads::Fatal;
 use crate::tls;
 
 /// Has deliveries come from the services in this process, once there is somebody to deliver them to.
-pub(super) type Deliver = Box<dyn FnOnce(&Arc<DeliveryContext>) -> io::Result<Box<dyn DeliverySource>>>;
+pub(super) type Deliver =
+    Box<dyn FnOnce(&Arc<DeliveryContext>) -> io::Result<Box<dyn DeliverySource>>>;
 
 /// Starts the services in this process, and has `config` name them, if it wants them.
 pub(super) fn embedded(config: &mut Config, fatal: &Fatal) -> Result<Option<Deliver>, StartError> {

@@ -23,6 +23,7 @@ pub mod http2;
 pub mod ledger;
 pub mod named;
 pub mod paths;
+pub mod pictures;
 pub mod process;
 pub mod prometheus;
 pub mod puppet;
