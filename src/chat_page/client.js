@@ -142,7 +142,6 @@ async function notLetIn() {
 
 /* Whoever was offline need not wait: the browser knows when the network is back. */
 addEventListener('online', () => { if (token && !connectionId && document.body.dataset.state !== 'ended') connect(); });
-addEventListener('offline', () => { if (socket) { hangUp(); connectAfter(backoff()); show('waiting', 'Offline'); } });
 
 /* A browser cannot send WebSocket pings, so it asks with a request. The first comes after a random
    part of the interval, or all clients of a restarted gateway would ask at once. A connection on which

@@ -2,15 +2,17 @@
 //! or the services go away; and each rehearsal.
 
 use std::env;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 
 use crate::chat;
 use crate::foreign_pages::{EVIL, site};
 use crate::live_page::assert_legible;
+use crate::support::admin::Admin;
 use crate::support::browser::{Browser, ENTER, ESCAPE, TAB, Tab};
+use crate::support::link::Link;
 use crate::support::process::Signal;
-use crate::support::raw::head;
 use crate::support::{Client, Gateway, Settings, pictures, wait_until, watchdog};
 
 fn settings() -> Settings {
@@ -23,10 +25,10 @@ fn lasting() -> Settings {
     settings().set("embedded.database", database.display().to_string())
 }
 
-fn url(host: &str, gateway: &Gateway) -> String {
+fn url(host: &str, addr: SocketAddr) -> String {
     // The suite once more, with TLS on the client listener.
     let scheme = env::var_os("IT_TLS").map_or("http", |_| "https");
-    format!("{scheme}://{host}:{}/", gateway.addr.port())
+    format!("{scheme}://{host}:{}/", addr.port())
 }
 
 /// Somebody, with the page in a tab of their own.
@@ -36,15 +38,15 @@ struct Person<'b> {
 }
 
 impl<'b> Person<'b> {
-    fn arrives(browser: &'b Browser, gateway: &Gateway) -> Self {
+    fn arrives(browser: &'b Browser, addr: SocketAddr) -> Self {
         let tab = browser.new_tab();
         browser.set_viewport(1280, 800);
-        browser.open(&url("127.0.0.1", gateway));
+        browser.open(&url("127.0.0.1", addr));
         Self { browser, tab }
     }
 
-    fn signs_in(browser: &'b Browser, gateway: &Gateway, user: &str) -> Self {
-        let person = Self::arrives(browser, gateway);
+    fn signs_in(browser: &'b Browser, addr: SocketAddr, user: &str) -> Self {
+        let person = Self::arrives(browser, addr);
         person.picks("#samples button", user);
         person.wait_for(CONNECTED);
         person
@@ -151,9 +153,9 @@ fn two_pages_chat_with_one_another_and_in_a_group() {
     }
     earlier.close();
     let browser = Browser::start();
-    let alice = Person::signs_in(&browser, &gateway, "alice");
+    let alice = Person::signs_in(&browser, gateway.addr, "alice");
     alice.wait_for("!isOnline('bob')");
-    let bob = Person::signs_in(&browser, &gateway, "bob");
+    let bob = Person::signs_in(&browser, gateway.addr, "bob");
     alice.wait_for("isOnline('bob')");
     bob.wait_for("isOnline('alice')");
 
@@ -226,25 +228,21 @@ fn who_was_offline_or_lost_the_gateway_returns_and_drafts_are_sent_once() {
     let mut gateway = Gateway::start(&settings);
     let addr = gateway.addr;
     let browser = Browser::start();
-    let alice = Person::signs_in(&browser, &gateway, "alice");
-    let bob = Person::signs_in(&browser, &gateway, "bob");
+    let link = Link::to(addr);
+    let alice = Person::signs_in(&browser, addr, "alice");
+    let bob = Person::signs_in(&browser, link.addr, "bob");
     alice.opens("bob");
     bob.opens("alice");
 
     // The network of one of them goes away and returns.
-    let network = |offline: bool| {
-        browser.switch_to(&bob.tab);
-        let limits = json!({ "offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1 });
-        browser.devtools("Network.emulateNetworkConditions", &limits);
-    };
-    network(true);
-    bob.wait_for("document.getElementById('state-text').textContent.includes('Connecting again') || news().includes('lost') || document.body.dataset.state === 'waiting'");
+    link.cut();
+    bob.wait_for("document.body.dataset.state === 'waiting' && news().includes('was lost')");
     alice.wait_for("!isOnline('bob')");
     alice.says("Where are you?");
     alice.says("Well, later.");
     bob.says("I have no network");
     assert_eq!(bob.get("waiting()"), 1);
-    network(false);
+    link.mend();
     bob.wait_for(CONNECTED);
     bob.wait_for("news().startsWith('2 unread messages')");
     bob.wait_for("bubbles().length === 3 && waiting() === 0");
@@ -311,7 +309,7 @@ fn who_was_offline_or_lost_the_gateway_returns_and_drafts_are_sent_once() {
     bob.wait_for(CONNECTED);
 
     // Whoever was never let in is told why.
-    let nobody = Person::arrives(&browser, &gateway);
+    let nobody = Person::arrives(&browser, addr);
     nobody.run("document.getElementById('token').focus();");
     browser.type_keys(&format!("nobody{ENTER}"));
     nobody.wait_for("document.getElementById('refusal').textContent.includes('401')");
@@ -361,9 +359,9 @@ const CLOSES: [(&str, u16, &str, Option<[u64; 2]>); 13] = [
 fn each_close_that_is_rehearsed_ends_as_the_protocol_says() {
     let gateway = Gateway::start(&settings());
     let browser = Browser::start();
-    let bystander = Person::signs_in(&browser, &gateway, "alice");
+    let bystander = Person::signs_in(&browser, gateway.addr, "alice");
     let other = bystander.get("connectionId");
-    let alice = Person::signs_in(&browser, &gateway, "alice");
+    let alice = Person::signs_in(&browser, gateway.addr, "alice");
     let menu =
         "[...document.querySelectorAll('#rehearse-closes button')].map(it => it.dataset.what)";
     let all: Vec<&str> = CLOSES.iter().map(|(what, ..)| *what).collect();
@@ -409,7 +407,7 @@ fn each_close_that_is_rehearsed_ends_as_the_protocol_says() {
 fn what_services_do_is_rehearsed_and_ends_as_the_protocol_says() {
     let gateway = Gateway::start(&settings());
     let browser = Browser::start();
-    let alice = Person::signs_in(&browser, &gateway, "alice");
+    let alice = Person::signs_in(&browser, gateway.addr, "alice");
     alice.opens("bob");
     let mut bob = gateway.connect("bob");
     let id = bob.send_message("alice", "Once");
@@ -473,4 +471,276 @@ fn what_services_do_is_rehearsed_and_ends_as_the_protocol_says() {
     alice.wait_for("news().startsWith('Closed with 4003, “token expired”')");
     alice.wait_for("news().endsWith('It is back.')");
     assert_ne!(alice.get("connectionId"), before);
+}
+
+/// The connection's id is known to others, by some accident.
+struct Leaked {
+    gateway: Gateway,
+    alice: Client,
+    id: String,
+}
+
+impl Leaked {
+    fn new() -> Self {
+        let gateway = Gateway::start(&settings());
+        let alice = gateway.connect("alice");
+        let id = alice.connection_id().to_owned();
+        Self { gateway, alice, id }
+    }
+
+    fn assert_unharmed(&mut self) {
+        assert_eq!(self.alice.request("ping", Value::Null)["type"], "pong");
+        let log = self.gateway.stderr();
+        assert!(!log.contains("Rehearsed"), "{log}");
+    }
+}
+
+#[test]
+fn a_rehearsal_is_for_whoever_knows_the_connection_and_asks_for_this_host() {
+    let mut leaked = Leaked::new();
+    let id = leaked.id.clone();
+    let (other, longer) = ("0".repeat(32), format!("{id}0"));
+    // As an operator asks the other listener.
+    let ask = |gateway: &Gateway, method: &str, what: &str, headers: &[(&str, &str)]| {
+        Admin::at(gateway.addr).ask(method, &format!("/rehearse?what={what}"), headers)
+    };
+    let named = |id| ("X-Gateway-Connection", id);
+    for (method, what, headers, status) in [
+        ("POST", "idle", vec![], 403),
+        ("POST", "idle", vec![named("")], 404),
+        ("POST", "idle", vec![named(&id[..12])], 404),
+        ("POST", "idle", vec![named(&other)], 404),
+        ("POST", "idle", vec![named(&longer)], 404),
+        ("POST", "idle", vec![named("ééééééé")], 404),
+        ("POST", "idle", vec![named(&id), named(&id)], 400),
+        ("POST", "vanished", vec![named(&id)], 400),
+        ("POST", "client_closed", vec![named(&id)], 400),
+        ("POST", "", vec![named(&id)], 400),
+        ("POST", "idle", vec![named(&id), ("Host", EVIL)], 421),
+        ("GET", "idle", vec![named(&id)], 405),
+        ("HEAD", "idle", vec![named(&id)], 405),
+        ("PUT", "idle", vec![named(&id)], 405),
+        ("OPTIONS", "idle", vec![named(&id)], 200),
+    ] {
+        let response = ask(&leaked.gateway, method, what, &headers);
+        assert_eq!(response.status, status, "{method} {what} {headers:?}");
+        // No page of another site may send the header field.
+        assert_eq!(response.header("access-control-allow-origin"), None);
+        let methods = (method != "POST").then_some("POST, OPTIONS");
+        assert_eq!(response.header("allow"), methods, "{method}");
+    }
+    leaked.assert_unharmed();
+    let done = ask(&leaked.gateway, "POST", "idle", &[named(&id)]);
+    assert_eq!(done.status, 200, "{done:?}");
+    leaked.alice.expect_close(4002);
+    // Where there is no page nothing is rehearsed.
+    let without = Gateway::start(&settings().set("embedded.page", false));
+    let mut bob = without.connect("bob");
+    let id = bob.connection_id().to_owned();
+    assert_eq!(ask(&without, "POST", "idle", &[named(&id)]).status, 405);
+    assert_eq!(ask(&without, "GET", "idle", &[named(&id)]).status, 404);
+    assert_eq!(bob.request("ping", Value::Null)["type"], "pong");
+}
+
+/// Neither by what a page can send to others, nor by a name that was made to point here.
+#[test]
+fn a_page_elsewhere_cannot_rehearse() {
+    let mut leaked = Leaked::new();
+    let addr = leaked.gateway.addr;
+    let browser = Browser::start_with(&[(EVIL, Ipv4Addr::LOCALHOST.into())]);
+    let (id, target) = (leaked.id.clone(), url("127.0.0.1", addr));
+    let known = format!("const id = '{id}', url = '{target}rehearse?what=idle';");
+    let attempts = "
+        const named = { 'X-Gateway-Connection': id };
+        const attempt = options => fetch(url, { method: 'POST', ...options })
+          .then(answer => answer.type === 'opaque' ? 'opaque' : 'read: ' + answer.status, error => error.name);
+        const form = enctype => new Promise(done => {
+          const frame = document.createElement('iframe');
+          frame.name = enctype;
+          const form = document.createElement('form');
+          Object.assign(form, { method: 'post', enctype, action: url, target: enctype });
+          const field = document.createElement('input');
+          Object.assign(field, { name: 'X-Gateway-Connection', value: id });
+          form.append(field);
+          document.body.append(frame, form);
+          frame.onload = () => done('loaded');
+          form.submit();
+        });
+        navigator.sendBeacon(url, new Blob(['{}'], { type: 'text/plain' }));
+        return Promise.all([
+          attempt({ headers: named }), attempt({ headers: named, credentials: 'include' }),
+          attempt({ headers: named, mode: 'no-cors' }), attempt({ mode: 'no-cors' }),
+          form('text/plain'), form('application/x-www-form-urlencoded'),
+        ]);
+    ";
+    browser.open(&format!("http://{EVIL}:{}/", site().port()));
+    let came = browser.run(&format!("{known}{attempts}"));
+    assert_eq!(
+        came,
+        json!([
+            "TypeError",
+            "TypeError",
+            "opaque",
+            "opaque",
+            "loaded",
+            "loaded"
+        ])
+    );
+    leaked.assert_unharmed();
+
+    // The very request of the page itself, by its own origin.
+    let own = "return fetch('/rehearse?what=idle', { method: 'POST', headers: { 'X-Gateway-Connection': id } })
+        .then(answer => answer.status);";
+    browser.open(&url(EVIL, addr));
+    assert_eq!(browser.run("return location.hostname;"), EVIL);
+    assert_eq!(browser.run(&format!("{known}{own}")), 421);
+    leaked.assert_unharmed();
+    browser.open(&target);
+    assert_eq!(browser.run(&format!("{known}{own}")), 200);
+    leaked.alice.expect_close(4002);
+}
+
+/// By keyboard alone, with a screen reader, on a phone, by night.
+#[test]
+fn everybody_can_use_the_page() {
+    let gateway = Gateway::start(&settings());
+    let browser = Browser::start();
+    let alice = Person::arrives(&browser, gateway.addr);
+    let named = |what: &str| {
+        let names =
+            browser.accessible_names("button, input, textarea, nav, section, aside, [role]");
+        for (html, name) in &names {
+            assert!(
+                !name.trim().is_empty()
+                    || html.contains("role=\"status\"")
+                    || html.contains("role=\"alert\""),
+                "{what}: {html}"
+            );
+        }
+        assert!(names.len() > 4, "{what}: {names:?}");
+    };
+    // Tab goes on until this is what has the focus, and is seen to have it.
+    let tab_to = |wanted: &str| {
+        for _ in 0..60 {
+            browser.type_keys(TAB);
+            let focus = "document.activeElement === document.body || getComputedStyle(document.activeElement).outlineStyle !== 'none'";
+            assert_eq!(alice.get(focus), true, "{wanted}: the focus is seen");
+            if alice.get(&format!("Boolean(document.activeElement.{wanted})")) == true {
+                return;
+            }
+        }
+        panic!("Tab never reaches {wanted}");
+    };
+    named("the door");
+    tab_to("textContent.includes('alice')");
+    browser.type_keys(ENTER);
+    alice.wait_for(CONNECTED);
+    tab_to("textContent.includes('bob')");
+    browser.type_keys(ENTER);
+    alice.wait_for("current?.isFresh && document.activeElement.id === 'text'");
+    browser.type_keys(&format!("By keyboard{ENTER}"));
+    alice.wait_for("waiting() === 0 && bubbles().length === 1");
+    tab_to("id === 'show-frames'");
+    browser.type_keys(ENTER);
+    alice.wait_for("document.activeElement.ariaExpanded === 'true' && document.getElementById('frames').checkVisibility()");
+    named("chat and frames");
+    tab_to("id === 'rehearse'");
+    browser.type_keys(ENTER);
+    alice.wait_for("document.getElementById('menu').matches(':popover-open')");
+    named("the menu");
+    browser.type_keys(TAB);
+    alice.wait_for("document.activeElement.dataset.what === 'duplicate'");
+    browser.type_keys(ESCAPE);
+    alice.wait_for("!document.getElementById('menu').matches(':popover-open') && document.activeElement.id === 'rehearse'");
+    browser.type_keys(ENTER);
+    tab_to("dataset.what === 'replaced'");
+    browser.type_keys(ENTER);
+    alice.wait_for(ENDED);
+    named("an end");
+    tab_to("id === 'return'");
+    browser.type_keys(ENTER);
+    alice.wait_for(CONNECTED);
+    tab_to("id === 'whom'");
+    browser.type_keys(&format!("zoë{ENTER}"));
+    alice.wait_for("document.getElementById('title').textContent === 'zoë'");
+
+    let scripts = alice.get("performance.getEntriesByType('resource').filter(it => !it.name.startsWith(location.origin) && !it.name.startsWith('data:')).length");
+    assert_eq!(scripts, 0, "nothing comes from elsewhere");
+    alice.run("tell('A notice that is long enough for two lines on a phone, and perhaps for three of them.');");
+    for (width, height) in [(1280, 800), (360, 640)] {
+        browser.set_viewport(width, height);
+        for view in ["chat", "list"] {
+            alice.run(&format!("document.body.dataset.view = '{view}';"));
+            for menu in ["hide", "show"] {
+                alice.run(&format!("document.getElementById('menu').{menu}Popover();"));
+                alice.wait_for("document.documentElement.scrollWidth <= innerWidth");
+                alice.wait_for("[...document.querySelectorAll('button')].filter(it => it.checkVisibility()).every(it => it.getBoundingClientRect().right <= innerWidth)");
+                for scheme in ["light", "dark"] {
+                    browser.set_scheme(scheme);
+                    assert_legible(&browser, &format!("{scheme} {width} {view} {menu}"), 8);
+                }
+            }
+        }
+        let panes =
+            "['list', 'chat'].filter(id => document.getElementById(id).checkVisibility()).length";
+        assert_eq!(alice.get(panes), if width == 360 { 1 } else { 2 });
+    }
+    alice.run("document.getElementById('menu').hidePopover(); leave();");
+    assert_legible(&browser, "the door by night", 5);
+    alice.wait_for("document.documentElement.scrollWidth <= innerWidth");
+}
+
+/// Those of the README: the chat page in the middle of a conversation, and the live page of the admin
+/// listener with some traffic on it.
+#[test]
+fn the_pictures_of_the_readme_can_be_taken() {
+    let gateway = Gateway::start(&settings().set("gateway.id", "gateway-1"));
+    gateway.wait_ready();
+    let browser = Browser::start();
+    let alice = Person::signs_in(&browser, gateway.addr, "alice");
+    let mut bob = gateway.connect("bob");
+    let mut carol = gateway.connect("carol");
+    alice.opens("bob");
+    alice.run("document.getElementById('show-frames').click();");
+    carol.send_group_message("team", "Coffee at ten?");
+    bob.send_message(
+        "alice",
+        "Morning! I have pulled the plug of the broker, just to see.",
+    );
+    alice.wait_for("bubbles().length === 1 && unread('team') === 1");
+    alice.says("And? Nobody here has noticed anything.");
+    bob.send_message(
+        "alice",
+        "That is what I wanted to hear. It is back since a minute.",
+    );
+    bob.send_message("alice", "Shall we kill the gateway next?");
+    alice.wait_for("bubbles().length === 4");
+    alice.says("Go on. What I write meanwhile waits, and is sent once.");
+    carol.send_message("alice", "May I watch?");
+    alice.wait_for("bubbles().length === 5 && waiting() === 0 && unread('carol') === 1");
+    alice.wait_for("frames('\"acked\"').length > 0");
+    pictures::take(&browser, "chat", 1280, 760);
+
+    browser.open(&format!("http://{}/", gateway.admin.addr));
+    alice
+        .browser
+        .wait_for("document.getElementById('ready').textContent === 'ready'");
+    let rounds = if pictures::is_recorded() { 120 } else { 3 };
+    for round in 0..rounds {
+        for number in 0..8 + 7 * (round / 9 % 4) {
+            let (from, to) = if number % 3 == 0 {
+                (&mut bob, "carol")
+            } else {
+                (&mut carol, "bob")
+            };
+            from.send_message(to, "hello");
+        }
+        if round % 10 == 3 {
+            assert!(Client::try_connect(gateway.addr, &gateway.path, "wrong").is_err());
+            gateway.connect("alice").close();
+        }
+        browser.run("return round();");
+    }
+    browser.wait_for("document.getElementById('refused').textContent.includes('unauthenticated')");
+    pictures::take(&browser, "admin", 1280, 900);
 }

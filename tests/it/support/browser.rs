@@ -73,7 +73,7 @@ impl Browser {
 
     /// The tab that everything else is about.
     pub fn tab(&self) -> Tab {
-        Tab(self.text("GET", "/window", &Value::Null))
+        Tab(self.text("GET", "/window", &json!({})))
     }
 
     /// Another tab, which everything else is about from now on.
@@ -107,7 +107,7 @@ impl Browser {
 
     /// What the page looks like: a PNG.
     pub fn picture(&self) -> Vec<u8> {
-        let text = self.text("GET", "/screenshot", &Value::Null);
+        let text = self.text("GET", "/screenshot", &json!({}));
         BASE64.decode(text).expect("base64")
     }
 
@@ -132,7 +132,7 @@ impl Browser {
             let script = "return arguments[0].checkVisibility() ? arguments[0].outerHTML : null;";
             let body = json!({ "script": script, "args": argument });
             let html = self.command("POST", "/execute/sync", &body);
-            let name = || self.text("GET", &format!("/element/{id}/computedlabel"), &Value::Null);
+            let name = || self.text("GET", &format!("/element/{id}/computedlabel"), &json!({}));
             html.as_str().map(|html| (html.to_owned(), name()))
         });
         shown.collect()

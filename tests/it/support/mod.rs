@@ -21,6 +21,7 @@ pub mod gateway;
 pub mod hog;
 pub mod http2;
 pub mod ledger;
+pub mod link;
 pub mod named;
 pub mod paths;
 pub mod pictures;
