@@ -694,7 +694,9 @@ fn everybody_can_use_the_page() {
 /// listener with some traffic on it.
 #[test]
 fn the_pictures_of_the_readme_can_be_taken() {
-    let gateway = Gateway::start(&settings().set("gateway.id", "gateway-1"));
+    const FURTHER: [&str; 7] = ["dave", "erin", "frank", "grace", "heidi", "ivan", "judy"];
+    let settings = settings().users(FURTHER).set("gateway.id", "gateway-1");
+    let gateway = Gateway::start(&settings);
     gateway.wait_ready();
     let browser = Browser::start();
     let alice = Person::signs_in(&browser, gateway.addr, "alice");
@@ -711,7 +713,7 @@ fn the_pictures_of_the_readme_can_be_taken() {
     alice.says("And? Nobody here has noticed anything.");
     bob.send_message(
         "alice",
-        "That is what I wanted to hear. It is back since a minute.",
+        "That is what I wanted to hear. It has been back for a minute.",
     );
     bob.send_message("alice", "Shall we kill the gateway next?");
     alice.wait_for("bubbles().length === 4");
@@ -726,21 +728,31 @@ fn the_pictures_of_the_readme_can_be_taken() {
         .browser
         .wait_for("document.getElementById('ready').textContent === 'ready'");
     let rounds = if pictures::is_recorded() { 120 } else { 3 };
+    let mut further = FURTHER.iter().map(|user| gateway.connect(user));
+    let mut members = Vec::new();
     for round in 0..rounds {
+        if round % 18 == 1 {
+            members.extend(further.next());
+        }
         for number in 0..8 + 7 * (round / 9 % 4) {
-            let (from, to) = if number % 3 == 0 {
-                (&mut bob, "carol")
-            } else {
-                (&mut carol, "bob")
+            let (from, to) = match number % 3 {
+                0 => (&mut bob, "carol"),
+                _ => (&mut carol, "bob"),
             };
             from.send_message(to, "hello");
         }
-        if round % 10 == 3 {
-            assert!(Client::try_connect(gateway.addr, &gateway.path, "wrong").is_err());
-            gateway.connect("alice").close();
+        match round % 50 {
+            2 => assert!(Client::try_connect(gateway.addr, &gateway.path, "wrong").is_err()),
+            20 => gateway.connect("alice").close(),
+            40 => {
+                let user = FURTHER[round / 50];
+                gateway.admin.post(&format!("/users/{user}/disconnect"));
+                members.remove(0).expect_close(4005);
+            }
+            _ => {}
         }
         browser.run("return round();");
     }
     browser.wait_for("document.getElementById('refused').textContent.includes('unauthenticated')");
-    pictures::take(&browser, "admin", 1280, 900);
+    pictures::take(&browser, "admin", 1280, 1240);
 }
