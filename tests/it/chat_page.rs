@@ -754,5 +754,5 @@ fn the_pictures_of_the_readme_can_be_taken() {
         browser.run("return round();");
     }
     browser.wait_for("document.getElementById('refused').textContent.includes('unauthenticated')");
-    pictures::take(&browser, "admin", 1280, 1240);
+    pictures::take(&browser, "admin", 1280, 1420);
 }
