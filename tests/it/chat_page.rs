@@ -243,10 +243,26 @@ fn who_was_offline_or_lost_the_gateway_returns_and_drafts_are_sent_once() {
     bob.says("I have no network");
     assert_eq!(bob.get("waiting()"), 1);
     link.mend();
+    // The browser tells when the network is back.
+    bob.run("dispatchEvent(new Event('online'));");
+    assert_ne!(bob.get("document.body.dataset.state"), "waiting");
     bob.wait_for(CONNECTED);
     bob.wait_for("news().startsWith('2 unread messages')");
     bob.wait_for("bubbles().length === 3 && waiting() === 0");
     alice.wait_for("bubbles().at(-1) === 'I have no network'");
+
+    // An answer is lost, and with it the copy: the request is repeated, and the message one.
+    link.mute();
+    bob.says("Do you read me?");
+    alice.wait_for("bubbles().at(-1) === 'Do you read me?'");
+    assert_eq!(bob.get("waiting()"), 1);
+    link.cut();
+    link.mend();
+    bob.wait_for("waiting() === 0 && bubbles().at(-1) === 'Do you read me?'");
+    let repeated =
+        "frames('\"type\":\"send_message\"').filter(it => it.includes('read me')).length";
+    assert_eq!(bob.get(repeated), 2);
+    alice.says("Yes, once.");
 
     // The gateway dies, and returns at the same place.
     gateway.kill();
@@ -260,9 +276,12 @@ fn who_was_offline_or_lost_the_gateway_returns_and_drafts_are_sent_once() {
     let gateway = Gateway::start_at(addr, &settings);
     for person in [&alice, &bob] {
         person.wait_for(CONNECTED);
-        person.wait_for("waiting() === 0 && bubbles().length === 6");
+        person.wait_for("waiting() === 0 && bubbles().length === 8");
     }
     // It is told to stop, and tells them when to come back.
+    for person in [&alice, &bob] {
+        person.wait_for("failures === 0");
+    }
     assert_eq!(gateway.stop(), 0);
     for person in [&alice, &bob] {
         person.wait_for("frames('Closed: 1012').length === 1");
@@ -282,14 +301,18 @@ fn who_was_offline_or_lost_the_gateway_returns_and_drafts_are_sent_once() {
     let mut told = said(&mut gateway.connect("carol"), "alice");
     assert_eq!(told, [""; 0]);
     told = said(&mut gateway.connect("alice"), "bob");
-    assert_eq!(
-        told[..3],
-        ["Where are you?", "Well, later.", "I have no network"]
-    );
+    let first = [
+        "Where are you?",
+        "Well, later.",
+        "I have no network",
+        "Do you read me?",
+        "Yes, once.",
+    ];
+    assert_eq!(told[..5], first);
     // Of one writer in order, and each once.
-    let mut later = told[3..].to_vec();
+    let mut later = told[5..].to_vec();
     later.retain(|text| text != "two");
-    assert_eq!((told.len(), later), (6, vec!["one".into(), "three".into()]));
+    assert_eq!((told.len(), later), (8, vec!["one".into(), "three".into()]));
 
     // It stands still: nobody says so, but a ping stays unanswered.
     gateway.signal(Signal::STOP);
