@@ -99,10 +99,10 @@ impl Gateway {
             fatal,
             move |user| released.release(user),
         )?;
-        let (source, page, routes): (Box<dyn DeliverySource>, _, _) = match embedded {
-            Some(embedded) => {
+        let (source, routes): (Box<dyn DeliverySource>, _) = match embedded {
+            Some(consume) => {
                 presence.take_over();
-                ((embedded.deliver)(&deliver)?, embedded.page, None)
+                (consume(&deliver)?, None)
             }
             None => {
                 let owned = Arc::clone(&presence);
@@ -113,7 +113,7 @@ impl Gateway {
                     fatal,
                     move || owned.take_over(),
                 )?;
-                (Box::new(supervisor), None, Some(routes))
+                (Box::new(supervisor), Some(routes))
             }
         };
 
@@ -138,7 +138,7 @@ impl Gateway {
             drain,
             pacing: Semaphore::new(CATCH_UPS),
             validating: Semaphore::new(VALIDATIONS),
-            pages: pages(Arc::clone(&readiness), page),
+            pages: pages(Arc::clone(&readiness), edges.pages()),
             echo: false,
             config,
         });
@@ -218,12 +218,12 @@ impl ConnectionObserver for Users {
 }
 
 /// What the client listener shows: `listen.path` is none of these paths (`config/validate.rs`).
-fn pages(readiness: Arc<Readiness>, chat: Option<Page>) -> Vec<Page> {
+fn pages(readiness: Arc<Readiness>, of_edges: Vec<Page>) -> Vec<Page> {
     let ready = move || HttpResponse::readiness(&readiness.check());
     let mut pages = vec![
         Page::new("/healthz", HttpResponse::healthy),
         Page::new("/readyz", ready),
     ];
-    pages.extend(chat);
+    pages.extend(of_edges);
     pages
 }

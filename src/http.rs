@@ -4,7 +4,7 @@
 //! there (RFC 9112, section 11.2).
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -117,6 +117,25 @@ impl<'b> Head<'b> {
         let mut parameters = form_urlencoded::parse(self.query.as_bytes());
         let parameter = parameters.find(|(other, _)| other == name);
         parameter.map(|(_, value)| value.into_owned())
+    }
+
+    /// The request was made for this host: by its address, or as `localhost`, or by its name, which is
+    /// `own_name`. A page of another site can have its own name resolve to this host (DNS rebinding),
+    /// but then the request says that name.
+    pub fn check_host(&self, own_name: &str) -> Result<()> {
+        let authority = self.header("Host")?.unwrap_or_default();
+        let host = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => host,
+            _ => authority,
+        };
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let is_name = |name: &str| host.eq_ignore_ascii_case(name);
+        if bare.parse::<IpAddr>().is_ok() || is_name("localhost") || is_name(own_name) {
+            return Ok(());
+        }
+        let message = format!("Ask by this host's address, as localhost, or as {own_name}");
+        let code = ErrorCode::PermissionDenied;
+        Err(HttpResponse::error(421, code, &message))
     }
 
     /// The client's key, if it asks for WebSocket version 13 (RFC 6455, section 4.2.1).
@@ -454,10 +473,15 @@ impl HttpResponse {
     }
 }
 
-/// What a listener shows at a path, to whoever asks.
+/// The methods of what is shown, and of what is done.
+const SHOWS: &str = "GET, HEAD, OPTIONS";
+const ACTS: &str = "POST, OPTIONS";
+
+/// What a listener shows or does at a path, to or for whoever asks.
 pub struct Page {
     path: &'static str,
-    content: Box<dyn Fn() -> HttpResponse + Send + Sync>,
+    methods: &'static str,
+    content: Box<dyn Fn(&Head<'_>) -> HttpResponse + Send + Sync>,
 }
 
 impl Page {
@@ -465,18 +489,37 @@ impl Page {
         path: &'static str,
         content: impl Fn() -> HttpResponse + Send + Sync + 'static,
     ) -> Self {
-        let content = Box::new(content);
-        Self { path, content }
+        Self {
+            path,
+            methods: SHOWS,
+            content: Box::new(move |_| content()),
+        }
+    }
+
+    /// What a POST does. It must not wait for anything: a thread that answers many may call it.
+    pub fn action(
+        path: &'static str,
+        act: impl Fn(&Head<'_>) -> HttpResponse + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            path,
+            methods: ACTS,
+            content: Box::new(act),
+        }
     }
 
     /// The response to a request for one of `pages`; `missing` says that there is none at its path.
     pub fn respond(pages: &[Self], head: &Head<'_>, missing: &str) -> HttpResponse {
-        let methods = "GET, HEAD, OPTIONS";
-        if methods.split(", ").all(|method| method != head.method) {
-            return HttpResponse::wrong_method(methods);
-        }
-        let response = match pages.iter().find(|page| page.path == head.path) {
-            Some(page) => (page.content)(),
+        let page = pages.iter().find(|page| page.path == head.path);
+        let methods = page.map_or(SHOWS, |page| page.methods);
+        let is_allowed = methods.split(", ").any(|method| method == head.method);
+        let response = match page {
+            _ if !is_allowed => HttpResponse::wrong_method(methods),
+            // Asking does nothing, and no other site's page is allowed to act (Fetch, 3.3.2).
+            Some(page) if page.methods == ACTS && head.method == "OPTIONS" => {
+                HttpResponse::page(200, "text/plain", "")
+            }
+            Some(page) => (page.content)(head),
             // The server as a whole: HAProxy's check, unless it is told of another one.
             None if head.method == "OPTIONS" && ["/", "*"].contains(&head.path) => {
                 HttpResponse::page(200, "text/plain", "")

@@ -108,7 +108,7 @@ impl Console {
         // A scraper asks by whatever name it knows; what it gets names nobody.
         if !resource.is_public() {
             if !matches!(resource, Resource::Metrics) {
-                guard::check_host(head, &self.host_name)?;
+                head.check_host(&self.host_name)?;
             }
             guard::check_token(head, &self.sources.context.config.admin.token)?;
         }

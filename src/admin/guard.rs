@@ -1,9 +1,6 @@
 //! Who may ask: the token, if there is one, and what keeps the pages of other sites from acting
 //! through an operator's browser. A page can make a browser send requests to any address, but without
-//! a header field of its own making; and it can have its own name resolve to this host (DNS
-//! rebinding), but then the request says that name.
-
-use std::net::IpAddr;
+//! a header field of its own making; and by the name that its own host has ([`Head::check_host`]).
 
 use subtle::ConstantTimeEq;
 
@@ -21,24 +18,6 @@ pub fn check_token(head: &Head<'_>, wanted: &str) -> http::Result<()> {
     }
     let message = "Send `Authorization: Bearer TOKEN` with admin.token of the configuration";
     Err(HttpResponse::unauthorized(message))
-}
-
-/// The request was made for this host: by its address, or as `localhost`, or by its name, which is
-/// `own_name`.
-pub fn check_host(head: &Head<'_>, own_name: &str) -> http::Result<()> {
-    let authority = head.header("Host")?.unwrap_or_default();
-    let host = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => host,
-        _ => authority,
-    };
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let is_name = |name: &str| host.eq_ignore_ascii_case(name);
-    if bare.parse::<IpAddr>().is_ok() || is_name("localhost") || is_name(own_name) {
-        return Ok(());
-    }
-    let message = format!("Ask by this host's address, as localhost, or as {own_name}");
-    let code = ErrorCode::PermissionDenied;
-    Err(HttpResponse::error(421, code, &message))
 }
 
 /// The request was not made by a form or a link.

@@ -162,8 +162,8 @@ pub fn gateway_id(id: &str) -> Checked {
 pub fn path(path: &str) -> Checked {
     let reason = "must start with / and hold nothing but what a URL's path may (RFC 3986, 3.3)";
     ensure(is_path(path), reason)?;
-    let is_taken = ["/", "/healthz", "/readyz"].contains(&path);
-    ensure(!is_taken, "/, /healthz and /readyz are taken")
+    let is_taken = ["/", "/healthz", "/readyz", "/rehearse"].contains(&path);
+    ensure(!is_taken, "/, /healthz, /readyz and /rehearse are taken")
 }
 
 pub fn origins(origins: &[String]) -> Checked {

@@ -3,6 +3,7 @@
 #![cfg_attr(
     not(all(
         feature = "admin",
+        feature = "chat-page",
         feature = "discovery",
         feature = "proxy-protocol",
         feature = "reference"
@@ -19,6 +20,8 @@ use super::StartError;
 use crate::admin::{Admin, Sources};
 use crate::broker::source::DeliverySource;
 use crate::broker::{DeliveryContext, Endpoint, amqp};
+#[cfg(feature = "chat-page")]
+use crate::chat_page::ChatPage;
 use crate::client::accept::Listener;
 use crate::client::transport::{self, Opener};
 use crate::client::{ConnectionObserver, Context};
@@ -40,18 +43,12 @@ use crate::threads::Fatal;
 #[cfg(feature = "tls")]
 use crate::tls;
 
-/// The services in this process, where they are.
-pub(super) struct Embedded {
-    /// Has deliveries come, once there is somebody to deliver them to.
-    pub deliver: Deliver,
-    /// The chat page.
-    pub page: Option<Page>,
-}
+/// Has deliveries come from the services in this process, once there is somebody to deliver them to.
+pub(super) type Deliver =
+    Box<dyn FnOnce(&Arc<DeliveryContext>) -> io::Result<Box<dyn DeliverySource>>>;
 
-type Deliver = Box<dyn FnOnce(&Arc<DeliveryContext>) -> io::Result<Box<dyn DeliverySource>>>;
-
-/// Starts them, and has `config` name them, if it wants them.
-pub(super) fn embedded(config: &mut Config, fatal: &Fatal) -> Result<Option<Embedded>, StartError> {
+/// Starts the services in this process, and has `config` name them, if it wants them.
+pub(super) fn embedded(config: &mut Config, fatal: &Fatal) -> Result<Option<Deliver>, StartError> {
     if config.backend.mode != Mode::Embedded {
         return Ok(None);
     }
@@ -60,10 +57,10 @@ pub(super) fn embedded(config: &mut Config, fatal: &Fatal) -> Result<Option<Embe
         let started = embedded::Embedded::start(config, fatal);
         let started = started.map_err(|error| StartError::Part(error.to_string()))?;
         let fatal = fatal.clone();
-        Ok(Some(Embedded {
-            deliver: Box::new(move |deliver| Ok(Box::new(started.consume(deliver, &fatal)?))),
-            page: embedded::Embedded::page(config),
-        }))
+        let deliver = move |deliver: &_| -> io::Result<Box<dyn DeliverySource>> {
+            Ok(Box::new(started.consume(deliver, &fatal)?))
+        };
+        Ok(Some(Box::new(deliver)))
     }
     #[cfg(not(feature = "reference"))]
     {
@@ -100,6 +97,8 @@ pub(super) struct Edges {
     listen: Listen,
     #[cfg(feature = "admin")]
     admin: Admin,
+    #[cfg(feature = "chat-page")]
+    chat_page: Option<ChatPage>,
     /// Once it is started.
     #[cfg(feature = "discovery")]
     discovery: Option<Discovery>,
@@ -121,6 +120,8 @@ impl Edges {
                 addr,
                 error,
             })?,
+            #[cfg(feature = "chat-page")]
+            chat_page: ChatPage::new(config),
             #[cfg(feature = "discovery")]
             discovery: None,
             #[cfg(feature = "tls")]
@@ -130,6 +131,11 @@ impl Edges {
 
     /// The services that are to be called in place of `services`.
     pub fn services(&self, services: Arc<dyn Services>) -> Arc<dyn Services> {
+        #[cfg(feature = "chat-page")]
+        let services = match &self.chat_page {
+            Some(page) => page.rehearsed(services),
+            None => services,
+        };
         #[cfg(feature = "admin")]
         let services = self.admin.measured(services);
         services
@@ -137,9 +143,22 @@ impl Edges {
 
     /// Who is to be told of connections in place of `observer`.
     pub fn observer(&self, observer: Arc<dyn ConnectionObserver>) -> Arc<dyn ConnectionObserver> {
+        #[cfg(feature = "chat-page")]
+        let observer = match &self.chat_page {
+            Some(page) => page.followed(observer),
+            None => observer,
+        };
         #[cfg(feature = "admin")]
         let observer = self.admin.noted(observer);
         observer
+    }
+
+    /// What else the client listener shows and does.
+    pub fn pages(&self) -> Vec<Page> {
+        #[cfg(feature = "chat-page")]
+        return (self.chat_page.as_ref()).map_or(Vec::new(), ChatPage::pages);
+        #[cfg(not(feature = "chat-page"))]
+        Vec::new()
     }
 
     /// What a client's socket is to be.

@@ -11,7 +11,6 @@ use super::{Reference, ReferenceError};
 use crate::broker::DeliveryContext;
 use crate::broker::source::DeliverySource;
 use crate::config::Config;
-use crate::http::{HttpResponse, Page};
 use crate::readiness::LastOutcome;
 use crate::threads::Fatal;
 
@@ -46,13 +45,6 @@ impl Embedded {
             bus: bus.start(deliver, fatal)?,
             reference,
         })
-    }
-
-    /// The chat page, if it is configured.
-    pub fn page(config: &Config) -> Option<Page> {
-        let page = include_str!("page.html").replace("__PATH__", &config.listen.path);
-        let page = Page::new("/", move || HttpResponse::html(page.as_str()));
-        config.embedded.page.then_some(page)
     }
 }
 

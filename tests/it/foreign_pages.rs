@@ -12,7 +12,7 @@ use crate::support::browser::Browser;
 use crate::support::{Client, Gateway};
 
 /// Whose page it is. The browser is told that the name stands for this machine.
-const EVIL: &str = "evil.example";
+pub const EVIL: &str = "evil.example";
 
 /// What would do harm.
 const ACTS: [&str; 2] = ["/users/alice/disconnect", "/drain"];
@@ -20,7 +20,7 @@ const ACTS: [&str; 2] = ["/users/alice/disconnect", "/drain"];
 const TELLS: [&str; 2] = ["/connections", "/disconnects"];
 
 /// A site with an empty page, whatever is asked for. It ends with this process.
-fn site() -> SocketAddr {
+pub fn site() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = listener.local_addr().expect("a bound address");
     thread::spawn(move || {

@@ -74,20 +74,10 @@ fn the_live_page_shows_what_goes_on_and_acts() {
     // On a phone nothing but the tables is wider than the screen.
     browser.resize(360, 640);
     browser.wait_for("document.documentElement.scrollWidth <= innerWidth");
-    // Text can be told from what is behind it, by day and by night (WCAG 2.2, 1.4.3).
+    // By day and by night.
     for scheme in ["light", "dark"] {
-        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
-        browser.devtools(
-            "Emulation.setEmulatedMedia",
-            &json!({ "features": features }),
-        );
-        let contrasts = browser.run(CONTRASTS);
-        let contrasts = contrasts.as_array().expect("a list");
-        assert!(contrasts.len() > 20, "{contrasts:?}");
-        for contrast in contrasts {
-            let ratio = contrast["ratio"].as_f64().expect("a number");
-            assert!(ratio >= 4.5, "{scheme}: {contrast}");
-        }
+        browser.set_scheme(scheme);
+        assert_legible(&browser, scheme, 20);
     }
     // Nothing came from elsewhere, and nothing but a heading is without a name.
     let elsewhere = "performance.getEntriesByType('resource').filter(entry => \
@@ -96,6 +86,18 @@ fn the_live_page_shows_what_goes_on_and_acts() {
     let nameless = "[...document.querySelectorAll('button, input, svg')].filter(it => \
                     !(it.labels?.length || it.ariaLabel || it.textContent.trim()))";
     assert_eq!(browser.run(&format!("return {nameless}.length;")), 0);
+}
+
+/// Each text can be told from what is behind it (WCAG 2.2, 1.4.3), of which there are more than
+/// `at_least`.
+pub fn assert_legible(browser: &Browser, what: &str, at_least: usize) {
+    let contrasts = browser.run(CONTRASTS);
+    let contrasts = contrasts.as_array().expect("a list");
+    assert!(contrasts.len() > at_least, "{contrasts:?}");
+    for contrast in contrasts {
+        let ratio = contrast["ratio"].as_f64().expect("a number");
+        assert!(ratio >= 4.5, "{what}: {contrast}");
+    }
 }
 
 /// The contrast between each text and what is behind it.

@@ -54,6 +54,10 @@ mod admin;
 mod foreign_pages;
 /// Its page, in a browser.
 mod live_page;
+
+/// The chat page, and what it rehearses, in a browser.
+#[cfg(feature = "chat-page")]
+mod chat_page;
 /// What it counts.
 mod metrics;
 

@@ -3,11 +3,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use super::process::Process;
 use super::raw::Raw;
 use super::{wait_until, watchdog};
+
+/// A tab of a browser.
+pub struct Tab(String);
 
 pub struct Browser {
     _driver: Process,
@@ -43,7 +48,11 @@ impl Browser {
             format!("--user-data-dir={}", directory.join("profile").display()),
             format!("--host-resolver-rules={}", rules.join(",")),
         ] });
-        let capabilities = json!({ "alwaysMatch": { "goog:chromeOptions": options } });
+        // The suite's gateways have certificates of its own, where they have any.
+        let capabilities = json!({ "alwaysMatch": {
+            "acceptInsecureCerts": true,
+            "goog:chromeOptions": options,
+        } });
         let created = browser.command("POST", "", &json!({ "capabilities": capabilities }));
         let id = created["sessionId"].as_str().expect("a session");
         browser.session = format!("/session/{id}");
@@ -60,6 +69,73 @@ impl Browser {
             "/window/rect",
             &json!({ "width": width, "height": height }),
         );
+    }
+
+    /// The tab that everything else is about.
+    pub fn tab(&self) -> Tab {
+        Tab(self.text("GET", "/window", &json!({})))
+    }
+
+    /// Another tab, which everything else is about from now on.
+    pub fn new_tab(&self) -> Tab {
+        let created = self.command("POST", "/window/new", &json!({ "type": "tab" }));
+        let tab = Tab(created["handle"].as_str().expect("a handle").into());
+        self.switch_to(&tab);
+        tab
+    }
+
+    pub fn switch_to(&self, tab: &Tab) {
+        self.command("POST", "/window", &json!({ "handle": tab.0 }));
+    }
+
+    /// Has the page of this tab so many pixels, whatever windows can be.
+    pub fn set_viewport(&self, width: u32, height: u32) {
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            &json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false }),
+        );
+    }
+
+    /// What the page prefers: "light" or "dark".
+    pub fn set_scheme(&self, scheme: &str) {
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        self.devtools(
+            "Emulation.setEmulatedMedia",
+            &json!({ "features": features }),
+        );
+    }
+
+    /// What the page looks like: a PNG.
+    pub fn picture(&self) -> Vec<u8> {
+        let text = self.text("GET", "/screenshot", &json!({}));
+        BASE64.decode(text).expect("base64")
+    }
+
+    /// The names by which a screen reader knows the elements of a selector that are shown, with what
+    /// they are in HTML.
+    pub fn accessible_names(&self, selector: &str) -> Vec<(String, String)> {
+        let query = json!({ "using": "css selector", "value": selector });
+        let found = self.command("POST", "/elements", &query);
+        let elements = found.as_array().expect("a list").iter();
+        let elements = elements.map(|element| {
+            let (_, id) = element
+                .as_object()
+                .expect("an element")
+                .iter()
+                .next()
+                .expect("its id");
+            let id = id.as_str().expect("a text").to_owned();
+            let argument = json!([element]);
+            (id, argument)
+        });
+        let shown = elements.filter_map(|(id, argument)| {
+            let script = "return arguments[0].checkVisibility() ? arguments[0].outerHTML : null;";
+            let body = json!({ "script": script, "args": argument });
+            let html = self.command("POST", "/execute/sync", &body);
+            let name = || self.text("GET", &format!("/element/{id}/computedlabel"), &json!({}));
+            html.as_str().map(|html| (html.to_owned(), name()))
+        });
+        shown.collect()
     }
 
     /// What a script returns, or what a promise that it returns comes to.
@@ -101,6 +177,11 @@ impl Browser {
         self.command("POST", "/goog/cdp/execute", &body);
     }
 
+    fn text(&self, method: &str, path: &str, body: &Value) -> String {
+        let value = self.command(method, path, body);
+        value.as_str().expect("a text").into()
+    }
+
     fn command(&self, method: &str, path: &str, body: &Value) -> Value {
         let (session, body) = (&self.session, body.to_string());
         let length = body.len();
@@ -129,3 +210,5 @@ impl Drop for Browser {
 pub const TAB: &str = "\u{E004}";
 /// The Enter key.
 pub const ENTER: &str = "\u{E007}";
+/// The Escape key.
+pub const ESCAPE: &str = "\u{E00C}";
