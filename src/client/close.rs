@@ -8,8 +8,8 @@ use strum::{EnumIter, IntoStaticStr};
 
 use super::frame::Frame;
 
-/// Why a connection ends. Logs and metrics name it as it is named here. What follows a first sentence is
-/// what the client does next.
+/// Why a connection ends. Logs and metrics name it as it is named here. The second paragraph of each is
+/// what the client does next, as `proto/client.asyncapi.yaml` has it.
 #[derive(Debug, Clone, PartialEq, Eq, EnumIter, IntoStaticStr)]
 #[cfg_attr(test, derive(strum::EnumMessage))]
 #[strum(serialize_all = "snake_case")]

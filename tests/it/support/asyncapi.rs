@@ -2,7 +2,7 @@
 //! reads is one that the document describes, to the field, and each request is answered as it says. The
 //! unit tests try the parser of requests with the same code.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::LazyLock;
 
@@ -38,6 +38,8 @@ pub struct Protocol {
     frames: BTreeMap<String, Validator>,
     close_reason: Validator,
     close_codes: Vec<Value>,
+    /// Of HTTP errors.
+    statuses: Vec<u64>,
 }
 
 struct RequestType {
@@ -81,7 +83,7 @@ impl Protocol {
             refs.map(last).collect()
         };
         let (mut requests, mut answers) = (BTreeMap::new(), BTreeMap::new());
-        let mut said = Vec::new();
+        let mut said = BTreeSet::new();
         for operation in document["operations"]
             .as_object()
             .expect("operations")
@@ -116,12 +118,14 @@ impl Protocol {
             let validator = validator(&components, &format!("/messages/{kind}/payload"));
             (kind, validator)
         };
-        let close_codes = document["x-close-codes"].as_array();
+        let list = |name: &str| document[name].as_array().expect("a list");
+        let status = |error: &Value| error["status"].as_u64().expect("a status");
         Self {
             requests,
             frames: said.into_iter().map(frame).collect(),
             close_reason: validator(&components, "/schemas/CloseReason"),
-            close_codes: close_codes.expect("the close codes").clone(),
+            close_codes: list("x-close-codes").clone(),
+            statuses: list("x-http-errors").iter().map(status).collect(),
         }
     }
 
@@ -142,13 +146,17 @@ impl Protocol {
     fn fault(&self, text: &str, asked: &mut Asked) -> Result<(), String> {
         let envelope: Fields = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let mut request = Map::new();
-        for name in ["type", "request_id"] {
+        // An answer carries the id of a request as well that is wrong elsewhere.
+        for (name, noted) in [
+            ("request_id", &mut asked.request_id),
+            ("type", &mut asked.kind),
+        ] {
             if let Some(value) = envelope.once(name)? {
-                request.insert(name.into(), json(value)?);
+                let value = json(value)?;
+                *noted = value.as_str().map(str::to_owned);
+                request.insert(name.into(), value);
             }
         }
-        let text_of = |name: &str| request.get(name).and_then(Value::as_str).map(str::to_owned);
-        (asked.kind, asked.request_id) = (text_of("type"), text_of("request_id"));
         let kind = asked.kind.as_deref().ok_or("no type")?;
         let kind = self.requests.get(kind).ok_or("an unknown type")?;
         if let Some(value) = envelope.once("data")? {
@@ -175,70 +183,62 @@ impl Protocol {
         explain(self.frames.get(kind).ok_or("an unknown type")?, frame)
     }
 
-    /// Whether the gateway may end a connection like this.
+    /// Whether the gateway may end a connection like this. `client`: the code by which the client ended
+    /// it before, which comes back.
     fn check_close(&self, code: u16, reason: &str, client: Option<u16>) -> Result<(), String> {
         let reason: Value = serde_json::from_str(reason).map_err(|error| error.to_string())?;
         explain(&self.close_reason, &reason)?;
-        let is_it = |entry: &&Value| {
-            entry["code"] == code
-                && ["reason", "reconnect"]
-                    .iter()
-                    .all(|field| entry[field] == reason[field])
-                && match (reason["after_ms"].as_u64(), &entry["after_ms"]) {
-                    (None, bounds) => bounds.is_null(),
-                    (Some(after), bounds) => {
-                        let maximum = bounds.get("maximum").map_or(Some(u64::MAX), Value::as_u64);
-                        bounds["minimum"].as_u64() <= Some(after) && Some(after) <= maximum
-                    }
-                }
+        let is_within = |bounds: &Value| match reason["after_ms"].as_u64() {
+            None => bounds.is_null(),
+            Some(after) => {
+                let bound = |name: &str| bounds.get(name).and_then(Value::as_u64);
+                let from = bound("minimum").unwrap_or(u64::MAX);
+                (from..=bound("maximum").unwrap_or(u64::MAX)).contains(&after)
+            }
         };
-        let echoed = client == Some(code) && reason == json!({"reconnect": false, "reason": ""});
-        let is_described = echoed || self.close_codes.iter().any(|entry| is_it(&entry));
-        is_described
-            .then_some(())
-            .ok_or_else(|| format!("{code} {reason} is not described"))
+        let is_it = |entry: &Value| {
+            let mut fields = ["reason", "reconnect"].iter();
+            entry["code"] == code
+                && fields.all(|field| entry[field] == reason[field])
+                && is_within(&entry["after_ms"])
+        };
+        let comes_back =
+            client == Some(code) && reason == json!({"reconnect": false, "reason": ""});
+        let is_described = comes_back || self.close_codes.iter().any(is_it);
+        ensure(is_described, "is none of x-close-codes")
     }
 
     /// Whether `answer` may follow on `asked`.
     fn check_answer(&self, asked: &Asked, answer: &Value) -> Result<(), String> {
-        let kind = asked
-            .kind
-            .as_deref()
-            .and_then(|kind| self.requests.get(kind));
-        let code = answer["code"].as_str().unwrap_or_default();
-        let message = answer["message"].as_str().unwrap_or_default();
-        let answered_id = answer["request_id"].as_str();
+        let text = |field: &str| answer[field].as_str().unwrap_or_default();
+        let (code, message) = (text("code"), text("message"));
+        let by_parser = PARSER.iter().any(|start| message.starts_with(start));
+        let kind = asked.kind.as_deref();
+        let request = kind.and_then(|kind| self.requests.get(kind));
+        let carried = answer["request_id"].as_str();
+        let is_its_id = carried == asked.request_id.as_deref();
+        // Whatever was asked.
         if code == "RATE_LIMITED" {
             return Ok(());
         }
-        match (&asked.fault, kind) {
-            (None, Some(kind)) => {
-                let by_parser = PARSER.iter().any(|start| message.starts_with(start));
-                if answered_id != asked.request_id.as_deref() {
-                    Err("carries another request_id".into())
-                } else if !kind.answers.iter().any(|other| answer["type"] == **other) {
-                    Err("is no answer to it".into())
-                } else if code == "UNKNOWN_MESSAGE_TYPE" || (code == "INVALID_MESSAGE" && by_parser)
-                {
-                    Err("refuses what the document describes".into())
-                } else {
-                    Ok(())
-                }
-            }
-            (Some(fault), kind) => {
-                let unknown = kind.is_none() && asked.kind.is_some();
-                let refuses = (code == "INVALID_MESSAGE"
-                    && PARSER.iter().any(|start| message.starts_with(start)))
-                    || (code == "UNKNOWN_MESSAGE_TYPE" && unknown);
-                if answered_id.is_some() && answered_id != asked.request_id.as_deref() {
-                    return Err("carries another request_id".into());
-                }
-                refuses
-                    .then_some(())
-                    .ok_or_else(|| format!("takes what the document refuses ({fault})"))
-            }
-            (None, None) => unreachable!("what fits is of a type"),
+        if let Some(fault) = &asked.fault {
+            ensure(is_its_id || carried.is_none(), "carries another request_id")?;
+            let is_unknown = kind.is_some() && request.is_none();
+            let is_refused = (code == "INVALID_MESSAGE" && by_parser)
+                || (code == "UNKNOWN_MESSAGE_TYPE" && is_unknown);
+            return ensure(
+                is_refused,
+                &format!("takes what the document refuses ({fault})"),
+            );
         }
+        ensure(is_its_id, "carries another request_id")?;
+        let mut answers = request.iter().flat_map(|request| &request.answers);
+        ensure(
+            answers.any(|other| answer["type"] == **other),
+            "is no answer to it",
+        )?;
+        let is_refused = code == "UNKNOWN_MESSAGE_TYPE" || (code == "INVALID_MESSAGE" && by_parser);
+        ensure(!is_refused, "refuses what the document describes")
     }
 }
 
@@ -297,15 +297,24 @@ impl Exchange {
     }
 }
 
-/// The JSON of an HTTP error of the gateway's; panics unless it is an error frame's.
+/// The body of an HTTP error of the gateway's; panics unless it is an error frame's.
 pub fn check_http_error(body: &str) {
     let error: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("no JSON: {body}"));
     let checked = PROTOCOL.check_frame(&error);
     let is_error = error["type"] == "error" && error.get("request_id").is_none();
-    assert!(
-        checked.is_ok() && is_error,
-        "no error of the document's: {body}: {checked:?}"
-    );
+    let is_error = checked.is_ok() && is_error;
+    assert!(is_error, "no error of the document's: {body}: {checked:?}");
+}
+
+/// How a client was refused before the upgrade; panics unless the document describes it.
+pub fn check_refusal(status: u16, body: &str) {
+    let is_described = PROTOCOL.statuses.contains(&status.into());
+    assert!(is_described, "no status of the document's: {status} {body}");
+    check_http_error(body);
+}
+
+fn ensure(holds: bool, otherwise: &str) -> Result<(), String> {
+    holds.then_some(()).ok_or_else(|| otherwise.to_owned())
 }
 
 fn explain(validator: &Validator, value: &Value) -> Result<(), String> {

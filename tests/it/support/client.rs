@@ -12,7 +12,7 @@ use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::http::{HeaderValue, Response, StatusCode};
 use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
-use super::asyncapi::{Exchange, check_http_error};
+use super::asyncapi::{Exchange, check_refusal};
 use super::stream::Stream;
 use super::{DEADLINE, Gateway};
 
@@ -422,11 +422,9 @@ fn refused(answer: &Response<Option<Vec<u8>>>) -> Refused {
         .map(String::from_utf8_lossy)
         .unwrap_or_default()
         .into();
-    check_http_error(&body);
-    Refused {
-        status: answer.status().as_u16(),
-        body,
-    }
+    let status = answer.status().as_u16();
+    check_refusal(status, &body);
+    Refused { status, body }
 }
 
 fn is_timeout(error: &io::Error) -> bool {

@@ -29,6 +29,9 @@ pub const FIN: u8 = 0x80;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+/// More than any test has a gateway take, in bytes.
+const LONGEST: usize = 16 << 20;
+
 /// One connection.
 pub struct Raw {
     stream: Stream,
@@ -127,9 +130,10 @@ impl Raw {
     }
 
     fn upgraded(&mut self) {
+        // What is announced is reserved.
         let config = WebSocketConfig::default()
-            .max_message_size(None)
-            .max_frame_size(None);
+            .max_message_size(Some(LONGEST))
+            .max_frame_size(Some(LONGEST));
         let reader = WebSocket::from_raw_socket(Sent(Vec::new()), Role::Server, Some(config));
         (self.exchange, self.sent) = (Some(Exchange::default()), Some(reader));
     }
