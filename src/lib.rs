@@ -35,7 +35,7 @@
 //!
 //! | to change | look at |
 //! | --- | --- |
-//! | a request or a push of the client protocol | `client/request.rs`, `client/protocol.rs`, `client/dispatch.rs` |
+//! | a request or a push of the client protocol | `client/request.rs`, `client/protocol.rs`, `client/dispatch.rs`; then its document, `proto/client.asyncapi.yaml`, is made again: `client/schema/` |
 //! | who is let in | `client/accept.rs`, `client/admission.rs`, `client/head.rs`, `client/address.rs`, `client/handshake.rs` |
 //! | an HTTP answer | `http.rs`; the pages: [`gateway`]; what operators are answered: `admin/` |
 //! | the chat page, and what it makes the gateway do to it | `chat_page/page.html`, `chat_page/rehearsals.rs` (an edge) |
@@ -43,7 +43,7 @@
 //! | the way out, and what clients are told at the end | `gateway/shutdown.rs`, `drain.rs`, `client/close.rs` |
 //! | the log | `logging.rs` |
 //! | what a token is worth, and when it is asked about again | `client/token.rs`, `client/token_check.rs` |
-//! | a close code | `client/close.rs` |
+//! | a close code | `client/close.rs`, and the document made again |
 //! | when unread messages are pushed, and who falls back to them | `client/catch_up.rs`, `client/gate.rs` |
 //! | who is idle, stuck or slow | `client/liveness.rs` |
 //! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs`; in which order threads may take turns there: `sync.rs`, `tests/loom/` |

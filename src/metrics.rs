@@ -92,7 +92,7 @@ impl Metrics {
             &[],
         );
         let push_types = PushType::VARIANTS.iter().map(<&str>::from);
-        let codes = ErrorCode::ALL.map(ErrorCode::as_str);
+        let codes: Vec<&str> = ErrorCode::VARIANTS.iter().map(<&str>::from).collect();
         let rpc = options(
             "gateway_rpc_seconds",
             "Calls to the User, Message and Presence services, by method and code.",

@@ -8,41 +8,71 @@ use strum::{EnumIter, IntoStaticStr};
 
 use super::frame::Frame;
 
-/// Why a connection ends. Logs and metrics name it as it is named here.
+/// Why a connection ends. Logs and metrics name it as it is named here. The second paragraph of each is
+/// what the client does next, as `proto/client.asyncapi.yaml` has it.
 #[derive(Debug, Clone, PartialEq, Eq, EnumIter, IntoStaticStr)]
+#[cfg_attr(test, derive(strum::EnumMessage))]
 #[strum(serialize_all = "snake_case")]
 pub enum CloseReason {
     /// The client sent a Close frame, with this code if with any.
+    ///
+    /// It has its own code back, or 1000, and is done.
     ClientClosed(Option<u16>),
     /// The client's end of the TCP connection is gone.
     Vanished,
     /// The client broke RFC 6455.
+    ///
+    /// It mends itself.
     ProtocolError(String),
     /// A binary frame: this protocol is JSON in text frames.
+    ///
+    /// It mends itself.
     BinaryFrame,
     /// A text frame that is not UTF-8.
+    ///
+    /// It mends itself.
     NotUtf8,
     /// A message over `limits.max_message_size`.
+    ///
+    /// It says less at a time: `connected` names the most.
     TooLarge,
     /// A panic or a failure inside the gateway.
+    ///
+    /// It reconnects, each time after a longer while.
     InternalError,
     /// The gateway is shutting down, and the client is to come back after so long.
+    ///
+    /// It reconnects after `after_ms`: each is told another one, up to `shutdown.reconnect_spread`.
     Shutdown(Duration),
     /// The client is behind and takes next to nothing, or has no room for its own user's messages.
+    ///
+    /// It reconnects, and gets what is unread again.
     SlowConsumer,
     /// A ping that was not answered within `session.idle_timeout`.
+    ///
+    /// It reconnects.
     Idle,
     /// The client took nothing for `session.write_timeout`, and next to nothing for six of them.
     WriteTimeout,
     /// The token's time is over.
+    ///
+    /// It gets a new token, and reconnects.
     TokenExpired,
     /// The user has a newer connection, and `limits.over_limit` is `close_oldest`.
+    ///
+    /// It does not reconnect by itself: the newer one would have to go.
     Replaced,
     /// The User Service took the session away.
+    ///
+    /// It does not reconnect before its user has logged in again.
     SessionRevoked,
     /// An operator ended it.
+    ///
+    /// It does not reconnect by itself.
     Disconnected,
     /// Too many requests were refused by the rate limit.
+    ///
+    /// It asks less often, and reconnects, each time after a longer while.
     RateExceeded,
 }
 
@@ -54,7 +84,7 @@ impl CloseReason {
 
     /// The code and the words of the Close frame, and when the client is to come back, counted from
     /// it, if it is to by itself. `None` when no one is there to read one.
-    fn describe(&self) -> Option<(u16, &'static str, Option<Range<Duration>>)> {
+    pub(super) fn describe(&self) -> Option<(u16, &'static str, Option<Range<Duration>>)> {
         let seconds = |from, to| Some(Duration::from_secs(from)..Duration::from_secs(to));
         Some(match self {
             Self::ClientClosed(code) => (code.unwrap_or(1000), "", None),

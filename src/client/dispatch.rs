@@ -24,9 +24,9 @@ pub(super) fn answer(context: &Context, connection: &Connection, request: Reques
             _ => debug!("Request failed: type={kind}, {connection}, error={failed}"),
         })
     });
-    served.unwrap_or_else(|error| {
-        context.metrics.error(error.code);
-        let (code, message) = (error.code.as_str(), error.message.as_str());
+    served.unwrap_or_else(|ServiceError { code, message, .. }| {
+        context.metrics.error(code);
+        let message = message.as_str();
         Outgoing::Error { code, message }.frame(request_id, timestamp())
     })
 }

@@ -29,6 +29,8 @@ mod liveness;
 mod rate;
 pub(crate) mod refuser;
 mod request;
+#[cfg(test)]
+mod schema;
 mod session;
 mod socket;
 mod stack;

@@ -11,7 +11,7 @@ use strum::IntoStaticStr;
 use super::frame::Frame;
 use crate::ids::{UserId, is_id};
 use crate::metrics::PushType;
-use crate::services::proto;
+use crate::services::{ErrorCode, proto};
 
 /// Unix time in seconds, as it stands in every frame.
 pub fn timestamp() -> i64 {
@@ -83,19 +83,35 @@ impl Push {
 
 /// A chat message as a push and as an entry of a history. Of `group_id` and `to_user_id` one is empty.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(super) struct ChatMessage<'a> {
     #[serde(rename = "type")]
+    #[cfg_attr(test, schemars(with = "String"))]
     kind: PushType,
+    /// Names the message. What comes with an `id` that the client has seen is the same message again, to
+    /// be dropped.
+    #[cfg_attr(test, schemars(length(min = 1)))]
     id: &'a str,
+    /// The group that it was sent to.
     #[serde(skip_serializing_if = "str::is_empty")]
+    #[cfg_attr(test, schemars(with = "super::schema::Id"))]
     group_id: &'a str,
+    /// Who sent it.
+    #[cfg_attr(test, schemars(with = "super::schema::Id"))]
     from_user_id: &'a str,
+    /// Whom it was sent to.
     #[serde(skip_serializing_if = "str::is_empty")]
+    #[cfg_attr(test, schemars(with = "super::schema::Id"))]
     to_user_id: &'a str,
+    /// As it was sent.
     content: &'a str,
+    /// As it was sent: what the content is, `text` unless the sender said something else.
     message_type: &'a str,
+    /// When the Message Service committed it, in Unix seconds.
     timestamp: i64,
+    /// What the sender named it by, where they did.
     #[serde(skip_serializing_if = "str::is_empty")]
+    #[cfg_attr(test, schemars(length(min = 1)))]
     client_message_id: &'a str,
 }
 
@@ -140,65 +156,108 @@ impl<'a> ChatMessage<'a> {
 
 /// One page of a conversation's or a group's history. Of `user_id` and `group_id` one is empty.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(super) struct History<'a> {
     #[serde(rename = "type")]
     pub kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "super::schema::RequestId"))]
     pub request_id: Option<&'a str>,
+    /// The other user of the conversation.
     #[serde(skip_serializing_if = "str::is_empty")]
+    #[cfg_attr(test, schemars(with = "super::schema::Id"))]
     pub user_id: &'a str,
+    /// The group.
     #[serde(skip_serializing_if = "str::is_empty")]
+    #[cfg_attr(test, schemars(with = "super::schema::Id"))]
     pub group_id: &'a str,
+    /// Oldest first. Fewer than `limit` are no sign of the end: the answer may have been cut to fit.
     pub messages: &'a [ChatMessage<'a>],
+    /// Whether there are older ones: ask for them with the first message's `id` as `before_id`.
     pub has_more: bool,
 }
 
 /// Everything else: its name is its `type`.
 #[derive(Serialize, IntoStaticStr)]
+#[cfg_attr(test, derive(schemars::JsonSchema, strum::VariantNames))]
 #[serde(untagged)]
 #[strum(serialize_all = "snake_case")]
 pub(super) enum Outgoing<'a> {
+    /// The first frame of every connection.
     Connected {
+        /// Names the connection, as the gateway's log does: 32 hex digits.
+        #[cfg_attr(test, schemars(regex(pattern = "^[0-9a-f]{32}$")))]
         connection_id: &'a str,
+        /// Whose token it was.
+        #[cfg_attr(test, schemars(with = "super::schema::Id"))]
         user_id: &'a str,
+        /// Names the gateway, as `gateway.id` does.
         gateway_id: &'a str,
-        /// In seconds.
+        /// In seconds: a client that has heard nothing for several of these, no ping either, has lost its
+        /// connection.
         ping_interval: u64,
+        /// The longest message that may be sent, in bytes; a longer one ends the connection with 1009.
         max_message_size: usize,
     },
+    /// Somebody came online or went offline. Pushed at the time, and never again.
     Presence {
+        /// Who it is.
+        #[cfg_attr(test, schemars(with = "super::schema::Id"))]
         user_id: &'a str,
+        /// What has become of them.
+        #[cfg_attr(test, schemars(extend("enum" = ["online", "offline"])))]
         status: &'a str,
     },
+    /// The Message Service has committed the message: from now on it is pushed, until one of the
+    /// recipient's devices acknowledges it.
     MessageSent {
+        /// Names the message, as its push does.
+        #[cfg_attr(test, schemars(length(min = 1)))]
         id: &'a str,
+        /// The request's own, where it had one.
         #[serde(skip_serializing_if = "str::is_empty")]
+        #[cfg_attr(test, schemars(length(min = 1)))]
         client_message_id: &'a str,
     },
+    /// The messages are read: no connect pushes them again.
     Acked,
+    /// The connection goes on with the new token.
     TokenRefreshed {
-        /// In Unix seconds; 0 means never.
+        /// When the new token expires, in Unix seconds; 0 means never.
         expires_at: i64,
     },
+    /// What was unread has been pushed before this. It comes after every connect, and whenever the
+    /// gateway caught up again: after it lost its broker, or when the client was behind.
     OfflineComplete {
+        /// How many unread messages were pushed.
         count: usize,
     },
+    /// The gateway is there.
     Pong,
+    /// A request that failed; the connection stays open. An HTTP error before the upgrade has the same
+    /// object as its body.
     Error {
-        code: &'a str,
+        /// What went wrong, for programs.
+        code: ErrorCode,
+        /// What went wrong, for people.
+        #[cfg_attr(test, schemars(length(min = 1)))]
         message: &'a str,
     },
 }
 
 /// What all of them have in common.
 #[derive(Serialize)]
-struct Envelope<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Envelope<'a> {
     #[serde(rename = "type")]
     kind: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "super::schema::RequestId"))]
     request_id: Option<&'a str>,
     #[serde(flatten)]
+    #[cfg_attr(test, schemars(skip))]
     outgoing: Outgoing<'a>,
+    /// When it was said, in Unix seconds; of `message_sent`, when the message was committed.
     timestamp: i64,
 }
 
@@ -225,7 +284,6 @@ pub(super) fn frame(json: &impl Serialize) -> Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorCode;
 
     fn text(frame: &Frame) -> &str {
         std::str::from_utf8(&frame.bytes()[2..]).unwrap_or_default()
@@ -234,7 +292,7 @@ mod tests {
     #[test]
     fn an_error_is_the_seeds_field_for_field() {
         let error = |request_id| {
-            let code = ErrorCode::InvalidMessage.as_str();
+            let code = ErrorCode::InvalidMessage;
             let message = "Invalid";
             Outgoing::Error { code, message }.frame(request_id, 7)
         };

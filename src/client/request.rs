@@ -14,7 +14,7 @@ use crate::services::proto::{
 use crate::services::{ErrorCode, ServiceError};
 
 /// The longest `request_id`, in bytes.
-const MAX_REQUEST_ID: usize = 64;
+pub(super) const MAX_REQUEST_ID: usize = 64;
 /// The most entries of one history page.
 const MAX_LIMIT: i32 = 100;
 const DEFAULT_LIMIT: i32 = 50;
@@ -44,54 +44,101 @@ pub(super) enum Body {
 
 /// Its fields as they are written: what nests is passed over without a stack, however deep it is.
 #[derive(Deserialize)]
-struct Envelope<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Envelope<'a> {
     #[serde(rename = "type", borrow)]
+    #[cfg_attr(test, schemars(with = "String"))]
     kind: Option<&'a RawValue>,
     #[serde(borrow)]
+    #[cfg_attr(test, schemars(with = "Option<super::schema::RequestId>"))]
     request_id: Option<&'a RawValue>,
     #[serde(borrow)]
+    #[cfg_attr(test, schemars(skip))]
     data: Option<&'a RawValue>,
 }
 
 // The `data` of each type: what may be left out is an `Option`.
 
+/// Sends a message to a user.
 #[derive(Deserialize)]
-struct SendMessage {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct SendMessage {
+    /// Whom it is for.
+    #[cfg_attr(test, schemars(with = "super::schema::Id"))]
     to_user_id: String,
+    /// What it says, whatever `message_type` makes of it.
     content: String,
+    /// What the content is, for the clients that show it.
+    #[cfg_attr(test, schemars(extend("default" = "text")))]
     message_type: Option<String>,
+    /// Names the message before it has an `id`: the same name sends once, so a request whose answer was
+    /// lost is repeated with it.
     client_message_id: Option<String>,
 }
 
+/// Sends a message to a group that the user is a member of.
 #[derive(Deserialize)]
-struct SendGroupMessage {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct SendGroupMessage {
+    /// The group.
+    #[cfg_attr(test, schemars(with = "super::schema::Id"))]
     group_id: String,
+    /// What it says, whatever `message_type` makes of it.
     content: String,
+    /// What the content is, for the clients that show it.
+    #[cfg_attr(test, schemars(extend("default" = "text")))]
     message_type: Option<String>,
+    /// Names the message before it has an `id`: the same name sends once, so a request whose answer was
+    /// lost is repeated with it.
     client_message_id: Option<String>,
 }
 
+/// A page of what the user and another one have sent each other, newest page first.
 #[derive(Deserialize)]
-struct GetHistory {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct GetHistory {
+    /// The other user.
+    #[cfg_attr(test, schemars(with = "super::schema::Id"))]
     user_id: String,
+    /// The message before which the page ends; empty: the newest page.
+    #[cfg_attr(test, schemars(extend("default" = "")))]
     before_id: Option<String>,
+    /// The most messages of the page. Written in digits alone: neither 5.0 nor 5e1.
+    #[cfg_attr(test, schemars(range(min = 1, max = MAX_LIMIT)))]
+    #[cfg_attr(test, schemars(extend("default" = DEFAULT_LIMIT, "x-digits-alone" = true)))]
     limit: Option<i32>,
 }
 
+/// A page of what was sent to a group that the user is a member of, newest page first.
 #[derive(Deserialize)]
-struct GetGroupHistory {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct GetGroupHistory {
+    /// The group.
+    #[cfg_attr(test, schemars(with = "super::schema::Id"))]
     group_id: String,
+    /// The message before which the page ends; empty: the newest page.
+    #[cfg_attr(test, schemars(extend("default" = "")))]
     before_id: Option<String>,
+    /// The most messages of the page. Written in digits alone: neither 5.0 nor 5e1.
+    #[cfg_attr(test, schemars(range(min = 1, max = MAX_LIMIT)))]
+    #[cfg_attr(test, schemars(extend("default" = DEFAULT_LIMIT, "x-digits-alone" = true)))]
     limit: Option<i32>,
 }
 
+/// Says that messages are read, so that they are not pushed again on the next connect. What is not this
+/// user's, or was acknowledged before, does no harm.
 #[derive(Deserialize)]
-struct Ack {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct Ack {
+    /// The `id` of each.
     message_ids: Vec<String>,
 }
 
+/// Goes on with a new token of the same user, before the old one expires.
 #[derive(Deserialize)]
-struct RefreshToken {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(super) struct RefreshToken {
+    /// The new token.
     token: String,
 }
 

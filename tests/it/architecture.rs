@@ -370,10 +370,12 @@ fn product() -> Vec<Source> {
         "tests.rs",
         "support.rs",
     ];
+    const FOLDERS_FOR_TESTS: [&str; 2] = ["tests/", "client/schema/"];
     let mut sources = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     sources.retain(|source| {
         let file = &source.file;
-        !FOR_TESTS.iter().any(|end| file.ends_with(end)) && !file.contains("tests/")
+        !FOR_TESTS.iter().any(|end| file.ends_with(end))
+            && !FOLDERS_FOR_TESTS.iter().any(|folder| file.contains(folder))
     });
     sources
 }
@@ -520,6 +522,35 @@ fn the_core_is_read_in_three_sittings_and_the_first_in_an_afternoon() {
     }
     let core = lines(&CORE);
     assert!(core <= CORE_LINES, "the core has {core} lines");
+}
+
+#[test]
+fn what_only_tests_compile_is_no_line_of_the_product() {
+    let text = r#"
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Frame<'a> {
+    #[serde(rename = "type")]
+    #[cfg_attr(
+        test,
+        schemars(with = "[u8]", extend("enum" = ["a]", "b"]))
+    )]
+    kind: [&'a str; 2],
+    #[cfg_attr(feature = "admin", serde(skip))]
+    more: u8,
+}
+#[cfg(test)]
+use schemars::generate;
+#[cfg(test)]
+mod tests {
+    fn f() {}
+}
+fn g() {}
+"#;
+    let source = Source::new("client/frame.rs", text);
+    assert_eq!(source.lines, 8, "{:?}", source.tokens);
+    assert!(!source.names("schemars"), "{:?}", source.paths);
+    assert_eq!(Source::new("a.rs", "#[cfg_attr(test, a)]").lines, 0);
 }
 
 /// The tests that a section of the README names in the last column of its tables, as `module::test`

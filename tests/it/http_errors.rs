@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::chat;
+use crate::support::asyncapi::check_refusal;
 use crate::support::backend::Backend;
 use crate::support::broker::Broker;
 use crate::support::client::error_message;
@@ -28,6 +29,7 @@ fn upgrade_with(gateway: &Gateway, changed: &[(&str, &str)]) -> Response {
 /// Checks the status, and the body: the error object of the protocol.
 fn assert_error(response: &Response, status: u16, code: &str) {
     assert_eq!(response.status, status, "{response:?}");
+    check_refusal(response.status, &response.body);
     let kind = response.header("content-type").unwrap_or_default();
     assert!(kind.starts_with("application/json"), "{response:?}");
     let body = response.json();

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::clients::users;
 use super::{Drill, Figures};
+use crate::support::asyncapi::Exchange;
 use crate::support::ledger::Ledger;
 use crate::support::raw::{self, CLOSE, FIN, PING, PONG, TEXT, UPGRADE};
 use crate::support::settings::token_of;
@@ -117,6 +118,8 @@ struct Pump {
     pauses_until: Instant,
     /// How it ended.
     closed: Option<String>,
+    /// Holds what comes against `proto/client.asyncapi.yaml`.
+    protocol: Exchange,
 }
 
 impl Pump {
@@ -160,11 +163,13 @@ impl Pump {
             pongs: 0,
             pauses_until: Instant::now(),
             closed: None,
+            protocol: Exchange::default(),
         }
     }
 
     fn request(&mut self, kind: &str, data: &Value) {
         let text = json!({"type": kind, "request_id": kind, "data": data}).to_string();
+        self.protocol.sent(&text);
         self.unsent.extend(raw::frame(FIN | TEXT, text.as_bytes()));
     }
 
@@ -247,7 +252,8 @@ impl Pump {
             assert_eq!(first & 0xf0, FIN, "malformed: {first:#x}");
             match first & 0x0f {
                 TEXT => {
-                    let frame = serde_json::from_slice(payload).expect("JSON");
+                    let text = str::from_utf8(payload).expect("UTF-8");
+                    let frame = self.protocol.received(text);
                     self.heard(&frame, ledger);
                 }
                 PING => {

@@ -12,12 +12,15 @@ use tungstenite::handshake::client::ClientHandshake;
 use tungstenite::http::{HeaderValue, Response, StatusCode};
 use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
+use super::asyncapi::{Exchange, check_refusal};
 use super::stream::Stream;
 use super::{DEADLINE, Gateway};
 
 /// One connection of one user.
 pub struct Client {
     socket: WebSocket<Stream>,
+    /// Holds what comes against `proto/client.asyncapi.yaml`.
+    exchange: Exchange,
     /// Frames that came while another one was waited for, oldest first.
     held: VecDeque<Value>,
     requests: u64,
@@ -118,6 +121,7 @@ impl Client {
         let (held, requests) = (VecDeque::new(), 0);
         let mut client = Self {
             socket,
+            exchange: Exchange::default(),
             held,
             requests,
             user: String::new(),
@@ -134,9 +138,12 @@ impl Client {
 
     /// Sends `text` as it is.
     pub fn send_text(&mut self, text: impl Into<String>) {
-        self.socket
-            .send(Message::text(text.into()))
-            .expect("the gateway reads");
+        self.try_send_text(text.into()).expect("the gateway reads");
+    }
+
+    fn try_send_text(&mut self, text: String) -> tungstenite::Result<()> {
+        self.exchange.sent(&text);
+        self.socket.send(Message::text(text))
     }
 
     pub fn send(&mut self, frame: &Value) {
@@ -160,7 +167,7 @@ impl Client {
         self.requests += 1;
         let id = format!("{}-{}", self.user, self.requests);
         let request = json!({"type": kind, "request_id": id, "data": data});
-        let sent = self.socket.send(Message::text(request.to_string()));
+        let sent = self.try_send_text(request.to_string());
         sent.is_ok().then_some(id)
     }
 
@@ -317,6 +324,7 @@ impl Client {
 
     /// Closes with 1000 and waits for the echo.
     pub fn close(mut self) {
+        self.exchange.sent_close(None);
         self.socket.close(None).expect("a close can be sent");
         let ended = self.end();
         assert!(
@@ -348,16 +356,14 @@ impl Client {
                 .set_read_timeout(Some(left))
                 .expect("a socket option");
             match self.socket.read() {
-                Ok(Message::Text(text)) => {
-                    let frame = serde_json::from_str(&text);
-                    return Event::Frame(frame.unwrap_or_else(|_| panic!("no JSON: {text}")));
-                }
+                Ok(Message::Text(text)) => return Event::Frame(self.exchange.received(&text)),
                 Ok(Message::Close(close)) => {
                     // The echo is written by one more read or flush.
                     let _ = self.socket.flush();
                     let (code, reason) = close.map_or((1005, String::new()), |close| {
                         (close.code.into(), close.reason.to_string())
                     });
+                    self.exchange.ended(code, &reason);
                     return Event::End(Ended::Closed { code, reason });
                 }
                 Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
@@ -410,16 +416,15 @@ pub fn ids(messages: &[Value]) -> Vec<String> {
 
 fn refused(answer: &Response<Option<Vec<u8>>>) -> Refused {
     assert_ne!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
-    let body = answer
+    let body: String = answer
         .body()
         .as_deref()
         .map(String::from_utf8_lossy)
         .unwrap_or_default()
         .into();
-    Refused {
-        status: answer.status().as_u16(),
-        body,
-    }
+    let status = answer.status().as_u16();
+    check_refusal(status, &body);
+    Refused { status, body }
 }
 
 fn is_timeout(error: &io::Error) -> bool {

@@ -106,7 +106,7 @@ impl Echo {
         let mut raw = Raw::connect(self.addr);
         let response = raw.get_with(&self.target(), &super::raw::UPGRADE);
         assert_eq!(response.status, 101, "{response:?}");
-        raw
+        raw.unchecked()
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod amqp;
+pub mod asyncapi;
 pub mod backend;
 pub mod balancer;
 pub mod broker;

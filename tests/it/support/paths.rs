@@ -272,33 +272,43 @@ fn after_string(chars: &[char], mut place: usize) -> usize {
     place + 1
 }
 
-/// Without the items that only tests compile, or fuzzers.
+/// Without the items that only tests compile, or fuzzers, and without the attributes that other items
+/// have for tests alone.
 fn without_tests(tokens: Vec<(String, usize)>) -> Vec<(String, usize)> {
     // A string is a quotation mark.
     const FOR_TESTS: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test,feature=\"))]"];
+    const ATTRIBUTE_FOR_TESTS: &str = "#[cfg_attr(test,";
     let mut kept = Vec::new();
     let mut place = 0;
     while place < tokens.len() {
         let attribute = |end: usize| tokens[place..end].iter().map(|(token, _)| token.as_str());
+        let begins_with = |end: usize, text: &str| attribute(end).collect::<String>() == text;
         let mut ends = (place + 1..=tokens.len()).take(14);
-        let is_for_tests = |end: &usize| FOR_TESTS.contains(&&*attribute(*end).collect::<String>());
-        let found = (tokens[place].0 == "#").then(|| ends.find(is_for_tests));
+        let is_attribute = tokens[place].0 == "#";
+        let is_for_tests = |&end: &usize| {
+            let mut all = FOR_TESTS.iter().chain([&ATTRIBUTE_FOR_TESTS]);
+            all.any(|text| begins_with(end, text))
+        };
+        let found = is_attribute.then(|| ends.find(is_for_tests));
         let Some(end) = found.flatten() else {
             kept.push(tokens[place].clone());
             place += 1;
             continue;
         };
-        place = end;
+        let (open, close, ends_with) = if begins_with(end, ATTRIBUTE_FOR_TESTS) {
+            place += 1;
+            ("[", "]", &["]"][..])
+        } else {
+            place = end;
+            ("{", "}", &["}", ";"][..])
+        };
         let mut depth = 0;
         while place < tokens.len() {
             let token = tokens[place].0.as_str();
             place += 1;
-            match token {
-                "{" => depth += 1,
-                "}" => depth -= 1,
-                _ => {}
-            }
-            if depth == 0 && matches!(token, "}" | ";") {
+            depth += i32::from(token == open);
+            depth -= i32::from(token == close);
+            if depth == 0 && ends_with.contains(&token) {
                 break;
             }
         }

@@ -4,12 +4,16 @@
 use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::Value;
+use tungstenite::protocol::{Role, WebSocketConfig};
+use tungstenite::{Message, WebSocket};
 
 use super::DEADLINE;
+use super::asyncapi::{Exchange, check_http_error};
 use super::stream::Stream;
 
 pub const CONTINUATION: u8 = 0x0;
@@ -25,11 +29,45 @@ pub const FIN: u8 = 0x80;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+/// More than any test has a gateway take, in bytes.
+const LONGEST: usize = 16 << 20;
+
 /// One connection.
 pub struct Raw {
     stream: Stream,
     /// Read and not yet consumed.
     buffer: Vec<u8>,
+    /// From the upgrade on: holds what comes against `proto/client.asyncapi.yaml`.
+    exchange: Option<Exchange>,
+    /// Reads what is sent, as the gateway does, for as long as it is well-formed.
+    sent: Option<WebSocket<Sent>>,
+    /// Others may send, too.
+    is_shared: AtomicBool,
+}
+
+/// What a [`Raw`] has sent and its reader has not read yet.
+struct Sent(Vec<u8>);
+
+impl Read for Sent {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let length = into.len().min(self.0.len());
+        if length == 0 {
+            return Err(WouldBlock.into());
+        }
+        into[..length].copy_from_slice(&self.0[..length]);
+        self.0.drain(..length);
+        Ok(length)
+    }
+}
+
+impl Write for Sent {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// An HTTP answer.
@@ -79,7 +117,47 @@ impl Raw {
         Self {
             stream: Stream::over(stream),
             buffer: Vec::new(),
+            exchange: None,
+            sent: None,
+            is_shared: AtomicBool::new(false),
         }
+    }
+
+    /// What it speaks is another protocol than the gateway's.
+    pub fn unchecked(mut self) -> Self {
+        self.exchange = None;
+        self
+    }
+
+    fn upgraded(&mut self) {
+        // What is announced is reserved.
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(LONGEST))
+            .max_frame_size(Some(LONGEST));
+        let reader = WebSocket::from_raw_socket(Sent(Vec::new()), Role::Server, Some(config));
+        (self.exchange, self.sent) = (Some(Exchange::default()), Some(reader));
+    }
+
+    /// Notes the messages in what is sent.
+    fn note_sent(&mut self, bytes: &[u8]) {
+        let (Some(exchange), Some(reader)) = (&mut self.exchange, &mut self.sent) else {
+            return;
+        };
+        reader.get_mut().0.extend(bytes);
+        loop {
+            match reader.read() {
+                Ok(Message::Text(text)) => exchange.sent(&text),
+                Ok(Message::Close(close)) => {
+                    exchange.sent_close(close.map(|close| close.code.into()));
+                }
+                Ok(Message::Binary(_)) => break,
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
+                Err(tungstenite::Error::Io(error)) if error.kind() == WouldBlock => return,
+                Err(_) => break,
+            }
+        }
+        // The gateway ends the connection, and reads on until then.
+        self.sent = None;
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -87,6 +165,7 @@ impl Raw {
     }
 
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.note_sent(bytes.as_ref());
         self.stream.write_all(bytes.as_ref())
     }
 
@@ -133,6 +212,12 @@ impl Raw {
             .header("content-length")
             .map_or(0, |text| text.parse().expect("a number"));
         response.body = String::from_utf8(self.exactly(length)).expect("a UTF-8 body");
+        // Reports of what is not ready have neither.
+        let is_error = |body: &Value| body.get("type").or(body.get("code")).is_some();
+        let is_json = response.header("content-type") == Some("application/json");
+        if response.status >= 400 && is_json && length > 0 && is_error(&response.json()) {
+            check_http_error(&response.body);
+        }
         response
     }
 
@@ -186,6 +271,9 @@ impl Raw {
         let status = status.and_then(|rest| rest.split(' ').next()?.parse().ok());
         let headers = lines.filter_map(|line| line.split_once(':'));
         let headers = headers.map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()));
+        if status == Some(101) {
+            self.upgraded();
+        }
         Response {
             status: status.unwrap_or_else(|| panic!("no status line: {head}")),
             headers: headers.collect(),
@@ -231,11 +319,32 @@ impl Raw {
         let is_control_frame = opcode >= CLOSE;
         assert!(!is_control_frame || (fin && length <= 125), "whole, short");
         let payload = self.exactly(length);
-        Some(Frame {
+        let frame = Frame {
             fin,
             opcode,
             payload,
-        })
+        };
+        self.check(&frame);
+        Some(frame)
+    }
+
+    /// Panics unless it is one that the gateway may send.
+    fn check(&mut self, frame: &Frame) {
+        let Some(exchange) = &mut self.exchange else {
+            return;
+        };
+        if self.is_shared.load(Ordering::Relaxed) {
+            exchange.lose_track();
+        }
+        let text = |bytes| str::from_utf8(bytes).expect("UTF-8");
+        match (frame.opcode, frame.payload.split_first_chunk()) {
+            (TEXT, _) => _ = exchange.received(text(&frame.payload)),
+            (CLOSE, Some((code, reason))) => {
+                exchange.ended(u16::from_be_bytes(*code), text(reason));
+            }
+            (PING | PONG, _) => assert!(frame.fin),
+            _ => panic!("not of this protocol: {frame:?}"),
+        }
     }
 
     /// Reads once, and answers the frames that are whole by then; `None` when the connection ended.
@@ -351,7 +460,9 @@ impl Raw {
             .expect("option");
     }
 
+    /// The socket, which others may send by.
     pub fn stream(&self) -> &TcpStream {
+        self.is_shared.store(true, Ordering::Relaxed);
         &self.stream
     }
 
