@@ -120,6 +120,8 @@ mod admin;
 mod backoff;
 pub mod broker;
 pub mod capacity;
+#[cfg(feature = "chat")]
+pub mod chat;
 #[cfg(feature = "check")]
 pub mod check;
 pub mod client;

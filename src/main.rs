@@ -15,6 +15,8 @@ use clap::{Parser, Subcommand};
 use log::{error, info};
 use signal_hook::consts::SIGPIPE;
 use signal_hook::flag;
+#[cfg(feature = "chat")]
+use ws_gateway::chat;
 #[cfg(feature = "check")]
 use ws_gateway::check::{self, Report};
 use ws_gateway::config::{self, Config};
@@ -50,6 +52,9 @@ groups.";
 
 #[derive(Subcommand)]
 enum Command {
+    /// Chats in a terminal, or sends the lines of a pipe.
+    #[cfg(feature = "chat")]
+    Chat(chat::Arguments),
     /// Validates the configuration, prints it resolved, secrets hidden, and warns of what is risky.
     Check {
         /// Looks whether broker, services and the system's limits are as the gateway needs them.
@@ -139,6 +144,10 @@ fn run(arguments: Arguments) -> Outcome {
     let load = || load(file.as_deref()).map_err(usage);
     match arguments.command {
         None => run_gateway(load()?, file.as_deref()),
+        #[cfg(feature = "chat")]
+        Some(Command::Chat(arguments)) => {
+            chat::run(arguments).map_err(|failure| (failure.exit_code, failure.reason))
+        }
         Some(Command::Check {
             #[cfg(feature = "check")]
             connect,
