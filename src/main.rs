@@ -2,6 +2,7 @@
 
 #![no_main]
 
+mod first_run;
 mod signals;
 
 use std::ffi::c_int;
@@ -25,6 +26,7 @@ use ws_gateway::logging;
 #[cfg(feature = "recipes")]
 use ws_gateway::recipes::{RECIPES, Recipe};
 
+use self::first_run::Banner;
 use self::signals::MainLoop;
 
 /// Wrong usage, or a configuration that cannot be used.
@@ -193,10 +195,13 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let (id, mode) = (&config.gateway.id, config.backend.mode);
     info!("Starting: gateway_id={id}, mode={mode:?}");
-    let gateway = Gateway::start(config, &fatal).map_err(failure)?;
+    let banner = Banner::new(&config);
+    let gateway = Gateway::start(config, &fatal);
+    let gateway = gateway.map_err(|error| failure(first_run::explain(&error)))?;
     announce(&format!("listening {}", gateway.url()));
     let admin = gateway.admin_url();
     admin.inspect(|url| announce(&format!("listening admin {url}")));
+    print(&banner.text(&gateway));
     let outcome = main_loop.run(|| {
         logging::reopen();
         gateway.reload_files();

@@ -179,9 +179,6 @@ impl Way {
         };
         match status {
             401 => Refusal::Token(told),
-            404 => Refusal::Final(format!(
-                "{told} (the gateway's path is listen.path, /ws if unset)"
-            )),
             408 | 429 | 500..=599 => {
                 let after = answer.headers().get(RETRY_AFTER);
                 let after = after.and_then(|after| after.to_str().ok()?.parse().ok());

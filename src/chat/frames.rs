@@ -1,6 +1,6 @@
 //! The protocol's frames, as a client writes and reads them.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::command::Target;
@@ -40,8 +40,23 @@ impl Frame {
     }
 }
 
-fn request(kind: &str, request_id: &str, data: &Value) -> String {
-    json!({"type": kind, "request_id": request_id, "data": data}).to_string()
+/// A frame to the gateway.
+#[derive(Serialize)]
+struct Request<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    data: Value,
+}
+
+fn request(kind: &str, request_id: &str, data: Value) -> String {
+    let request = Request {
+        kind,
+        request_id,
+        data,
+    };
+    serde_json::to_string(&request).expect("strings and numbers are JSON")
 }
 
 pub(super) fn message(draft: &Draft, request_id: &str) -> String {
@@ -54,7 +69,7 @@ pub(super) fn message(draft: &Draft, request_id: &str) -> String {
         "content": draft.content,
         "client_message_id": draft.id,
     });
-    request(kind, request_id, &data)
+    request(kind, request_id, data)
 }
 
 pub(super) fn history(target: &Target, limit: u32, request_id: &str) -> String {
@@ -65,16 +80,16 @@ pub(super) fn history(target: &Target, limit: u32, request_id: &str) -> String {
     request(
         kind,
         request_id,
-        &json!({field: target.id(), "limit": limit}),
+        json!({field: target.id(), "limit": limit}),
     )
 }
 
 pub(super) fn ack(ids: &[String], request_id: &str) -> String {
-    request("ack", request_id, &json!({"message_ids": ids}))
+    request("ack", request_id, json!({"message_ids": ids}))
 }
 
 pub(super) fn ping(request_id: &str) -> String {
-    json!({"type": "ping", "request_id": request_id}).to_string()
+    request("ping", request_id, Value::Null)
 }
 
 #[cfg(test)]

@@ -404,10 +404,11 @@ impl Session {
             let request_id = self.next_request_id();
             self.send(frames::ack(&ids, &request_id))?;
         }
-        let request_id = self.next_request_id();
+        let request_id = (self.requests + 1).to_string();
         let Some(draft) = self.drafts.send(&request_id, now) else {
             return Ok(());
         };
+        self.requests += 1;
         let text = frames::message(draft, &request_id);
         if text.len() <= self.max_message_size {
             return self.send(text);
