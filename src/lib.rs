@@ -121,6 +121,8 @@ mod admin;
 mod backoff;
 pub mod broker;
 pub mod capacity;
+#[cfg(feature = "chat")]
+pub mod chat;
 #[cfg(feature = "chat-page")]
 mod chat_page;
 #[cfg(feature = "check")]

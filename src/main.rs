@@ -2,6 +2,7 @@
 
 #![no_main]
 
+mod first_run;
 mod signals;
 
 use std::ffi::c_int;
@@ -15,6 +16,8 @@ use clap::{Parser, Subcommand};
 use log::{error, info};
 use signal_hook::consts::SIGPIPE;
 use signal_hook::flag;
+#[cfg(feature = "chat")]
+use ws_gateway::chat;
 #[cfg(feature = "check")]
 use ws_gateway::check::{self, Report};
 use ws_gateway::config::{self, Config};
@@ -23,6 +26,7 @@ use ws_gateway::logging;
 #[cfg(feature = "recipes")]
 use ws_gateway::recipes::{RECIPES, Recipe};
 
+use self::first_run::Banner;
 use self::signals::MainLoop;
 
 /// Wrong usage, or a configuration that cannot be used.
@@ -50,6 +54,9 @@ groups.";
 
 #[derive(Subcommand)]
 enum Command {
+    /// Chats in a terminal, or sends the lines of a pipe.
+    #[cfg(feature = "chat")]
+    Chat(chat::Arguments),
     /// Validates the configuration, prints it resolved, secrets hidden, and warns of what is risky.
     Check {
         /// Looks whether broker, services and the system's limits are as the gateway needs them.
@@ -139,6 +146,10 @@ fn run(arguments: Arguments) -> Outcome {
     let load = || load(file.as_deref()).map_err(usage);
     match arguments.command {
         None => run_gateway(load()?, file.as_deref()),
+        #[cfg(feature = "chat")]
+        Some(Command::Chat(arguments)) => {
+            chat::run(arguments).map_err(|failure| (failure.exit_code, failure.reason))
+        }
         Some(Command::Check {
             #[cfg(feature = "check")]
             connect,
@@ -184,10 +195,13 @@ fn run_gateway(config: Config, file: Option<&Path>) -> Outcome {
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let (id, mode) = (&config.gateway.id, config.backend.mode);
     info!("Starting: gateway_id={id}, mode={mode:?}");
-    let gateway = Gateway::start(config, &fatal).map_err(failure)?;
+    let banner = Banner::new(&config);
+    let gateway = Gateway::start(config, &fatal);
+    let gateway = gateway.map_err(|error| failure(first_run::explain(&error)))?;
     announce(&format!("listening {}", gateway.url()));
     let admin = gateway.admin_url();
     admin.inspect(|url| announce(&format!("listening admin {url}")));
+    print(&banner.text(&gateway));
     let outcome = main_loop.run(|| {
         logging::reopen();
         gateway.reload_files();

@@ -217,7 +217,7 @@ impl SupervisorLoop {
             AmqpError::Refused(_) => (Level::Error, RETRY_LONGEST),
         };
         let wait = self.backoff.next_up_to(at_most);
-        let reason = error.to_string();
+        let reason = format!("{}: {error}", self.settings.opener.address());
         if self.down(&reason) {
             log!(level, "Broker down: reason={reason}, retry_in={wait:?}");
         }

@@ -51,17 +51,24 @@ pub fn check(config: &Config, report: &mut Report<impl Write>) {
     let mut connection = match opener.open(&StopSignal::never()) {
         Ok(connection) => connection,
         Err(error) => {
-            let cure = match error {
-                AmqpError::NotListening(_) => "start RabbitMQ there, or mend broker.url".into(),
-                AmqpError::Refused(_) | AmqpError::InUse(_) => format!(
-                    "mend user, password and virtual host in broker.url, or add them (rabbitmqctl \
-                     add_user, add_vhost, set_permissions -p {vhost} {user})"
-                ),
-                AmqpError::Lost(_) => "look at the address in broker.url, what is in between, and \
-                                       the broker's log"
-                    .into(),
+            let (why, cure) = match error {
+                AmqpError::NotListening(why) => {
+                    (why, "start RabbitMQ there, or mend broker.url".into())
+                }
+                AmqpError::Refused(_) | AmqpError::InUse(_) => {
+                    let cure = format!(
+                        "mend user, password and virtual host in broker.url, or add them \
+                         (rabbitmqctl add_user, add_vhost, set_permissions -p {vhost} {user})"
+                    );
+                    (error.to_string(), cure)
+                }
+                AmqpError::Lost(why) => {
+                    let cure = "look at the address in broker.url, what is in between, and the \
+                                broker's log";
+                    (why, cure.into())
+                }
             };
-            return report.failed(format_args!("broker at {address}: {error}"), cure);
+            return report.failed(format_args!("broker at {address}: {why}"), cure);
         }
     };
     let version = version(&heard.lock()).unwrap_or_else(|| "of unknown version".into());

@@ -42,7 +42,7 @@ fn target(
     readiness.show(name, true, last.clone());
     move |services| {
         let outcome = match ask(services) {
-            Err(error) if error.is_out_of_reach() => Err(error.to_string()),
+            Err(why) if why.is_out_of_reach() => Err(format!("{why}: start it or mend [services]")),
             _ => Ok(()),
         };
         if last.record(&outcome) {

@@ -51,7 +51,7 @@ fn failed(why: String) -> io::Error {
 }
 
 /// A TLS session over a non-blocking socket.
-pub(super) struct TlsStream<S: Read + Write> {
+pub struct TlsStream<S: Read + Write> {
     /// Its buffer holds ciphertext.
     socket: BufReader<S>,
     session: ClientConnection,
@@ -63,7 +63,7 @@ pub(super) struct TlsStream<S: Read + Write> {
 }
 
 impl<S: Read + Write> TlsStream<S> {
-    pub fn new(socket: S, session: ClientConnection, trust: Trust) -> Self {
+    pub(super) fn new(socket: S, session: ClientConnection, trust: Trust) -> Self {
         Self {
             socket: BufReader::with_capacity(BUFFER, socket),
             session,
@@ -84,6 +84,12 @@ impl<S: Read + Write> TlsStream<S> {
             Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
             _ => Ok(read),
         }
+    }
+
+    /// The socket below.
+    #[cfg(feature = "chat")]
+    pub fn get_ref(&self) -> &S {
+        self.socket.get_ref()
     }
 
     /// Whether ciphertext waits for room in the socket.

@@ -75,6 +75,8 @@ mod request_shapes;
 
 /// The configuration is read the same way by `check`, by the start and on SIGHUP.
 mod configuration;
+/// What a newcomer is told at the start.
+mod first_run;
 /// What is logged, how much of it, and what never is.
 mod logs;
 /// What the services do when the broker refuses what they publish.
@@ -86,6 +88,10 @@ mod start;
 /// TLS on the client listener.
 #[cfg(feature = "tls")]
 mod tls;
+
+/// `ws-gateway chat`, at a terminal and in pipes.
+#[cfg(feature = "chat")]
+mod terminal;
 
 /// What is left of a gateway that has stopped.
 mod stopping;

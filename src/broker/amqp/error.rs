@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, AmqpError>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AmqpError {
     /// Nobody listens at the address: try again soon, asking costs a broker nothing.
-    #[error("{0}")]
+    #[error("{0}: start RabbitMQ there (Debian: rabbitmq-server), or mend broker.url")]
     NotListening(String),
     /// The connection or channel is gone, or no answer came in time: start over after a while.
     #[error("{0}")]

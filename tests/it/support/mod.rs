@@ -35,6 +35,7 @@ pub mod raw_amqp;
 pub mod recipe;
 pub mod settings;
 pub mod stream;
+pub mod terminal;
 pub mod terminator;
 pub mod wait;
 pub mod watchdog;

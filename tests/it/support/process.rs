@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
@@ -25,6 +25,17 @@ impl Process {
     /// Starts `command` with no input, in a process group of its own, with none of this process's
     /// `GATEWAY_` variables beyond those that `command` sets.
     pub fn start(name: impl Into<String>, command: &mut Command) -> Self {
+        Self::start_reading(name, command, Stdio::null())
+    }
+
+    /// As [`start`](Self::start), with standard input from what is returned.
+    pub fn start_fed(name: impl Into<String>, command: &mut Command) -> (Self, ChildStdin) {
+        let mut process = Self::start_reading(name, command, Stdio::piped());
+        let stdin = process.child.stdin.take().expect("piped");
+        (process, stdin)
+    }
+
+    fn start_reading(name: impl Into<String>, command: &mut Command, stdin: Stdio) -> Self {
         let name = name.into();
         let set: Vec<_> = command.get_envs().map(|(key, _)| key.to_owned()).collect();
         for (key, _) in std::env::vars_os() {
@@ -33,7 +44,7 @@ impl Process {
             }
         }
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
