@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
@@ -25,7 +25,17 @@ impl Process {
     /// Starts `command` with no input, in a process group of its own, with none of this process's
     /// `GATEWAY_` variables beyond those that `command` sets.
     pub fn start(name: impl Into<String>, command: &mut Command) -> Self {
-        let name = name.into();
+        Self::spawn(name.into(), command, Stdio::null())
+    }
+
+    /// As [`start`](Self::start), with an input that ends when it is dropped.
+    pub fn start_with_input(name: impl Into<String>, command: &mut Command) -> (Self, ChildStdin) {
+        let mut process = Self::spawn(name.into(), command, Stdio::piped());
+        let input = process.child.stdin.take().expect("piped");
+        (process, input)
+    }
+
+    fn spawn(name: String, command: &mut Command, input: Stdio) -> Self {
         let set: Vec<_> = command.get_envs().map(|(key, _)| key.to_owned()).collect();
         for (key, _) in std::env::vars_os() {
             if key.to_string_lossy().starts_with("GATEWAY_") && !set.contains(&key) {
@@ -33,7 +43,7 @@ impl Process {
             }
         }
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -76,6 +86,11 @@ impl Process {
     /// What it wrote to standard output so far, or in all once it ended.
     pub fn stdout(&self) -> String {
         self.stdout.text()
+    }
+
+    /// The lines that it wrote to standard output so far, behind the first `skip`.
+    pub fn stdout_lines(&self, skip: usize) -> Vec<String> {
+        self.stdout.state.lock().unwrap().0[skip..].to_vec()
     }
 
     /// What it wrote to standard error so far, or in all once it ended.
