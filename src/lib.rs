@@ -66,6 +66,8 @@
 //! | what `ws-gateway check` prints, warns of, and looks at with `--connect` | `check/shown.rs`, `check/warnings.rs`, `check/` (an edge) |
 //! | how a proxy's header before the request is understood | `proxy_protocol.rs`, `proxy_protocol/header.rs` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
+//! | what those who write clients read, and the clients that it shows | `docs/protocol.md` |
+//! | what `ws-gateway conform` plays, and asks of a client | `conform/script.rs`, `conform/rules.rs` (an edge) |
 //!
 //! # The threads
 //!
@@ -129,6 +131,8 @@ mod chat_page;
 pub mod check;
 pub mod client;
 pub mod config;
+#[cfg(feature = "conform")]
+pub mod conform;
 #[cfg(feature = "discovery")]
 pub mod discovery;
 #[cfg(doc)]

@@ -9,6 +9,8 @@ use std::ffi::c_int;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+#[cfg(feature = "conform")]
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -21,6 +23,8 @@ use ws_gateway::chat;
 #[cfg(feature = "check")]
 use ws_gateway::check::{self, Report};
 use ws_gateway::config::{self, Config};
+#[cfg(feature = "conform")]
+use ws_gateway::conform;
 use ws_gateway::gateway::Gateway;
 use ws_gateway::logging;
 #[cfg(feature = "recipes")]
@@ -64,12 +68,27 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
+    /// Tries a client: plays a gateway that follows a script of the protocol's hard parts.
+    #[cfg(feature = "conform")]
+    #[command(after_help = conform::HELP)]
+    Conform(ConformArguments),
     /// Prints a deployment file.
     #[cfg(feature = "recipes")]
     Recipe(RecipeArguments),
     /// Runs the reference User, Message and Presence services, publishing to RabbitMQ.
     #[cfg(feature = "reference")]
     Services(ServicesArguments),
+}
+
+#[cfg(feature = "conform")]
+#[derive(clap::Args)]
+struct ConformArguments {
+    /// Where clients come.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8090")]
+    listen: SocketAddr,
+    /// Names the rules.
+    #[arg(long)]
+    list: bool,
 }
 
 #[cfg(feature = "recipes")]
@@ -160,6 +179,8 @@ fn run(arguments: Arguments) -> Outcome {
             run_check(&config, connect)?;
             Ok(())
         }
+        #[cfg(feature = "conform")]
+        Some(Command::Conform(arguments)) => run_conform(&arguments),
         #[cfg(feature = "recipes")]
         Some(Command::Recipe(arguments)) => {
             print(&arguments.text());
@@ -243,6 +264,20 @@ fn run_check(config: &Config, connect: bool) -> Outcome {
     check::connect(config, &mut report);
     let not_ready = || failure("the gateway would not be ready: mend what failed");
     report.is_ready().then_some(()).ok_or_else(not_ready)
+}
+
+/// Plays a gateway to the clients that come, and says which rules they keep.
+#[cfg(feature = "conform")]
+fn run_conform(arguments: &ConformArguments) -> Outcome {
+    if arguments.list {
+        print(&conform::list());
+        return Ok(());
+    }
+    let listener = TcpListener::bind(arguments.listen)
+        .map_err(|error| usage(format!("--listen {}: {error}", arguments.listen)))?;
+    let is_kept = conform::run(listener, io::stdout()).map_err(usage)?;
+    let broken = || failure("not every rule was kept: see above for the cure");
+    is_kept.then_some(()).ok_or_else(broken)
 }
 
 #[cfg(feature = "reference")]

@@ -148,6 +148,8 @@ impl fmt::Display for CloseReason {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use serde_json::Value;
     use strum::IntoEnumIterator;
 
@@ -181,5 +183,48 @@ mod tests {
         };
         assert_eq!([0.0, 0.5].map(after), [5_000, 7_500]);
         assert!(after(0.999) < 10_000);
+    }
+
+    /// The chapter on the protocol tells people what the Close frame tells programs.
+    #[test]
+    fn the_chapter_has_every_code_and_whether_to_come_back() {
+        let chapter = include_str!("../docs/protocol.md");
+        let (_, table) = chapter
+            .split_once("\n| code | reason | reconnect? |\n")
+            .expect("a table");
+        let rows = table
+            .lines()
+            .skip(1)
+            .map_while(|line| line.strip_prefix("| "));
+        let cells = |row: &str| {
+            let cells: Vec<_> = row.split(" | ").map(str::to_owned).collect();
+            let code = cells[0].parse().expect("a code");
+            (code, cells[2].trim_end_matches(" |").to_owned())
+        };
+        let mut rows: BTreeMap<u16, String> = rows.map(cells).collect();
+        let mut told = BTreeSet::new();
+        for reason in CloseReason::iter() {
+            let Some((code, words, returns)) = reason.describe() else {
+                continue;
+            };
+            let row = rows
+                .get(&code)
+                .unwrap_or_else(|| panic!("no row for {code}"));
+            let seconds = |range: Range<Duration>| (range.start.as_secs(), range.end.as_secs());
+            let as_written = match returns.map(seconds) {
+                None => "no",
+                // The iterator's, which has no time.
+                Some((0, 0)) => "after `after_ms`: each",
+                Some((0, 1)) => "(up to 1 s)",
+                Some((1, 5)) => "(1 to 5 s)",
+                Some((5, 10)) => "(5 to 10 s)",
+                Some(other) => panic!("{words}: {other:?} is not in the chapter"),
+            };
+            assert!(row.contains(as_written), "{code}: {row}");
+            assert_eq!(row.starts_with("no"), as_written == "no", "{code}: {row}");
+            told.insert(code);
+        }
+        rows.retain(|code, _| !told.contains(code));
+        assert!(rows.is_empty(), "the gateway never sends {rows:?}");
     }
 }

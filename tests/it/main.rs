@@ -37,6 +37,11 @@ mod http_errors;
 /// Tokens and origins that let nobody in; and what is another's stays theirs.
 mod who_gets_in;
 
+/// The two clients that the chapter on the protocol shows, under faults.
+mod example_clients;
+/// What that chapter says, compared with what a gateway does.
+mod protocol_chapter;
+
 /// Registered in etcd, and services found there, whatever becomes of it.
 #[cfg(feature = "discovery")]
 mod discovery;

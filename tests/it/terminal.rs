@@ -36,7 +36,7 @@ fn chat(url: &str, user: &str, arguments: &[&str]) -> Command {
 
 /// Whose input goes on until it is dropped.
 fn start(gateway: &Gateway, user: &str, arguments: &[&str]) -> (Process, ChildStdin) {
-    Process::start_fed(user, &mut chat(&url(gateway), user, arguments))
+    Process::start_with_input(user, &mut chat(&url(gateway), user, arguments))
 }
 
 fn outcome(mut process: Process) -> Outcome {
@@ -49,7 +49,7 @@ fn outcome(mut process: Process) -> Outcome {
 
 /// Runs it to its end on `input`.
 fn run(mut command: Command, input: &[u8]) -> Outcome {
-    let (process, mut stdin) = Process::start_fed("ws-gateway chat", &mut command);
+    let (process, mut stdin) = Process::start_with_input("ws-gateway chat", &mut command);
     // Whoever ends before has no use for it.
     let _ = stdin.write_all(input);
     drop(stdin);

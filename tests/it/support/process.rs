@@ -25,18 +25,17 @@ impl Process {
     /// Starts `command` with no input, in a process group of its own, with none of this process's
     /// `GATEWAY_` variables beyond those that `command` sets.
     pub fn start(name: impl Into<String>, command: &mut Command) -> Self {
-        Self::start_reading(name, command, Stdio::null())
+        Self::spawn(name.into(), command, Stdio::null())
     }
 
-    /// As [`start`](Self::start), with standard input from what is returned.
-    pub fn start_fed(name: impl Into<String>, command: &mut Command) -> (Self, ChildStdin) {
-        let mut process = Self::start_reading(name, command, Stdio::piped());
-        let stdin = process.child.stdin.take().expect("piped");
-        (process, stdin)
+    /// As [`start`](Self::start), with an input that ends when it is dropped.
+    pub fn start_with_input(name: impl Into<String>, command: &mut Command) -> (Self, ChildStdin) {
+        let mut process = Self::spawn(name.into(), command, Stdio::piped());
+        let input = process.child.stdin.take().expect("piped");
+        (process, input)
     }
 
-    fn start_reading(name: impl Into<String>, command: &mut Command, stdin: Stdio) -> Self {
-        let name = name.into();
+    fn spawn(name: String, command: &mut Command, input: Stdio) -> Self {
         let set: Vec<_> = command.get_envs().map(|(key, _)| key.to_owned()).collect();
         for (key, _) in std::env::vars_os() {
             if key.to_string_lossy().starts_with("GATEWAY_") && !set.contains(&key) {
@@ -44,7 +43,7 @@ impl Process {
             }
         }
         let mut child = command
-            .stdin(stdin)
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -87,6 +86,11 @@ impl Process {
     /// What it wrote to standard output so far, or in all once it ended.
     pub fn stdout(&self) -> String {
         self.stdout.text()
+    }
+
+    /// The lines that it wrote to standard output so far, behind the first `skip`.
+    pub fn stdout_lines(&self, skip: usize) -> Vec<String> {
+        self.stdout.state.lock().unwrap().0[skip..].to_vec()
     }
 
     /// What it wrote to standard error so far, or in all once it ended.
