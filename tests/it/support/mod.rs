@@ -21,6 +21,8 @@ pub mod gateway;
 pub mod hog;
 pub mod http2;
 pub mod ledger;
+#[path = "../../naive/gateway.rs"]
+pub mod naive;
 pub mod named;
 pub mod paths;
 pub mod process;
@@ -31,6 +33,7 @@ pub mod raw;
 pub mod raw_amqp;
 pub mod recipe;
 pub mod settings;
+pub mod sketch;
 pub mod stream;
 pub mod terminator;
 pub mod wait;
