@@ -108,6 +108,7 @@ pub fn stalled(load: Load, heartbeat: Duration, stop: Duration) -> Figures {
     let ready = all_are_ready(&cluster, true, DEADLINE * 2);
     let recovered = flow.recovery(relief, WATCH);
     let mut figures = flow.finish(&cluster);
+    tell(&cluster);
 
     // The sketch lets nobody in whom it cannot bind.
     let sketch = &cluster.gateways[0].is_sketch;
@@ -195,9 +196,8 @@ pub fn forgets(load: Load) -> Figures {
         });
         recovers(&format!("{queue} deleted"), SHORT_WATCH);
     }
-    let notices = |gateway: &Gateway| {
-        gateway.is_sketch || gateway.stderr().contains("by the operator")
-    };
+    let notices =
+        |gateway: &Gateway| gateway.is_sketch || gateway.stderr().contains("by the operator");
     let down = || cluster.gateways.iter().all(notices);
     cluster
         .broker
@@ -238,7 +238,8 @@ fn all_are_ready(cluster: &Cluster, ready: bool, deadline: Duration) -> Duration
 fn tell(cluster: &Cluster) {
     let gateways = cluster.gateways.iter().map(|gateway| gateway.stderr());
     for log in gateways.chain([cluster.services.stderr()]) {
-        let of_broker = |line: &&str| line.contains("Broker ") || line.contains("ublish");
+        let told = ["Broker ", "ublish", "Consumer "];
+        let of_broker = |line: &&str| told.iter().any(|it| line.contains(it));
         log.lines()
             .filter(of_broker)
             .for_each(|line| println!("{line}"));

@@ -230,7 +230,7 @@ impl Flow {
         let until = relief + watch;
         thread::sleep(until.saturating_duration_since(Instant::now()));
         let all_are_pushed = || self.waits(relief, until).all(|wait| wait.is_some());
-        if !holds_within(patience() * 2, all_are_pushed) {
+        if !self.holds_in_time(all_are_pushed) {
             let clause = "what was committed is pushed once the fault is over";
             self.shared.broken.lock().unwrap().push(clause.into());
             return None;
@@ -241,6 +241,22 @@ impl Flow {
                 .max()
                 .unwrap_or_default(),
         )
+    }
+
+    /// Whether `holds` before it is too late, or nothing has been pushed for so long that nothing more
+    /// is to be expected.
+    fn holds_in_time(&self, holds: impl Fn() -> bool) -> bool {
+        let end = Instant::now() + DEADLINE * 2;
+        let pushes = || self.shared.received_at.lock().unwrap().len();
+        loop {
+            let before = pushes();
+            if holds_within(patience(), &holds) {
+                return true;
+            }
+            if pushes() == before || Instant::now() > end {
+                return false;
+            }
+        }
     }
 
     /// For each message that was committed before `until`, how long after `relief` and its commit
@@ -297,10 +313,7 @@ impl Flow {
             shared.sending.load(Ordering::SeqCst) == 0
         });
         // Too late is a finding, and no reason to fail here.
-        let patience = Instant::now() + patience();
-        while Instant::now() < patience && !shared.ledger.report().missing.is_empty() {
-            thread::sleep(LOOK);
-        }
+        self.holds_in_time(|| shared.ledger.report().missing.is_empty());
         shared.end.store(true, Ordering::SeqCst);
         for device in self.devices.drain(..) {
             device.join().expect("a device lives through it");

@@ -128,8 +128,9 @@ fn all_bound(gateway: &Gateway, users: &[String]) -> Vec<Raw> {
         connected.flatten().collect()
     });
     // The sketch lets nobody in who is not bound.
-    let is_bound =
-        |gateway: &Gateway| gateway.admin.metric("gateway_route_seconds_count") >= users.len() as f64;
+    let is_bound = |gateway: &Gateway| {
+        gateway.admin.metric("gateway_route_seconds_count") >= users.len() as f64
+    };
     wait_until_within(RETURN, "all users are bound", || {
         gateway.is_sketch || is_bound(gateway)
     });

@@ -109,8 +109,10 @@ pub fn presence_restarted(count: usize, lease: Duration) -> Figures {
     figures.demand(offline == 0, "nobody was offline");
     figures.demand_recovery_within(lease / 3);
     let lease = rounded(lease);
-    figures.note(format!(
-        "recovered: all {count} are online again, with a lease of {lease}"
-    ));
+    if all_are_back {
+        figures.note(format!(
+            "recovered: all {count} are online again, with a lease of {lease}"
+        ));
+    }
     figures
 }

@@ -520,8 +520,12 @@ fn message_id(payload: &[u8]) -> Option<&str> {
     let near = payload.len().min(200);
     let start = str::from_utf8(&payload[..near]).ok()?;
     let end = str::from_utf8(&payload[payload.len() - near..]).ok()?;
-    let is_push = [start, end].iter().any(|part| part.contains(r#""type":"group_message""#));
-    let mut ids = [start, end].into_iter().filter_map(|part| part.split_once(r#""id":""#));
+    let is_push = [start, end]
+        .iter()
+        .any(|part| part.contains(r#""type":"group_message""#));
+    let mut ids = [start, end]
+        .into_iter()
+        .filter_map(|part| part.split_once(r#""id":""#));
     let (_, rest) = ids.next().filter(|_| is_push)?;
     Some(rest.split_once('"')?.0)
 }
