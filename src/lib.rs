@@ -65,6 +65,7 @@
 //! | what `ws-gateway check` prints, warns of, and looks at with `--connect` | `check/shown.rs`, `check/warnings.rs`, `check/` (an edge) |
 //! | how a proxy's header before the request is understood | `proxy_protocol.rs`, `proxy_protocol/header.rs` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
+//! | what the design began with, and what each part is there for | `docs/sketch.md`, `tests/naive/` |
 //!
 //! # The threads
 //!

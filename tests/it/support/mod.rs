@@ -21,6 +21,7 @@ pub mod gateway;
 pub mod hog;
 pub mod http2;
 pub mod ledger;
+#[expect(clippy::result_large_err, reason = "tungstenite's own")]
 #[path = "../../naive/gateway.rs"]
 pub mod naive;
 pub mod named;
