@@ -68,6 +68,7 @@
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //! | what those who write clients read, and the clients that it shows | `docs/protocol.md` |
 //! | what `ws-gateway conform` plays, and asks of a client | `conform/script.rs`, `conform/rules.rs` (an edge) |
+//! | what the design began with, and what each part is there for | `docs/sketch.md`, `tests/naive/` |
 //!
 //! # The threads
 //!

@@ -1,6 +1,8 @@
 //! The drills: one fault at a larger size, its figures printed. `tests/run drill` calls this.
 //!
-//! Without `--drill` it lists them and ends at once, so that a plain `cargo test` runs none.
+//! Without `--drill` it lists them and ends at once, so that a plain `cargo test` runs none. With
+//! `--naive` behind its name, a drill is done to the sketch that the gateway started from; `--sketch`
+//! runs that with a configuration file.
 
 /// What the drills do, shared with the tests in `faults`.
 mod scenarios;
@@ -9,22 +11,36 @@ mod support;
 
 use std::env;
 use std::panic::catch_unwind;
+use std::path::Path;
 use std::process::ExitCode;
 
-use scenarios::{Drill, drills};
+use scenarios::{Drill, drills, what_the_sketch_lacks};
+use support::sketch;
 
 /// Something was lost, or another clause of the promise does not hold.
 const BROKEN: u8 = 1;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    // A drill starts this binary again for clients that can be stopped.
-    if support::puppet::play() {
+    // A drill starts this binary again for clients that can be stopped, and as the sketch.
+    if support::puppet::play() || sketch::play() {
         return ExitCode::SUCCESS;
     }
     let arguments: Vec<String> = env::args().skip(1).collect();
     let name = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--drill", name] if name != "--list" => name,
+        ["--drill", name, "--naive"] | ["--drill", "--naive", name] => {
+            if let Some(reason) = what_the_sketch_lacks(name) {
+                println!("{name}: {reason}");
+                return ExitCode::SUCCESS;
+            }
+            sketch::drill();
+            name
+        }
+        ["--sketch", config] => {
+            sketch::run(Path::new(config));
+            return ExitCode::SUCCESS;
+        }
         // What `cargo test` passes on, such as a filter, is not for this.
         _ => return list(),
     };
@@ -42,11 +58,17 @@ fn list() -> ExitCode {
     for drill in drills() {
         println!("{:18} {}", drill.name, drill.about);
     }
+    println!("NAME --naive does it to the sketch that the gateway started from");
     ExitCode::SUCCESS
 }
 
 fn run(drill: &Drill) -> ExitCode {
-    println!("{}: {}", drill.name, drill.about);
+    let to = if sketch::is_drilled() {
+        " (the sketch)"
+    } else {
+        ""
+    };
+    println!("{}{to}: {}", drill.name, drill.about);
     // What kept it from going on is on standard error.
     let Ok(figures) = catch_unwind(drill.run) else {
         println!("failed");

@@ -7,6 +7,8 @@ mod support;
 mod chat;
 /// On one gateway with the services inside it.
 mod embedded;
+/// On the sketch that the gateway started from, and what that loses.
+mod naive;
 /// Across two gateways, with RabbitMQ and the services as processes.
 mod remote;
 

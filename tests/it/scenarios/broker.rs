@@ -1,11 +1,13 @@
 //! The broker dies, stalls, takes nothing, or forgets.
 
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::figures::rounded;
 use super::flow::{Flow, Load};
 use super::{Drill, Figures};
 use crate::support::broker::Broker;
+use crate::support::client::Ended;
 use crate::support::process::Signal;
 use crate::support::wait::{DEADLINE, wait_until_within};
 use crate::support::{Client, Cluster, Gateway, Settings};
@@ -71,7 +73,7 @@ pub fn killed_under(cluster: &Cluster, load: Load) -> Figures {
     let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(cluster);
     tell(cluster);
-    figures.recovered = Some(recovered);
+    figures.recovered = recovered;
     figures.demand_unnoticed();
     figures.demand_recovery_within(RECOVERY);
     figures.demand(figures.refused == 0, "every send is committed");
@@ -94,34 +96,40 @@ pub fn stalled(load: Load, heartbeat: Duration, stop: Duration) -> Figures {
     let noticed = all_are_ready(&cluster, false, patience + DEADLINE);
     assert!(noticed <= patience, "noticed after {noticed:?}");
     let left = leaver.is_shut_down();
+    let none_is_ready = || cluster.gateways.iter().all(|it| it.shows_ready(false));
     while stopped.elapsed() < stop {
-        let ready = cluster.gateways.iter().any(Gateway::is_ready);
-        assert!(!ready, "ready after {:?}", stopped.elapsed());
+        assert!(none_is_ready(), "ready after {:?}", stopped.elapsed());
         flow.goes_on_for(load.messages / 100);
     }
-    assert!(cluster.gateways.iter().all(|gateway| !gateway.is_ready()));
+    assert!(none_is_ready());
     let (refused, slowest) = (flow.refused(), flow.slowest_answer());
     cluster.broker.cont_signal();
     let relief = Instant::now();
     let ready = all_are_ready(&cluster, true, DEADLINE * 2);
     let recovered = flow.recovery(relief, WATCH);
     let mut figures = flow.finish(&cluster);
+    tell(&cluster);
 
+    // The sketch lets nobody in whom it cannot bind.
+    let sketch = &cluster.gateways[0].is_sketch;
+    let early = sketch.then(|| cluster.connect(0, "user00"));
     cluster.broker.stop_signal();
-    let id = cluster.connect(0, "user00").send_message("user01", "?");
+    let mut sender = early.unwrap_or_else(|| cluster.connect(0, "user00"));
+    let id = sender.send_message("user01", "?");
     let ended = services_are_shut_down(&mut cluster);
     cluster.broker.cont_signal();
     cluster.services.start_again();
     cluster.connect(1, "user01").expect_message(&id);
 
-    figures.recovered = Some(recovered);
+    figures.recovered = recovered;
+    left.demand(&mut figures);
     figures.demand_unnoticed();
     figures.demand(refused == 0, "every send is committed meanwhile");
     figures.demand(slowest <= ANSWER, "and answered in time");
     let [noticed, ready, patience] = [noticed, ready, patience].map(rounded);
     figures.note(format!("noticed after {noticed}, of {patience} at most"));
     figures.note(format!("ready {ready} after SIGCONT"));
-    figures.note(ended_meanwhile(left, ended));
+    figures.note(ended_meanwhile(left.took, ended));
     figures
 }
 
@@ -139,7 +147,7 @@ pub fn alarm(load: Load, during: usize) -> Figures {
     let waiting = flow.waiting();
     assert!(waiting > during / 2, "{waiting} wait in the outbox");
     assert!(
-        cluster.gateways.iter().all(Gateway::is_ready),
+        cluster.gateways.iter().all(|it| it.shows_ready(true)),
         "they only consume"
     );
     let left = leaver.is_shut_down();
@@ -151,7 +159,8 @@ pub fn alarm(load: Load, during: usize) -> Figures {
     let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
     tell(&cluster);
-    figures.recovered = Some(recovered);
+    figures.recovered = recovered;
+    left.demand(&mut figures);
     figures.demand_unnoticed();
     figures.demand(refused == 0, "every send is committed during the alarm");
     figures.demand(slowest <= ANSWER, "and answered in time");
@@ -159,7 +168,7 @@ pub fn alarm(load: Load, during: usize) -> Figures {
     let slowest = rounded(slowest);
     figures.note(format!("answers during the alarm within {slowest}"));
     figures.note("what was refused was so while the services were shut down");
-    figures.note(ended_meanwhile(left, ended));
+    figures.note(ended_meanwhile(left.took, ended));
     figures
 }
 
@@ -175,22 +184,21 @@ pub fn forgets(load: Load) -> Figures {
         all_are_ready(&cluster, true, DEADLINE * 2);
         let ready = relief.elapsed();
         let after = flow.recovery(relief, watch);
-        recovered.push((what.to_owned(), after.max(ready)));
+        recovered.push((what.to_owned(), after.map(|after| after.max(ready))));
     };
 
     for queue in ["single", "group", "presence"] {
         let name = format!("queue.gateway.g0.{queue}");
         cluster.amqp().delete_queue(&name);
         let gateway = &cluster.gateways[0];
-        wait_until_within(DEADLINE, "its loss is noticed", || !gateway.is_ready());
+        wait_until_within(DEADLINE, "its loss is noticed", || {
+            gateway.shows_ready(false)
+        });
         recovers(&format!("{queue} deleted"), SHORT_WATCH);
     }
-    let down = || {
-        cluster
-            .gateways
-            .iter()
-            .all(|gateway| gateway.stderr().contains("by the operator"))
-    };
+    let notices =
+        |gateway: &Gateway| gateway.is_sketch || gateway.stderr().contains("by the operator");
+    let down = || cluster.gateways.iter().all(notices);
     cluster
         .broker
         .rabbitmqctl(&["close_all_connections", "--global", "by the operator"]);
@@ -207,12 +215,14 @@ pub fn forgets(load: Load) -> Figures {
 
     let mut figures = flow.finish(&cluster);
     tell(&cluster);
-    figures.recovered = recovered.iter().map(|(_, after)| *after).max();
+    let all: Option<Vec<_>> = recovered.iter().map(|(_, after)| *after).collect();
+    figures.recovered = all.and_then(|all| all.into_iter().max());
     figures.demand_unnoticed();
     figures.demand_recovery_within(RECOVERY);
     figures.demand(figures.refused == 0, "every send is committed");
     for (what, after) in recovered {
-        figures.note(format!("{what}: recovered in {}", rounded(after)));
+        let after = after.map_or("not".into(), |after| format!("in {}", rounded(after)));
+        figures.note(format!("{what}: recovered {after}"));
     }
     figures
 }
@@ -220,7 +230,7 @@ pub fn forgets(load: Load) -> Figures {
 /// Waits until all gateways are ready, or none is. Returns how long that took.
 fn all_are_ready(cluster: &Cluster, ready: bool, deadline: Duration) -> Duration {
     let what = format!("ready is {ready} everywhere");
-    let as_wanted = |gateway: &Gateway| gateway.is_ready() == ready;
+    let as_wanted = |gateway: &Gateway| gateway.shows_ready(ready);
     wait_until_within(deadline, what, || cluster.gateways.iter().all(as_wanted))
 }
 
@@ -228,7 +238,8 @@ fn all_are_ready(cluster: &Cluster, ready: bool, deadline: Duration) -> Duration
 fn tell(cluster: &Cluster) {
     let gateways = cluster.gateways.iter().map(|gateway| gateway.stderr());
     for log in gateways.chain([cluster.services.stderr()]) {
-        let of_broker = |line: &&str| line.contains("Broker ") || line.contains("ublish");
+        let told = ["Broker ", "ublish", "Consumer "];
+        let of_broker = |line: &&str| told.iter().any(|it| line.contains(it));
         log.lines()
             .filter(of_broker)
             .for_each(|line| println!("{line}"));
@@ -254,13 +265,36 @@ impl Leaver {
         Self { gateway, client }
     }
 
-    /// SIGTERM: the client is told, and the exit code is 0 in time. Returns how long it took.
-    fn is_shut_down(&mut self) -> Duration {
+    /// SIGTERM; returns once it has ended.
+    fn is_shut_down(&mut self) -> Left {
         let began = Instant::now();
         self.gateway.signal(Signal::TERM);
-        self.client.expect_close(1012);
-        assert_eq!(self.gateway.exit_code_within(SHUTDOWN), 0);
-        began.elapsed()
+        let ended = self.client.end();
+        let status = self.gateway.end_within(SHUTDOWN);
+        let took = began.elapsed();
+        Left {
+            ended,
+            status,
+            took,
+        }
+    }
+}
+
+/// What became of a gateway that was told to end.
+struct Left {
+    /// Its client's connection.
+    ended: Ended,
+    status: ExitStatus,
+    took: Duration,
+}
+
+impl Left {
+    fn demand(&self, figures: &mut Figures) {
+        let is_told = matches!(self.ended, Ended::Closed { code: 1012, .. });
+        let clause = format!("a client is told of a shutdown: {:?}", self.ended);
+        figures.demand(is_told, clause);
+        let clause = format!("the gateway exits with 0, not {}", self.status);
+        figures.demand(self.status.success(), clause);
     }
 }
 

@@ -12,7 +12,8 @@ use crate::support::broker::Broker;
 use crate::support::client::is_push;
 use crate::support::ledger::Ledger;
 use crate::support::process::Signal;
-use crate::support::wait::{DEADLINE, wait_until};
+use crate::support::sketch::patience;
+use crate::support::wait::wait_until;
 use crate::support::wire::{Way, Wire};
 use crate::support::{Client, Cluster, Event, Gateway, Settings};
 
@@ -304,13 +305,14 @@ pub fn batches(rounds: usize, size: usize) -> Figures {
 /// that. Answers all ids that came. The connection must not end: no 4001.
 fn read_all(client: &mut Client, due: &[String]) -> Vec<String> {
     let mut due: BTreeSet<&str> = due.iter().map(String::as_str).collect();
-    let (mut came, end) = (Vec::new(), Instant::now() + DEADLINE);
+    let (mut came, mut end) = (Vec::new(), Instant::now() + patience());
     while !due.is_empty() && Instant::now() < end {
         match client.next_event(end.saturating_duration_since(Instant::now())) {
             Event::Frame(frame) if is_push(&frame) => {
                 let id = frame["id"].as_str().expect("an id");
                 due.remove(id);
                 came.push(id.to_owned());
+                end = Instant::now() + patience();
             }
             Event::Frame(_) => {}
             Event::Nothing => break,

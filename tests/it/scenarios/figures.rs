@@ -68,7 +68,7 @@ impl Figures {
             ("disordered (device, id)", &self.disordered),
         ] {
             if !list.is_empty() {
-                self.broken.push(format!("{what}: {list:?}"));
+                self.broken.push(excerpt(what, list));
             }
         }
         self.demand(self.committed > 0, "something is committed");
@@ -78,7 +78,7 @@ impl Figures {
     pub fn demand_unnoticed(&mut self) {
         self.demand_whole();
         if !self.missing.is_empty() {
-            let missing = format!("missing (device, id): {:?}", self.missing);
+            let missing = excerpt("missing (device, id)", &self.missing);
             self.broken.push(missing);
         }
         self.demand(self.disconnects == 0, "nobody is disconnected");
@@ -138,6 +138,14 @@ impl fmt::Display for Figures {
         let mut notes = self.notes.iter();
         notes.try_for_each(|note| writeln!(f, "  {note}"))
     }
+}
+
+/// How many, and the first of them.
+fn excerpt(what: &str, list: &[(String, String)]) -> String {
+    const SHOWN: usize = 5;
+    let (count, first) = (grouped(list.len()), &list[..list.len().min(SHOWN)]);
+    let more = if list.len() > SHOWN { ", …" } else { "" };
+    format!("{count} {what}: {first:?}{more}")
 }
 
 /// With a comma behind each thousand.

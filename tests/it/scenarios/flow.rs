@@ -18,7 +18,8 @@ use super::Figures;
 use crate::support::client::{Ended, is_push, sent};
 use crate::support::ledger::Ledger;
 use crate::support::settings::token_of;
-use crate::support::wait::wait_until_within;
+use crate::support::sketch::patience;
+use crate::support::wait::{holds_within, wait_until_within};
 use crate::support::{Client, Cluster, DEADLINE, Event, Settings};
 
 /// The group that all users are in. Every fourth message is for it.
@@ -87,6 +88,8 @@ struct Shared {
     returned: Mutex<Vec<Return>>,
     /// At so many committed messages the senders pause.
     limit: AtomicUsize,
+    /// What could not be waited for to its end.
+    broken: Mutex<Vec<String>>,
     /// No new message is begun.
     stop: AtomicBool,
     /// All have what they must get, or it is too late.
@@ -222,17 +225,38 @@ impl Flow {
 
     /// Lets it flow until `watch` after `relief`, waits for what was committed by then, and
     /// answers how long at most a message waited for its first push, the time before `relief` not
-    /// counted.
-    pub fn recovery(&self, relief: Instant, watch: Duration) -> Duration {
+    /// counted. `None`, which breaks the promise: some are pushed to nobody.
+    pub fn recovery(&self, relief: Instant, watch: Duration) -> Option<Duration> {
         let until = relief + watch;
         thread::sleep(until.saturating_duration_since(Instant::now()));
-        wait_until_within(DEADLINE * 2, "what was committed is pushed", || {
-            self.waits(relief, until).all(|wait| wait.is_some())
-        });
-        self.waits(relief, until)
-            .flatten()
-            .max()
-            .unwrap_or_default()
+        let all_are_pushed = || self.waits(relief, until).all(|wait| wait.is_some());
+        if !self.holds_in_time(all_are_pushed) {
+            let clause = "what was committed is pushed once the fault is over";
+            self.shared.broken.lock().unwrap().push(clause.into());
+            return None;
+        }
+        Some(
+            self.waits(relief, until)
+                .flatten()
+                .max()
+                .unwrap_or_default(),
+        )
+    }
+
+    /// Whether `holds` before it is too late, or nothing has been pushed for so long that nothing more
+    /// is to be expected.
+    fn holds_in_time(&self, holds: impl Fn() -> bool) -> bool {
+        let end = Instant::now() + DEADLINE * 2;
+        let pushes = || self.shared.received_at.lock().unwrap().len();
+        loop {
+            let before = pushes();
+            if holds_within(patience(), &holds) {
+                return true;
+            }
+            if pushes() == before || Instant::now() > end {
+                return false;
+            }
+        }
     }
 
     /// For each message that was committed before `until`, how long after `relief` and its commit
@@ -289,10 +313,7 @@ impl Flow {
             shared.sending.load(Ordering::SeqCst) == 0
         });
         // Too late is a finding, and no reason to fail here.
-        let patience = Instant::now() + DEADLINE;
-        while Instant::now() < patience && !shared.ledger.report().missing.is_empty() {
-            thread::sleep(LOOK);
-        }
+        self.holds_in_time(|| shared.ledger.report().missing.is_empty());
         shared.end.store(true, Ordering::SeqCst);
         for device in self.devices.drain(..) {
             device.join().expect("a device lives through it");
@@ -309,6 +330,7 @@ impl Flow {
             disconnects: shared.disconnects.load(Ordering::SeqCst),
             refused: shared.refused.load(Ordering::SeqCst),
             slowest_answer: Some(*shared.slowest_answer.lock().unwrap()),
+            broken: shared.broken.lock().unwrap().clone(),
             ..Figures::default()
         };
         let strays = format!("nothing comes to the wrong device: {:?}", live.stray);

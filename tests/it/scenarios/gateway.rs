@@ -7,8 +7,10 @@ use super::flow::{Flow, Load};
 use super::{Drill, Figures};
 use crate::support::broker::Broker;
 use crate::support::process::Signal;
+use crate::support::sketch::patience;
+use crate::support::wait::holds_within;
 use crate::support::wire::{Way, Wire};
-use crate::support::{Cluster, Gateway, wait_until};
+use crate::support::{Cluster, Gateway};
 
 /// `shutdown.drain` of these gateways.
 pub const DRAIN: Duration = Duration::from_secs(5);
@@ -51,7 +53,7 @@ pub fn killed(load: Load) -> Figures {
     let relief = Instant::now();
     let recovered = flow.recovery(relief, WATCH);
     let mut figures = flow.finish(&cluster);
-    figures.recovered = Some(recovered);
+    figures.recovered = recovered;
     figures.demand_whole();
     figures.demand(figures.disconnects >= load.users, "all lost their gateway");
     figures.note(format!("it was away for {}", rounded(relief - down)));
@@ -70,13 +72,15 @@ pub fn killed_with_the_broker_away(load: Load) -> Figures {
     flow.goes_on_for(load.messages / 4);
     cluster.gateways[0].kill();
     wire.hold(Way::ToBroker);
-    let addr = cluster.gateways[0].addr;
-    cluster.gateways[0] = Gateway::start_at(addr, &settings);
-    wait_until("some are back", || flow.returned() >= load.users / 2);
+    let addr = cluster.gateways[0].addr.to_string();
+    let (process, directory) = Gateway::launch(&settings.set("listen.addr", addr), &[]);
+    let some_are_back = holds_within(patience(), || flow.returned() >= load.users / 2);
     wire.release();
+    cluster.gateways[0] = Gateway::listening(process, directory);
     let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
-    figures.recovered = Some(recovered);
+    figures.recovered = recovered;
+    figures.demand(some_are_back, "clients are let in while the broker is away");
     figures.demand_whole();
     figures.demand(
         figures.disconnects == load.users,
@@ -96,14 +100,14 @@ pub fn stopped(load: Load) -> Figures {
     flow.goes_on_for(load.messages / 4);
     let told = Instant::now();
     cluster.gateways[1].signal(Signal::TERM);
-    let code = cluster.gateways[1].exit_code_within(DRAIN * 2);
+    let status = cluster.gateways[1].end_within(DRAIN * 2);
     let took = told.elapsed();
     let recovered = flow.recovery(told, WATCH);
     let mut figures = flow.finish(&cluster);
-    figures.recovered = Some(recovered);
+    figures.recovered = recovered;
     figures.demand_whole();
     figures.demand(figures.disconnects >= load.users, "its clients moved");
-    figures.demand(code == 0, format!("it exits with 0, not {code}"));
+    figures.demand(status.success(), format!("it exits with 0, not {status}"));
     figures.demand(took <= DRAIN, "it ends within the drain time");
     let [took, drain] = [took, DRAIN].map(rounded);
     figures.note(format!("it ended after {took}, of {drain} at most"));

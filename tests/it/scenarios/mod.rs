@@ -27,6 +27,18 @@ pub struct Drill {
     pub run: fn() -> Figures,
 }
 
+/// Why there is nothing to drill about the sketch that the gateway started from.
+pub fn what_the_sketch_lacks(drill: &str) -> Option<&'static str> {
+    match drill {
+        "tls-both-ways" => Some("the sketch has no TLS"),
+        "rolling-nginx" | "rolling-haproxy" => Some(
+            "the sketch cannot be taken out of a balancer: no readiness, no way out, nobody is told \
+             when to come back",
+        ),
+        _ => None,
+    }
+}
+
 /// All drills. A file of scenarios adds its own here.
 pub fn drills() -> impl Iterator<Item = &'static Drill> {
     [

@@ -9,6 +9,7 @@ use crate::support::broker::Broker;
 use crate::support::cluster::remote;
 use crate::support::ledger::Ledger;
 use crate::support::raw::Raw;
+use crate::support::sketch::patience;
 use crate::support::{Cluster, Gateway, Services, Settings};
 
 pub const DRILLS: &[Drill] = &[
@@ -40,12 +41,12 @@ pub fn killed(load: Load) -> Figures {
     flow.goes_on_for(load.messages / 4);
     cluster.services.kill();
     crate::support::wait_until("the gateway is not ready", || {
-        !cluster.gateways[0].is_ready()
+        cluster.gateways[0].shows_ready(false)
     });
     cluster.services.start_again();
     let recovered = flow.recovery(Instant::now(), WATCH);
     let mut figures = flow.finish(&cluster);
-    figures.recovered = Some(recovered);
+    figures.recovered = recovered;
     figures.demand_unnoticed();
     figures.demand(figures.refused > 0, "sends meanwhile are refused");
     figures
@@ -92,9 +93,8 @@ pub fn presence_restarted(count: usize, lease: Duration) -> Figures {
     }
     presence.start_again();
     let back = Instant::now();
-    for user in &users {
-        watcher.expect_presence(user, "online");
-    }
+    let is_back = |user: &String| watcher.tries_presence(user, "online", lease / 3 + patience());
+    let all_are_back = users.iter().all(is_back);
     let took = back.elapsed();
     let offline = watcher
         .frames_until_pong()
@@ -103,13 +103,16 @@ pub fn presence_restarted(count: usize, lease: Duration) -> Figures {
         .count();
 
     let mut figures = Figures::of(ledger.report());
-    figures.recovered = Some(took);
+    figures.recovered = all_are_back.then_some(took);
     figures.demand_unnoticed();
+    figures.demand(all_are_back, "all are announced again");
     figures.demand(offline == 0, "nobody was offline");
     figures.demand_recovery_within(lease / 3);
     let lease = rounded(lease);
-    figures.note(format!(
-        "recovered: all {count} are online again, with a lease of {lease}"
-    ));
+    if all_are_back {
+        figures.note(format!(
+            "recovered: all {count} are online again, with a lease of {lease}"
+        ));
+    }
     figures
 }

@@ -23,7 +23,7 @@ use super::watchdog;
 /// It starts in 6 s when nothing else runs.
 const START: Duration = Duration::from_secs(90);
 /// Virtual hosts of one broker: one for each test that asks.
-const VHOSTS: usize = 192;
+const VHOSTS: usize = 216;
 /// The package's own scripts; those in /usr/sbin change user and folder first.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// Names the root folder of another Debian, whose RabbitMQ runs there by chroot(8). It sees `/proc`,

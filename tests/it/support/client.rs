@@ -239,6 +239,25 @@ impl Client {
         })
     }
 
+    /// Whether this comes before the deadline; other frames are held.
+    pub fn tries_presence(&mut self, user: &str, status: &str, deadline: Duration) -> bool {
+        let is_it = |frame: &Value| {
+            frame["type"] == "presence" && frame["user_id"] == user && frame["status"] == status
+        };
+        if let Some(place) = self.held.iter().position(is_it) {
+            self.held.remove(place);
+            return true;
+        }
+        let end = Instant::now() + deadline;
+        loop {
+            match self.read(end.saturating_duration_since(Instant::now())) {
+                Event::Frame(frame) if is_it(&frame) => return true,
+                Event::Frame(frame) => self.held.push_back(frame),
+                Event::Nothing | Event::End(_) => return false,
+            }
+        }
+    }
+
     /// The next frame, whatever it is.
     pub fn next(&mut self) -> Value {
         match self.next_event(DEADLINE) {

@@ -10,12 +10,16 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use super::admin::Admin;
-use super::broker::free_port;
+use super::broker::{Broker, free_port};
+use super::cluster::remote;
 use super::process::{Held, Process, Signal};
 use super::raw::{Raw, Response};
 use super::settings::{Settings, token_of};
 use super::wait::wait_until_within;
-use super::{Client, stream, wait_until, watchdog};
+use super::{Client, DEADLINE, sketch, stream, wait_until, watchdog};
+
+/// Its process is named so.
+const SKETCH: &str = "the sketch";
 
 /// The binary that cargo built for these tests.
 pub fn binary() -> Command {
@@ -53,13 +57,35 @@ pub struct Gateway {
     pub path: String,
     pub directory: PathBuf,
     pub admin: Admin,
+    /// Whether it is the sketch, which has no readiness, no admin listener and no way out.
+    pub is_sketch: bool,
+    /// What a sketch has beside it where a gateway has its services inside.
+    _services: Option<Services>,
 }
 
 impl Gateway {
     /// Starts one and waits until it listens.
     pub fn start(settings: &Settings) -> Self {
+        if settings.are_for_sketch() {
+            return Self::start_sketch(settings);
+        }
         let (process, directory) = Self::launch(settings, &[]);
         Self::listening(process, directory)
+    }
+
+    fn start_sketch(settings: &Settings) -> Self {
+        let mut services = None;
+        let mut settings = settings.clone();
+        if !settings.are_remote() {
+            let broker = Broker::shared().vhost();
+            let beside = services.insert(Services::start(&settings, &broker));
+            settings = remote(&settings, &beside.url(), &broker);
+        }
+        let (process, directory) = Self::launch(&settings, &[]);
+        Self {
+            _services: services,
+            ..Self::listening(process, directory)
+        }
     }
 
     /// Starts one whose user is bound by the limits of the system, as root is not.
@@ -87,12 +113,18 @@ impl Gateway {
     /// Starts the process and its directory, without a wait.
     pub fn launch(settings: &Settings, variables: &[(&str, &str)]) -> (Process, PathBuf) {
         let directory = watchdog::directory("gateway");
-        let mut command = binary();
-        command.arg("--config").arg(settings.write(&directory));
+        let config = settings.write(&directory);
+        let (name, mut command) = match settings.are_for_sketch() {
+            true => (SKETCH, sketch::command(&config)),
+            false => ("the gateway", binary()),
+        };
+        if name != SKETCH {
+            command.arg("--config").arg(config);
+        }
         command
             .envs(variables.iter().copied())
             .current_dir(&directory);
-        (Process::start("the gateway", &mut command), directory)
+        (Process::start(name, &mut command), directory)
     }
 
     /// Waits until a launched gateway listens.
@@ -108,14 +140,22 @@ impl Gateway {
             .expect("a path in the line that says where it listens");
         let addr = url[..slash].parse().expect("an address in that line");
         stream::speaks_tls(addr, with_tls);
-        let admin = process.stdout_line("listening admin http://").parse();
-        let admin = Admin::at(admin.expect("an address in that line"));
+        let is_sketch = process.name() == SKETCH;
+        let admin = match is_sketch {
+            true => SocketAddr::from(([127, 0, 0, 1], 0)),
+            false => {
+                let admin = process.stdout_line("listening admin http://").parse();
+                admin.expect("an address in that line")
+            }
+        };
         Self {
             process,
             addr,
             path: url[slash..].into(),
             directory,
-            admin,
+            admin: Admin::at(admin),
+            is_sketch,
+            _services: None,
         }
     }
 
@@ -168,7 +208,12 @@ impl Gateway {
     }
 
     pub fn wait_ready(&self) {
-        wait_until("the gateway is ready", || self.is_ready());
+        wait_until("the gateway is ready", || self.shows_ready(true));
+    }
+
+    /// Whether it is `ready`, or not, as the case may be. One that does not say so is both.
+    pub fn shows_ready(&self, ready: bool) -> bool {
+        self.is_sketch || self.is_ready() == ready
     }
 
     /// What the gateway holds once no connection is left but `connections`: their threads apart,
@@ -205,6 +250,13 @@ impl Gateway {
     pub fn stop(mut self) -> i32 {
         self.process.signal(Signal::TERM);
         self.process.exit_code()
+    }
+
+    /// SIGTERM, and whether it takes its leave: of the sketch nothing is asked but its end.
+    pub fn takes_its_leave(mut self) -> bool {
+        self.process.signal(Signal::TERM);
+        let status = self.process.end_within(DEADLINE);
+        self.is_sketch || status.success()
     }
 }
 

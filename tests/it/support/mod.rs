@@ -25,6 +25,9 @@ pub mod hog;
 pub mod http2;
 pub mod ledger;
 pub mod link;
+#[expect(clippy::result_large_err, reason = "tungstenite's own")]
+#[path = "../../naive/gateway.rs"]
+pub mod naive;
 pub mod named;
 pub mod paths;
 pub mod pictures;
@@ -36,6 +39,7 @@ pub mod raw;
 pub mod raw_amqp;
 pub mod recipe;
 pub mod settings;
+pub mod sketch;
 pub mod stream;
 pub mod terminal;
 pub mod terminator;

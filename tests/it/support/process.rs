@@ -61,6 +61,10 @@ impl Process {
         }
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The rest of the first line of standard output that starts with `prefix`.
     pub fn stdout_line(&mut self, prefix: &str) -> String {
         let line = self
@@ -132,14 +136,20 @@ impl Process {
     }
 
     pub fn exit_code_within(&mut self, deadline: Duration) -> i32 {
+        let status = self.end_within(deadline);
+        status
+            .code()
+            .unwrap_or_else(|| panic!("{} died of signal {:?}", self.name, status.signal()))
+    }
+
+    /// How it ends, of itself or of a signal.
+    pub fn end_within(&mut self, deadline: Duration) -> ExitStatus {
         let what = format!("{} ends", self.name);
         let (status, _) = wait_for(deadline, what, || {
             self.child.try_wait().expect("a child to wait for")
         });
         self.ended(status);
         status
-            .code()
-            .unwrap_or_else(|| panic!("{} died of signal {:?}", self.name, status.signal()))
     }
 
     /// `kill -9`, and waits for the end.

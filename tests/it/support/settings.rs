@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::{certificates, stream};
+use super::{certificates, sketch, stream};
 
 /// The tables of a `gateway.toml`.
 #[derive(Clone)]
 pub struct Settings {
     table: Table,
+    /// Whether they are for the sketch.
+    sketch: bool,
 }
 
 impl Settings {
@@ -18,6 +20,7 @@ impl Settings {
     pub fn new() -> Self {
         let empty = Self {
             table: Table::new(),
+            sketch: sketch::is_drilled(),
         };
         // The suite once more, with TLS on the client listener.
         let with_tls = env::var_os("IT_TLS").is_some();
@@ -37,7 +40,26 @@ impl Settings {
     pub fn from_text(text: &str) -> Self {
         Self {
             table: text.parse().expect("a TOML file"),
+            sketch: false,
         }
+    }
+
+    /// For the sketch, which has no TLS.
+    pub fn for_sketch(mut self) -> Self {
+        self.table.remove("tls");
+        self.sketch = true;
+        self
+    }
+
+    pub fn are_for_sketch(&self) -> bool {
+        self.sketch
+    }
+
+    /// Whether a gateway with these has no services inside it.
+    pub fn are_remote(&self) -> bool {
+        let backend = self.table.get("backend");
+        let mode = backend.and_then(|backend| backend.get("mode")?.as_str());
+        mode == Some("remote")
     }
 
     /// Sets the key written `table.key`, or a whole table.

@@ -24,6 +24,18 @@ pub fn wait_until_within(
     wait_for(deadline, what, || condition().then_some(())).1
 }
 
+/// Whether `condition` holds before `deadline`.
+pub fn holds_within(deadline: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + deadline;
+    while !condition() {
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::sleep(LOOK);
+    }
+    true
+}
+
 /// Returns what `look` finds, and how long that took; fails, naming `what`, after `deadline`.
 pub fn wait_for<T>(
     deadline: Duration,
