@@ -515,7 +515,7 @@ impl Page {
         let is_allowed = methods.split(", ").any(|method| method == head.method);
         let response = match page {
             _ if !is_allowed => HttpResponse::wrong_method(methods),
-            // Asking does nothing, and no other site's page is allowed to act (Fetch, 3.3.2).
+            // Asking does nothing. And no other site's page is told that it may act (CORS).
             Some(page) if page.methods == ACTS && head.method == "OPTIONS" => {
                 HttpResponse::page(200, "text/plain", "")
             }

@@ -217,6 +217,14 @@ fn two_pages_chat_with_one_another_and_in_a_group() {
     }
     assert!(!frames.contains("bob-token"), "{frames}");
 
+    // What no frame holds is not sent: it would close the connection again and again.
+    let before = bob.get("connectionId");
+    bob.run("write(current, 'x'.repeat(70_000));");
+    bob.wait_for("document.querySelector('.failure:not([hidden])')?.textContent.includes('longer than 65536 bytes')");
+    bob.run("document.querySelector('.failure button').click();");
+    bob.wait_for("drafts.length === 0 && waiting() === 0");
+    assert_eq!(bob.get("connectionId"), before);
+
     bob.run("document.getElementById('leave').click();");
     alice.wait_for("!isOnline('bob')");
     bob.wait_for("!document.getElementById('door').hidden && !sessionStorage.getItem('token')");
@@ -247,7 +255,7 @@ fn who_was_offline_or_lost_the_gateway_returns_and_drafts_are_sent_once() {
     bob.run("dispatchEvent(new Event('online'));");
     assert_ne!(bob.get("document.body.dataset.state"), "waiting");
     bob.wait_for(CONNECTED);
-    bob.wait_for("news().startsWith('2 unread messages')");
+    bob.wait_for("news().endsWith('It is back, and 2 unread came first.')");
     bob.wait_for("bubbles().length === 3 && waiting() === 0");
     alice.wait_for("bubbles().at(-1) === 'I have no network'");
 
