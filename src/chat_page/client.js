@@ -91,7 +91,8 @@ function forget() {
   clearTimeout(refreshTimer);
   socket = connectionId = null;
   online.clear();
-  for (const { reject } of requests.values()) reject({ code: 'LOST', message: 'The connection ended before the answer' });
+  const lost = { code: 'LOST', message: 'The connection ended before the answer' };
+  for (const { reject } of requests.values()) reject(lost);
   requests.clear();
 }
 

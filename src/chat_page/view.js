@@ -24,6 +24,12 @@ function setText(element, text) { if (element.textContent !== text) element.text
 
 function show(state, text) {
   document.body.dataset.state = state;
+  // One takes the place of the other, and its focus.
+  const isAway = ['waiting', 'ended'].includes(state);
+  const hasFocus = [$('return'), $('rehearse')].includes(document.activeElement);
+  $('return').hidden = !isAway;
+  $('rehearse').hidden = isAway || !me;
+  if (hasFocus) $(isAway ? 'return' : 'rehearse').focus();
   setText($('state-text'), text);
   draw();
 }
@@ -32,10 +38,9 @@ function tell(text) {
   setText($('news-text'), text);
   setText($('spoken-news'), text);
   $('news').hidden = !text;
-  $('return').hidden = document.body.dataset.state !== 'ended';
 }
 
-const INSIDE = ['all', 'rehearse', 'show-frames', 'leave'];   // what there is once somebody is let in
+const INSIDE = ['all', 'show-frames', 'leave'];   // what there is once somebody is let in
 
 function enter() {
   $('door').hidden = true;

@@ -271,6 +271,8 @@ fn who_was_offline_or_lost_the_gateway_returns_and_drafts_are_sent_once() {
         "frames('\"type\":\"send_message\"').filter(it => it.includes('read me')).length";
     assert_eq!(bob.get(repeated), 2);
     alice.says("Yes, once.");
+    bob.wait_for("bubbles().at(-1) === 'Yes, once.'");
+    alice.wait_for("waiting() === 0");
 
     // The gateway dies, and returns at the same place.
     gateway.kill();
