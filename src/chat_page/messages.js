@@ -9,11 +9,12 @@ function pushed(message, line) {
   if (copiesToCome.delete(message.id)) return;
   if (seen.has(message.id)) {
     // Perhaps the acknowledgement was lost: so once more, unless it is still to be read.
-    if (!isOwn(message) && !where.unread.has(message.id)) acknowledge(message.id);
-    annotate(line, 'Dropped: this id has come before. It is acknowledged again.');
+    const isRead = !isOwn(message) && !where.unread.has(message.id);
+    if (isRead) acknowledge(message.id);
+    const done = `dropped the second one by its id${isRead ? ', and acknowledged it once more' : ''}`;
+    annotate(line, `This id has come before: the page has ${done}.`);
     if (rehearsed === 'duplicate') {
-      tell('The same message came twice. The page has dropped the second one by its id, and acknowledged '
-        + 'it: see the frames.');
+      tell(`The same message came twice. The page has ${done}: see the frames.`);
     }
     return;
   }

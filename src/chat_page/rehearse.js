@@ -3,43 +3,43 @@
 const CLOSES = [
   { what: 'protocol_error', code: 1002,
     why: 'The client broke the WebSocket protocol.',
-    now: 'It would do so again: it has to be mended.' },
+    now: 'A client would do so again: it has to be mended.' },
   { what: 'binary_frame', code: 1003,
     why: 'The client sent a binary frame; this protocol is JSON in text frames.',
-    now: 'It has to be mended.' },
+    now: 'A client has to be mended.' },
   { what: 'not_utf8', code: 1007,
     why: 'The client sent text that is not UTF-8.',
-    now: 'It has to be mended.' },
+    now: 'A client has to be mended.' },
   { what: 'too_large', code: 1009,
     why: 'A message was over max_message_size, which “connected” tells.',
-    now: 'It has to send less.' },
+    now: 'A client has to send less.' },
   { what: 'internal_error', code: 1011,
     why: 'Something failed inside the gateway.',
-    now: 'It comes back, ever more slowly if that goes on.' },
+    now: 'A client comes back, ever more slowly if that goes on.' },
   { what: 'shutdown', code: 1012,
     why: 'The gateway is shutting down; each client is told another time.',
-    now: 'It comes back then, and not sooner.' },
+    now: 'A client comes back then, and not sooner.' },
   { what: 'slow_consumer', code: 4001,
     why: 'The client was behind, and took next to nothing for a minute.',
-    now: 'It comes back; what is unread comes again.' },
+    now: 'A client comes back; what is unread comes again.' },
   { what: 'idle', code: 4002,
     why: 'A ping stayed unanswered for the idle timeout.',
-    now: 'It comes back.' },
+    now: 'A client comes back.' },
   { what: 'token_expired', code: 4003,
     why: 'The time of the token is over.',
-    now: 'It gets a token from its login service, and comes back.' },
+    now: 'A client gets a token from its login service, and comes back.' },
   { what: 'replaced', code: 4004,
     why: 'The user has a newer connection.',
-    now: 'It does not come back by itself: the two would throw each other out for ever.' },
+    now: 'A client does not come back by itself: the two would throw each other out for ever.' },
   { what: 'disconnected', code: 4005, words: 'disconnected by an operator',
     why: 'An operator ended the connection.',
-    now: 'It does not come back by itself.' },
+    now: 'A client does not come back by itself.' },
   { what: 'session_revoked', code: 4005, words: 'session revoked',
     why: 'The User Service took the session away.',
-    now: 'It does not come back by itself: the user signs in anew.' },
+    now: 'A client does not come back by itself: the user signs in anew.' },
   { what: 'rate_exceeded', code: 4006,
     why: 'Too many requests were refused.',
-    now: 'It comes back with backoff, and asks less.' },
+    now: 'A client comes back with backoff, and asks less.' },
 ];
 const SERVICES = [
   { what: 'duplicate', head: 'twice', title: 'The same message comes twice', act: duplicate },
@@ -161,9 +161,12 @@ $('text').onkeydown = event => {
 };
 $('text').oninput = () => remember($('text').value);
 $('history').onscroll = () => {
+  staysAtEnd = atEnd();
   if ($('history').scrollTop < 100) loadOlder(current);
-  if (atEnd()) { $('to-end').hidden = true; markShown(); }
+  if (staysAtEnd) { $('to-end').hidden = true; markShown(); }
 };
+new ResizeObserver(() => { if (staysAtEnd) $('history').scrollTop = $('history').scrollHeight; })
+  .observe($('history'));
 $('to-end').onclick = () => { draw(true); markShown(); $('text').focus(); };
 $('back').onclick = () => {
   document.body.dataset.view = 'list';

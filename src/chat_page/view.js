@@ -64,17 +64,21 @@ const presenceOf = user => online.get(user) ? 'online' : 'offline';
 const isAtEnd = box => box.scrollHeight - box.scrollTop - box.clientHeight < 40;
 const atEnd = () => isAtEnd($('history'));
 
+/* Whoever looks at the newest message goes on to do so, whatever comes, and however large the screen is. */
+let staysAtEnd = true;
+
 /* Draws all that may have changed. `toEnd`: and goes to the newest message. */
 function draw(toEnd = false) {
   drawList();
   if (!current) return;
-  const box = $('history'), wasAtEnd = toEnd || atEnd(), fromEnd = box.scrollHeight - box.scrollTop;
+  const box = $('history'), fromEnd = box.scrollHeight - box.scrollTop;
+  staysAtEnd ||= toEnd;
   const first = $('messages').firstChild?.nextSibling?.dataset.key;
   drawMessages();
   const isLonger = first && first !== $('messages').firstChild?.nextSibling?.dataset.key;
-  if (wasAtEnd) box.scrollTop = box.scrollHeight;
+  if (staysAtEnd) box.scrollTop = box.scrollHeight;
   else if (isLonger) box.scrollTop = box.scrollHeight - fromEnd;   // older ones came above
-  $('to-end').hidden = wasAtEnd || !current.unread.size;
+  $('to-end').hidden = staysAtEnd || !current.unread.size;
 }
 
 function drawList() {

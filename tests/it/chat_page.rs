@@ -451,7 +451,7 @@ fn what_services_do_is_rehearsed_and_ends_as_the_protocol_says() {
     alice.run("document.getElementById('clear').click();");
     alice.rehearses(0, "duplicate");
     alice.wait_for("news().startsWith('The same message came twice.')");
-    alice.wait_for("frames('Dropped: this id has come before').length === 1");
+    alice.wait_for("frames('This id has come before').length === 1");
     alice.wait_for("frames('\"acked\"').length === 1");
     assert_eq!(
         alice.get(&format!(
@@ -690,9 +690,18 @@ fn everybody_can_use_the_page() {
     browser.type_keys(ENTER);
     alice.wait_for(ENDED);
     named("an end");
+    alice.says("While away");
+    alice.wait_for("waiting() === 1");
+    for scheme in ["light", "dark"] {
+        browser.set_scheme(scheme);
+        assert_legible(&browser, &format!("{scheme}, an end"), 20);
+    }
     tab_to("id === 'return'");
     browser.type_keys(ENTER);
     alice.wait_for(CONNECTED);
+    alice.wait_for("waiting() === 0 && document.activeElement.id === 'rehearse'");
+    alice.run("write(current, 'x'.repeat(70_000));");
+    alice.wait_for("document.querySelector('.failure:not([hidden])')");
     tab_to("id === 'whom'");
     browser.type_keys(&format!("zoë{ENTER}"));
     alice.wait_for("document.getElementById('title').textContent === 'zoë'");
