@@ -93,7 +93,7 @@ function createEntry(where) {
   const part = className => make('span', { className });
   const entry = make('span', { className: 'entry' },
     make('span', {}, part('dot'), make('b', { textContent: where.id }), part('spoken'), part('time')),
-    make('span', {}, part('last'), part('unread')));
+    make('span', {}, part('last'), part('unread'), part('spoken count')));
   const face = make('span', { ariaHidden: 'true' });
   paint(face, where);
   const button = make('button', { type: 'button', onclick: () => choose(where) }, face, entry);
@@ -116,7 +116,7 @@ function updateEntry(item, where) {
   setText(part('last'), last ? `${author(last)}${last.content}` : 'No messages yet');
   part('unread').hidden = !count;
   setText(part('unread'), String(count));
-  part('unread').ariaLabel = `${count} unread`;
+  setText(part('count'), count ? 'unread' : '');
 }
 
 function drawMessages() {

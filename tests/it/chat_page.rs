@@ -217,6 +217,28 @@ fn two_pages_chat_with_one_another_and_in_a_group() {
     }
     assert!(!frames.contains("bob-token"), "{frames}");
 
+    // Nobody asks, or returns, when all others do.
+    let first_pings = "Array.from({ length: 50 }, () => {
+        const original = window.setTimeout;
+        let after;
+        window.setTimeout = (_, ms) => { after = ms; };
+        keepAlive(1000);
+        window.setTimeout = original;
+        return after;
+      })";
+    let returns = "Array.from({ length: 50 }, () => jittered(1e9, 2000) - 1000)";
+    for spread in [first_pings, returns] {
+        let spread = bob.get(spread);
+        let spread = spread.as_array().expect("a list").iter();
+        let spread: Vec<f64> = spread.map(|it| it.as_f64().expect("a number")).collect();
+        assert!(
+            spread.iter().all(|ms| (0.0..=1000.0).contains(ms)),
+            "{spread:?}"
+        );
+        let within = |from, to| spread.iter().any(|ms| (from..to).contains(ms));
+        assert!(within(0.0, 300.0) && within(700.0, 1000.0), "{spread:?}");
+    }
+
     // What no frame holds is not sent: it would close the connection again and again.
     let before = bob.get("connectionId");
     bob.run("write(current, 'x'.repeat(70_000));");
@@ -468,6 +490,9 @@ fn what_services_do_is_rehearsed_and_ends_as_the_protocol_says() {
     alice.wait_for("frames('\"code\":\"SERVICE_UNAVAILABLE\"').length > 1 && waiting() === 1");
     alice.says("second");
     bob.send_message("alice", "I can");
+    let mut other_device = gateway.connect("alice");
+    assert!(said(&mut other_device, "bob").contains(&"I can".to_owned()));
+    other_device.close();
     alice.wait_for("news().startsWith('The services answer again')");
     alice.wait_for("waiting() === 0");
     assert_eq!(
