@@ -515,7 +515,7 @@ impl Page {
         let is_allowed = methods.split(", ").any(|method| method == head.method);
         let response = match page {
             _ if !is_allowed => HttpResponse::wrong_method(methods),
-            // Asking does nothing, and no other site's page is allowed to act (Fetch, 3.3.2).
+            // Asking does nothing. And no other site's page is told that it may act (CORS).
             Some(page) if page.methods == ACTS && head.method == "OPTIONS" => {
                 HttpResponse::page(200, "text/plain", "")
             }
@@ -538,6 +538,9 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
     use super::*;
 
     fn status(head: impl AsRef<[u8]>) -> u16 {
@@ -879,6 +882,44 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_post_acts_and_nothing_else_does() {
+        let acted = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&acted);
+        let action = Page::action("/act", move |head| {
+            counter.fetch_add(1, SeqCst);
+            HttpResponse::page(200, "text/plain", head.query)
+        });
+        let pages = [
+            Page::new("/", || HttpResponse::html("")),
+            Page::new("/act/", || HttpResponse::html("")),
+            action,
+        ];
+        let respond = |method: &str, target: &str| {
+            let head = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+            let response = Page::respond(&pages, &parsed(&head), "missing");
+            (response.status, String::from_utf8(response.body).unwrap())
+        };
+        for method in ["GET", "HEAD", "PUT", "OPTIONS", "post"] {
+            let (status, body) = respond(method, "/act?a=b");
+            assert_eq!(
+                status,
+                if method == "OPTIONS" { 200 } else { 405 },
+                "{method}"
+            );
+            assert!(
+                !["HEAD", "OPTIONS"].contains(&method) || body.is_empty(),
+                "{method}"
+            );
+        }
+        for (target, status) in [("/", 405), ("/act/", 405), ("/ACT", 405)] {
+            assert_eq!(respond("POST", target).0, status, "{target}");
+        }
+        assert_eq!(acted.load(SeqCst), 0);
+        assert_eq!(respond("POST", "/act?a=b"), (200, "a=b".into()));
+        assert_eq!(acted.load(SeqCst), 1);
     }
 
     #[test]

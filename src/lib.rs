@@ -38,7 +38,7 @@
 //! | a request or a push of the client protocol | `client/request.rs`, `client/protocol.rs`, `client/dispatch.rs`; then its document, `proto/client.asyncapi.yaml`, is made again: `client/schema/` |
 //! | who is let in | `client/accept.rs`, `client/admission.rs`, `client/head.rs`, `client/address.rs`, `client/handshake.rs` |
 //! | an HTTP answer | `http.rs`; the pages: [`gateway`]; what operators are answered: `admin/` |
-//! | the chat page, and what it makes the gateway do to it | `chat_page/page.html`, `chat_page/rehearsals.rs` (an edge) |
+//! | the chat page, and what it rehearses | `chat_page/client.js` and what is beside it, `chat_page/rehearsals.rs` (an edge) |
 //! | what is counted | `metrics.rs`; what is looked up for a scrape: `admin/scrape.rs` |
 //! | the way out, and what clients are told at the end | `gateway/shutdown.rs`, `drain.rs`, `client/close.rs` |
 //! | the log | `logging.rs` |
@@ -110,10 +110,9 @@
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
-//!   `broker` and `presence`, `reference`, `admin`, `discovery`, `proxy_protocol` and `tls`, `chat_page`, `gateway`. No
-//!   circle among files. A client's
-//!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
-//!   `ConnectionObserver`.
+//!   `broker` and `presence`, `reference`, `admin`, `discovery`, `proxy_protocol` and `tls`,
+//!   `chat_page`, `gateway`. No circle among files. A client's socket is a `client/transport.rs`, and
+//!   what connects and disconnects is told to one `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, rustls
 //!   in `tls`, tonic and tokio in `services`, `discovery`, `reference` and `tls/services.rs`.

@@ -1,6 +1,6 @@
 //! The chat page at `/`, in embedded mode: one HTML page with nothing from elsewhere in it, and an
-//! example of a client that keeps the protocol (`client.js`). It *rehearses*: it has the gateway do to its own
-//! connection what production will one day, with `POST /rehearse?what=…`.
+//! example of a client that keeps the protocol (`client.js`, `messages.js`). It *rehearses*: it has the
+//! gateway do to its own connection what production will one day, with `POST /rehearse?what=…`.
 //!
 //! An edge: [`rehearsals`] knows the page's connections, and what is to be done to which;
 //! [`rehearsed`] has decorators, of the [`ConnectionObserver`] and of [`Services`], through which it is
@@ -85,6 +85,7 @@ fn html(config: &Config) -> String {
     let setup = setup.to_string().replace('<', "\\u003c");
     let script = concat!(
         include_str!("client.js"),
+        include_str!("messages.js"),
         include_str!("view.js"),
         include_str!("rehearse.js"),
     );

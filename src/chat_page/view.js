@@ -24,6 +24,12 @@ function setText(element, text) { if (element.textContent !== text) element.text
 
 function show(state, text) {
   document.body.dataset.state = state;
+  // One takes the place of the other, and its focus.
+  const isAway = ['waiting', 'ended'].includes(state);
+  const hasFocus = [$('return'), $('rehearse')].includes(document.activeElement);
+  $('return').hidden = !isAway;
+  $('rehearse').hidden = isAway || !me;
+  if (hasFocus) $(isAway ? 'return' : 'rehearse').focus();
   setText($('state-text'), text);
   draw();
 }
@@ -32,12 +38,13 @@ function tell(text) {
   setText($('news-text'), text);
   setText($('spoken-news'), text);
   $('news').hidden = !text;
-  $('return').hidden = document.body.dataset.state !== 'ended';
 }
+
+const INSIDE = ['all', 'show-frames', 'leave'];   // what there is once somebody is let in
 
 function enter() {
   $('door').hidden = true;
-  for (const id of ['all', 'rehearse', 'show-frames', 'leave']) $(id).hidden = false;
+  for (const id of INSIDE) $(id).hidden = false;
   draw();
 }
 
@@ -49,22 +56,29 @@ function paint(element, { kind, id }) {
   setText(element, kind === 'group' ? '#' : [...id][0]);
 }
 
-const clock = seconds => new Date(seconds * 1000).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' });
-const day = seconds => new Date(seconds * 1000).toLocaleDateString([], { weekday: 'long', day: 'numeric', month: 'long' });
+const MINUTE = { hour: '2-digit', minute: '2-digit' };
+const DAY = { weekday: 'long', day: 'numeric', month: 'long' };
+const clock = seconds => new Date(seconds * 1000).toLocaleTimeString([], MINUTE);
+const day = seconds => new Date(seconds * 1000).toLocaleDateString([], DAY);
 const presenceOf = user => online.get(user) ? 'online' : 'offline';
-const atEnd = () => $('history').scrollHeight - $('history').scrollTop - $('history').clientHeight < 40;
+const isAtEnd = box => box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+const atEnd = () => isAtEnd($('history'));
+
+/* Whoever looks at the newest message goes on to do so, whatever comes, and however large the screen is. */
+let staysAtEnd = true;
 
 /* Draws all that may have changed. `toEnd`: and goes to the newest message. */
 function draw(toEnd = false) {
   drawList();
   if (!current) return;
-  const box = $('history'), wasAtEnd = toEnd || atEnd(), fromEnd = box.scrollHeight - box.scrollTop;
+  const box = $('history'), fromEnd = box.scrollHeight - box.scrollTop;
+  staysAtEnd ||= toEnd;
   const first = $('messages').firstChild?.nextSibling?.dataset.key;
   drawMessages();
   const isLonger = first && first !== $('messages').firstChild?.nextSibling?.dataset.key;
-  if (wasAtEnd) box.scrollTop = box.scrollHeight;
+  if (staysAtEnd) box.scrollTop = box.scrollHeight;
   else if (isLonger) box.scrollTop = box.scrollHeight - fromEnd;   // older ones came above
-  $('to-end').hidden = wasAtEnd || !current.unread.size;
+  $('to-end').hidden = staysAtEnd || !current.unread.size;
 }
 
 function drawList() {
@@ -79,11 +93,16 @@ function createEntry(where) {
   const part = className => make('span', { className });
   const entry = make('span', { className: 'entry' },
     make('span', {}, part('dot'), make('b', { textContent: where.id }), part('spoken'), part('time')),
-    make('span', {}, part('last'), part('unread')));
+    make('span', {}, part('last'), part('unread'), part('spoken count')));
   const face = make('span', { ariaHidden: 'true' });
   paint(face, where);
   const button = make('button', { type: 'button', onclick: () => choose(where) }, face, entry);
   return make('li', {}, button);
+}
+
+function author(message) {
+  if (isOwn(message)) return 'You: ';
+  return message.group_id ? `${message.from_user_id}: ` : '';
 }
 
 function updateEntry(item, where) {
@@ -94,50 +113,74 @@ function updateEntry(item, where) {
   part('dot').classList.toggle('online', Boolean(online.get(where.id)));
   setText(part('spoken'), where.kind === 'group' ? 'group' : presenceOf(where.id));
   setText(part('time'), last ? clock(last.timestamp) : '');
-  setText(part('last'), last ? `${isOwn(last) ? 'You: ' : where.kind === 'group' ? `${last.from_user_id}: ` : ''}${last.content}` : 'No messages yet');
+  setText(part('last'), last ? `${author(last)}${last.content}` : 'No messages yet');
   part('unread').hidden = !count;
   setText(part('unread'), String(count));
-  part('unread').ariaLabel = `${count} unread`;
+  setText(part('count'), count ? 'unread' : '');
 }
 
 function drawMessages() {
-  const about = current.kind === 'user' ? presenceOf(current.id) : (setup.groups[current.id] ?? []).join(', ') || 'group';
+  const members = () => (setup.groups[current.id] ?? []).join(', ') || 'group';
+  const about = current.kind === 'user' ? presenceOf(current.id) : members();
   setText($('about'), connectionId ? about : 'not connected');
-  const waiting = drafts.filter(draft => draft.kind === current.kind && draft.to === current.id)
-    .map(draft => ({ draft, key: draft.client_message_id, from_user_id: me, content: draft.content, timestamp: draft.at }));
   const items = [];
   let before = null;
-  // A message keeps its element when its draft is committed.
-  for (const message of [...current.messages.map(one => ({ ...one, key: (isOwn(one) && one.client_message_id) || one.id })), ...waiting]) {
+  for (const message of [...current.messages.map(keyed), ...waitingFor(current)]) {
     const date = day(message.timestamp);
     const isNewDay = !before || day(before.timestamp) !== date;
     if (isNewDay) items.push({ key: `day ${date}`, date });
-    const isFirst = isNewDay || before.from_user_id !== message.from_user_id || message.timestamp - before.timestamp > 300;
+    const isFirst = isNewDay || before.from_user_id !== message.from_user_id
+      || message.timestamp - before.timestamp > 300;
     items.push({ ...message, isFirst });
     before = message;
   }
   reconcile($('messages'), items, createMessage, updateMessage);
 }
 
+/* A message keeps its element when its draft is committed. */
+function keyed(message) {
+  return { ...message, key: (isOwn(message) && message.client_message_id) || message.id };
+}
+
+function waitingFor({ kind, id }) {
+  const own = drafts.filter(draft => draft.kind === kind && draft.to === id);
+  return own.map(draft => ({
+    draft, key: draft.client_message_id, from_user_id: me, content: draft.content, timestamp: draft.at,
+  }));
+}
+
+/* What is drawn beside a message of ours, and what is read out. */
+function markOf({ draft, from_user_id }) {
+  if (from_user_id !== me) return ['', ` from ${from_user_id}`];
+  if (draft?.failure) return [' ✗', ' not sent'];
+  return draft ? [' ◷', ' waiting'] : [' ✓', ' sent'];
+}
+
 function createMessage({ date, content, from_user_id }) {
   if (date) return make('li', { textContent: date });
-  const meta = make('span', { className: 'meta' }, make('span', { className: 'at' }), make('span', { ariaHidden: 'true' }), make('span', { className: 'spoken' }));
-  return make('li', {}, make('div', { className: 'from', textContent: from_user_id }),
-    make('div', { className: 'bubble' }, make('span', { textContent: content }), meta), make('div', { className: 'failure', hidden: true }));
+  const meta = make('span', { className: 'meta' }, make('span'), make('span', { ariaHidden: 'true' }),
+    make('span', { className: 'spoken' }));
+  return make('li', {},
+    make('div', { className: 'from', textContent: from_user_id }),
+    make('div', { className: 'bubble' }, make('span', { textContent: content }), meta),
+    make('div', { className: 'failure', hidden: true }));
 }
 
 function updateMessage(item, message) {
   if (message.date) return void (item.className = 'day');
-  const { draft } = message, own = isOwn(message);
-  item.className = [own && 'own', message.isFirst && 'first', draft && 'waiting'].filter(Boolean).join(' ');
+  const { draft, isFirst } = message, own = isOwn(message);
+  item.className = [own && 'own', isFirst && 'first', draft && 'waiting'].filter(Boolean).join(' ');
   const [from, bubble, failure] = item.children, [at, mark, spoken] = bubble.lastChild.children;
-  from.hidden = own || !message.isFirst || current.kind === 'user';
+  from.hidden = own || !isFirst || current.kind === 'user';
   setText(at, clock(message.timestamp));
-  setText(mark, !own ? '' : draft?.failure ? ' ✗' : draft ? ' ◷' : ' ✓');
-  setText(spoken, !own ? ` from ${message.from_user_id}` : draft?.failure ? ' not sent' : draft ? ' waiting' : ' sent');
+  const [shown, read] = markOf(message);
+  setText(mark, shown);
+  setText(spoken, read);
   failure.hidden = !draft?.failure;
   if (draft?.failure && !failure.firstChild) {
-    failure.append(`Not sent: ${draft.failure} `, make('button', { type: 'button', textContent: 'Discard', onclick: () => discard(draft) }));
+    const onclick = () => discard(draft);
+    const button = make('button', { type: 'button', textContent: 'Discard', onclick });
+    failure.append(`Not sent: ${draft.failure} `, button);
   }
 }
 
@@ -174,7 +217,7 @@ function note(text) { return log(make('li', { className: 'note', textContent: te
 function annotate(line, text) { line.append(make('div', { className: 'note', textContent: text })); }
 
 function log(line) {
-  const lines = $('wire'), wasAtEnd = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 40;
+  const lines = $('wire'), wasAtEnd = isAtEnd(lines);
   lines.append(line);
   if (lines.children.length > MAX_FRAMES) lines.firstChild.remove();
   if (wasAtEnd) lines.scrollTop = lines.scrollHeight;

@@ -217,6 +217,36 @@ fn two_pages_chat_with_one_another_and_in_a_group() {
     }
     assert!(!frames.contains("bob-token"), "{frames}");
 
+    // Nobody asks, or returns, when all others do.
+    let first_pings = "Array.from({ length: 50 }, () => {
+        const original = window.setTimeout;
+        let after;
+        window.setTimeout = (_, ms) => { after = ms; };
+        keepAlive(1000);
+        window.setTimeout = original;
+        return after;
+      })";
+    let returns = "Array.from({ length: 50 }, () => jittered(1e9, 2000) - 1000)";
+    for spread in [first_pings, returns] {
+        let spread = bob.get(spread);
+        let spread = spread.as_array().expect("a list").iter();
+        let spread: Vec<f64> = spread.map(|it| it.as_f64().expect("a number")).collect();
+        assert!(
+            spread.iter().all(|ms| (0.0..=1000.0).contains(ms)),
+            "{spread:?}"
+        );
+        let within = |from, to| spread.iter().any(|ms| (from..to).contains(ms));
+        assert!(within(0.0, 300.0) && within(700.0, 1000.0), "{spread:?}");
+    }
+
+    // What no frame holds is not sent: it would close the connection again and again.
+    let before = bob.get("connectionId");
+    bob.run("write(current, 'x'.repeat(70_000));");
+    bob.wait_for("document.querySelector('.failure:not([hidden])')?.textContent.includes('longer than 65536 bytes')");
+    bob.run("document.querySelector('.failure button').click();");
+    bob.wait_for("drafts.length === 0 && waiting() === 0");
+    assert_eq!(bob.get("connectionId"), before);
+
     bob.run("document.getElementById('leave').click();");
     alice.wait_for("!isOnline('bob')");
     bob.wait_for("!document.getElementById('door').hidden && !sessionStorage.getItem('token')");
@@ -247,7 +277,7 @@ fn who_was_offline_or_lost_the_gateway_returns_and_drafts_are_sent_once() {
     bob.run("dispatchEvent(new Event('online'));");
     assert_ne!(bob.get("document.body.dataset.state"), "waiting");
     bob.wait_for(CONNECTED);
-    bob.wait_for("news().startsWith('2 unread messages')");
+    bob.wait_for("news().endsWith('It is back, and 2 unread came first.')");
     bob.wait_for("bubbles().length === 3 && waiting() === 0");
     alice.wait_for("bubbles().at(-1) === 'I have no network'");
 
@@ -263,6 +293,8 @@ fn who_was_offline_or_lost_the_gateway_returns_and_drafts_are_sent_once() {
         "frames('\"type\":\"send_message\"').filter(it => it.includes('read me')).length";
     assert_eq!(bob.get(repeated), 2);
     alice.says("Yes, once.");
+    bob.wait_for("bubbles().at(-1) === 'Yes, once.'");
+    alice.wait_for("waiting() === 0");
 
     // The gateway dies, and returns at the same place.
     gateway.kill();
@@ -441,7 +473,7 @@ fn what_services_do_is_rehearsed_and_ends_as_the_protocol_says() {
     alice.run("document.getElementById('clear').click();");
     alice.rehearses(0, "duplicate");
     alice.wait_for("news().startsWith('The same message came twice.')");
-    alice.wait_for("frames('Dropped: this id has come before').length === 1");
+    alice.wait_for("frames('This id has come before').length === 1");
     alice.wait_for("frames('\"acked\"').length === 1");
     assert_eq!(
         alice.get(&format!(
@@ -458,6 +490,9 @@ fn what_services_do_is_rehearsed_and_ends_as_the_protocol_says() {
     alice.wait_for("frames('\"code\":\"SERVICE_UNAVAILABLE\"').length > 1 && waiting() === 1");
     alice.says("second");
     bob.send_message("alice", "I can");
+    let mut other_device = gateway.connect("alice");
+    assert!(said(&mut other_device, "bob").contains(&"I can".to_owned()));
+    other_device.close();
     alice.wait_for("news().startsWith('The services answer again')");
     alice.wait_for("waiting() === 0");
     assert_eq!(
@@ -680,9 +715,18 @@ fn everybody_can_use_the_page() {
     browser.type_keys(ENTER);
     alice.wait_for(ENDED);
     named("an end");
+    alice.says("While away");
+    alice.wait_for("waiting() === 1");
+    for scheme in ["light", "dark"] {
+        browser.set_scheme(scheme);
+        assert_legible(&browser, &format!("{scheme}, an end"), 20);
+    }
     tab_to("id === 'return'");
     browser.type_keys(ENTER);
     alice.wait_for(CONNECTED);
+    alice.wait_for("waiting() === 0 && document.activeElement.id === 'rehearse'");
+    alice.run("write(current, 'x'.repeat(70_000));");
+    alice.wait_for("document.querySelector('.failure:not([hidden])')");
     tab_to("id === 'whom'");
     browser.type_keys(&format!("zoë{ENTER}"));
     alice.wait_for("document.getElementById('title').textContent === 'zoë'");
