@@ -1,7 +1,7 @@
 //! What the kit does, and what it looks at: a function for each rule, in the order of
 //! [the rules](super::rules).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -175,9 +175,16 @@ pub fn duplicate(kit: &mut Kit) -> Verdict {
     peer.push(&message(&name, &name));
     peer.push(&message(&fence, &fence));
     is_handed_over(kit, "behind one that came again")?;
-    let heard = &kit.peer()?.heard;
-    let twice = heard.count(&name) + heard.count(&fence) - 1;
-    ensure(twice == 0, "one that came again was handed over again")
+    let latest = kit.peer()?.heard.sent.clone();
+    let sent = kit.sent.iter().chain(&latest);
+    // What is sent again as it was is another rule's.
+    let of = |content: &str| {
+        let ids = sent.clone().filter(|sent| sent.content == content);
+        let ids = ids.map(|sent| &sent.client_message_id);
+        ids.collect::<BTreeSet<_>>().len()
+    };
+    let are_once = of(&name) == 1 && of(&fence) == 1;
+    ensure(are_once, "one that came again was handed over again")
 }
 
 pub fn ack_again(kit: &mut Kit) -> Verdict {
@@ -361,12 +368,14 @@ pub fn message_ids(kit: &mut Kit) -> Verdict {
 }
 
 pub fn once(kit: &mut Kit) -> Verdict {
-    let mut answered: Vec<&str> = Vec::new();
+    let mut answered: Vec<[&str; 2]> = Vec::new();
     for sent in &kit.sent {
-        let id = sent.client_message_id.as_str();
-        let is_again = !id.is_empty() && answered.contains(&id);
-        ensure(!is_again, format!("{:?} was sent again", sent.content))?;
-        answered.extend(sent.is_answered.then_some(id));
+        let this = [sent.client_message_id.as_str(), sent.content.as_str()];
+        ensure(
+            !answered.contains(&this),
+            format!("{:?} was sent again", sent.content),
+        )?;
+        answered.extend(sent.is_answered.then_some(this));
     }
     ensure(!answered.is_empty(), "").map_err(|_| Trouble::NotSeen)
 }
