@@ -142,6 +142,15 @@ pub fn ping(kit: &mut Kit) -> Verdict {
     ensure(comes, format!("none, where ping_interval is {interval:?}"))
 }
 
+/// Ends the connection without a word, and waits until the client is back. Whether it comes at all is
+/// another rule's.
+fn is_back_after_cut(kit: &mut Kit) -> Verdict {
+    let since = kit.cut();
+    let after = kit.returns(since, RETURN).map_err(|_| Trouble::NotSeen)?;
+    kit.waits.push(after.as_secs_f64());
+    Ok(())
+}
+
 pub fn repeat(kit: &mut Kit) -> Verdict {
     let name = kit.name();
     let peer = kit.peer()?;
@@ -155,10 +164,7 @@ pub fn repeat(kit: &mut Kit) -> Verdict {
         .find(|sent| sent.content == name)
         .cloned();
     let first = first.filter(|_| comes).ok_or(Trouble::NotSeen)?;
-    let since = kit.cut();
-    // Whether it comes back at all is another rule's.
-    let after = kit.returns(since, RETURN).map_err(|_| Trouble::NotSeen)?;
-    kit.waits.push(after.as_secs_f64());
+    is_back_after_cut(kit)?;
     let peer = kit.peer()?;
     let comes = peer.listen(SOON, |heard| heard.echoed(&name));
     ensure(comes, "it was not sent again")?;
@@ -169,7 +175,7 @@ pub fn repeat(kit: &mut Kit) -> Verdict {
 
 pub fn duplicate(kit: &mut Kit) -> Verdict {
     let name = is_handed_over(kit)?;
-    kit.knock()?;
+    is_back_after_cut(kit)?;
     kit.newcomer()?.push(&message(&name, &name));
     kit.complete(1);
     let fence = is_handed_over(kit)?;
@@ -335,8 +341,8 @@ fn are_the_same(samples: &[f64], tolerance: f64) -> Verdict<bool> {
 }
 
 pub fn jitter(kit: &mut Kit) -> Verdict {
-    // Of the first wait, between one second and two.
-    let are_same = are_the_same(&kit.waits, 0.03)?;
+    // Seven waits of one to two seconds look so by chance once in 200,000 times.
+    let are_same = are_the_same(&kit.waits, 0.02)?;
     ensure(!are_same, format!("waits of {:.2?} s", kit.waits))
 }
 
