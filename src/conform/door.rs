@@ -40,10 +40,9 @@ impl Door {
                 continue;
             };
             let at = Instant::now();
-            match Arrival::read(stream, at) {
-                Ok(Some(arrival)) => return Some(arrival),
-                // It went away, or was none: the next one.
-                Ok(None) | Err(_) => {}
+            // Else it went away, or was none: the next one.
+            if let Ok(Some(arrival)) = Arrival::read(stream, at) {
+                return Some(arrival);
             }
         }
         None

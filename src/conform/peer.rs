@@ -52,13 +52,7 @@ pub struct Sent {
 impl Heard {
     /// Whether a message came back.
     pub fn echoed(&self, content: &str) -> bool {
-        self.count(content) > 0
-    }
-
-    /// How often.
-    pub fn count(&self, content: &str) -> usize {
-        let is_it = |sent: &&Sent| sent.content == content;
-        self.sent.iter().filter(is_it).count()
+        self.sent.iter().any(|sent| sent.content == content)
     }
 }
 

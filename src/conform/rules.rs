@@ -196,3 +196,22 @@ pub const RULES: [Rule; 30] = [
         play: script::requests,
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cure_names_what_is_to_be_read() {
+        let chapter = include_str!("../docs/protocol.md");
+        for Rule { name, cure, .. } in &RULES {
+            let (_, section) = cure.rsplit_once(" (").expect("a section");
+            let section = section.trim_end_matches(')');
+            let is_there = [format!("\n## {section}\n"), format!("\n**{section}")];
+            assert!(
+                is_there.iter().any(|heading| chapter.contains(heading)),
+                "{name}: there is no {section}"
+            );
+        }
+    }
+}

@@ -39,6 +39,9 @@ mod http_errors;
 /// Tokens and origins that let nobody in; and what is another's stays theirs.
 mod who_gets_in;
 
+/// What tries clients, and what it finds.
+#[cfg(feature = "conform")]
+mod conform;
 /// The two clients that the chapter on the protocol shows, under faults.
 mod example_clients;
 /// What that chapter says, compared with what a gateway does.

@@ -58,8 +58,8 @@ impl Party {
         }
     }
 
-    /// Nothing has come but what was asked for.
-    fn is_through(mut self) -> Client {
+    /// Fails if something has come that was not asked for.
+    fn all_seen(mut self) -> Client {
         let frames = self.client.frames_until_pong();
         let left = (self.aside, self.pushes, frames);
         assert_eq!(left, Default::default(), "the chapter does not show it");
@@ -143,7 +143,7 @@ fn the_session_in_the_chapter_is_what_a_gateway_says() {
         } else if what == "connects" {
             parties.insert(who, Party::connect(&gateway, who));
         } else if what == "leaves" {
-            parties.remove(who).expect("somebody").is_through().close();
+            parties.remove(who).expect("somebody").all_seen().close();
         } else if what == "gateway stops" {
             gateway.signal(Signal::TERM);
         } else {
