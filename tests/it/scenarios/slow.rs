@@ -15,7 +15,7 @@ use super::figures::rounded;
 use super::{Drill, Figures};
 use crate::support::client::is_push;
 use crate::support::ledger::Ledger;
-use crate::support::raw::{self, FIN, PING, PONG, Raw};
+use crate::support::raw::{self, FIN, PING, PONG, Raw, TEXT};
 use crate::support::sketch::patience;
 use crate::support::{Client, DEADLINE, Event, Gateway, Settings};
 
@@ -414,15 +414,16 @@ impl Timing {
             let mut ids = Vec::new();
             for frame in &frames {
                 if frame.opcode == PING {
-                    raw.frame(FIN | PONG, &frame.payload);
+                    // Whoever is gone is seen below.
+                    let _ = raw.try_send(raw::frame(FIN | PONG, &frame.payload));
                 } else if let Some(id) = message_id(&frame.payload) {
                     ledger.received(user, id);
                     ids.push(id);
                 }
             }
             if !ids.is_empty() {
-                let ack = json!({"type": "ack", "data": {"message_ids": ids}});
-                raw.text(ack.to_string());
+                let ack = json!({"type": "ack", "data": {"message_ids": ids}}).to_string();
+                let _ = raw.try_send(raw::frame(FIN | TEXT, ack.as_bytes()));
             }
             if is_slow {
                 // The pace of the member.
