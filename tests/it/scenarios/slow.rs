@@ -405,7 +405,8 @@ impl Timing {
     fn read_at(&self, mut raw: Raw, user: &str, pace: usize, ledger: &Ledger) -> bool {
         let share = pace / READS_PER_SECOND;
         let pause = Duration::from_secs(1) / READS_PER_SECOND as u32;
-        let mut end = None;
+        // What still comes is not lost, however long it takes.
+        let mut last = Instant::now();
         loop {
             let is_slow = self.phase.load(Ordering::SeqCst) == SLOW;
             let Some(frames) = raw.read_up_to(if is_slow { share } else { 1 << 20 }) else {
@@ -422,6 +423,7 @@ impl Timing {
                 }
             }
             if !ids.is_empty() {
+                last = Instant::now();
                 let ack = json!({"type": "ack", "data": {"message_ids": ids}}).to_string();
                 let _ = raw.try_send(raw::frame(FIN | TEXT, ack.as_bytes()));
             }
@@ -429,11 +431,9 @@ impl Timing {
                 // The pace of the member.
                 thread::sleep(pause);
             }
-            if self.over.load(Ordering::SeqCst) {
-                let end = *end.get_or_insert_with(|| Instant::now() + patience() * 3);
-                if ledger.has_all(user) || Instant::now() > end {
-                    return true;
-                }
+            let is_over = self.over.load(Ordering::SeqCst);
+            if is_over && (ledger.has_all(user) || last.elapsed() > patience() * 3) {
+                return true;
             }
         }
     }
