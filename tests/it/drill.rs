@@ -38,8 +38,11 @@ fn main() -> ExitCode {
             name
         }
         ["--sketch", config] => {
-            sketch::run(Path::new(config));
-            return ExitCode::SUCCESS;
+            let Err(error) = support::naive::run(Path::new(config)) else {
+                return ExitCode::SUCCESS;
+            };
+            eprintln!("the sketch does not run: {error}");
+            return ExitCode::from(BROKEN);
         }
         // What `cargo test` passes on, such as a filter, is not for this.
         _ => return list(),

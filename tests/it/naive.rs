@@ -11,7 +11,7 @@ use crate::support::broker::Broker;
 use crate::support::client::{ids, is_push};
 use crate::support::settings::token_of;
 use crate::support::sketch as process;
-use crate::support::wire::Wire;
+use crate::support::wire::{Way, Wire};
 use crate::support::{Client, Cluster, Gateway, Services};
 
 #[test]
@@ -167,6 +167,29 @@ fn a_broker_connection_that_ends_is_the_end_of_all_pushes() {
     alice.expect_message(&after[1]);
     for device in [&mut bob, &mut again] {
         assert_eq!(ids(&pushes(device)), [""; 0], "{device}");
+    }
+}
+
+/// The user's key is bound on the way in, by a call that waits for the broker.
+#[test]
+fn nobody_is_let_in_while_the_broker_says_nothing() {
+    let cluster = Cluster::on(Broker::shared(), &chat::settings().for_sketch(), 1);
+    let wire = Wire::to(cluster.broker.addr);
+    let settings = cluster.settings("wired");
+    let wired = Gateway::start(&settings.set("broker.url", wire.url(&cluster.url)));
+    wire.hold(Way::FromBroker);
+    let mut users = ["alice", "bob"].map(|user| {
+        let mut raw = wired.raw();
+        assert_eq!(raw.try_upgrade(&wired.path, &token_of(user)).status, 101);
+        raw
+    });
+    for raw in &mut users {
+        let frames = raw.read_up_to(1 << 16).expect("a connection");
+        assert!(frames.is_empty(), "{frames:?}");
+    }
+    wire.release();
+    for raw in &mut users {
+        assert_eq!(raw.json()["type"], "connected");
     }
 }
 

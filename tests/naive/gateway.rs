@@ -40,7 +40,6 @@ struct Gateway {
     user: UserServiceClient<Channel>,
     message: MessageServiceClient<Channel>,
     presence: PresenceServiceClient<Channel>,
-    /// For binding; another one is consumed from.
     channel: Mutex<amiquip::Channel>,
 }
 
@@ -76,8 +75,8 @@ pub fn run(file: &Path) -> Outcome<()> {
         error!("Consumer ended: {ended:?}");
     });
     let listener = TcpListener::bind(gateway.config.listen.addr)?;
-    let (addr, path) = (listener.local_addr()?, &gateway.config.listen.path);
-    println!("listening ws://{addr}{path}");
+    let addr = listener.local_addr()?;
+    println!("listening ws://{addr}{}", gateway.config.listen.path);
     for stream in listener.incoming().flatten() {
         let (gateway, id) = (Arc::clone(&gateway), Uuid::new_v4().simple().to_string());
         let reader = thread::Builder::new().name(format!("r-{}", &id[..12]));
@@ -132,11 +131,13 @@ impl Gateway {
             let pushed = gateway.push_offline_messages(&to, &inbox);
             pushed.unwrap_or_else(|error| error!("No offline messages: user={to}, error={error}"));
         });
-        while let Ok(message) = reader.read() {
-            if let Message::Text(text) = message
-                && send.send(frame(self.answer(&user, &text))).is_err()
-            {
-                break;
+        loop {
+            match reader.read() {
+                Ok(Message::Text(text)) => _ = send.send(frame(self.answer(&user, &text))),
+                Err(tungstenite::Error::Io(error))
+                    if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+                Ok(_) => {}
             }
         }
         let mut connections = self.connections.write();
@@ -243,9 +244,8 @@ impl Gateway {
                 break;
             }
         }
-        let (kind, timestamp) = ("offline_complete", timestamp());
-        let complete = json!({"type": kind, "count": count, "timestamp": timestamp});
-        Ok(inbox.send(frame(complete))?)
+        let done = json!({"type": "offline_complete", "count": count, "timestamp": timestamp()});
+        Ok(inbox.send(frame(done))?)
     }
 
     /// On each connect and disconnect, whatever other devices there are.

@@ -15,7 +15,7 @@ use super::figures::rounded;
 use super::{Drill, Figures};
 use crate::support::client::is_push;
 use crate::support::ledger::Ledger;
-use crate::support::raw::{self, FIN, PING, PONG, Raw};
+use crate::support::raw::{self, FIN, PING, PONG, Raw, TEXT};
 use crate::support::sketch::patience;
 use crate::support::{Client, DEADLINE, Event, Gateway, Settings};
 
@@ -405,7 +405,8 @@ impl Timing {
     fn read_at(&self, mut raw: Raw, user: &str, pace: usize, ledger: &Ledger) -> bool {
         let share = pace / READS_PER_SECOND;
         let pause = Duration::from_secs(1) / READS_PER_SECOND as u32;
-        let mut end = None;
+        // What still comes is not lost, however long it takes.
+        let mut last = Instant::now();
         loop {
             let is_slow = self.phase.load(Ordering::SeqCst) == SLOW;
             let Some(frames) = raw.read_up_to(if is_slow { share } else { 1 << 20 }) else {
@@ -414,25 +415,25 @@ impl Timing {
             let mut ids = Vec::new();
             for frame in &frames {
                 if frame.opcode == PING {
-                    raw.frame(FIN | PONG, &frame.payload);
+                    // Whoever is gone is seen below.
+                    let _ = raw.try_send(raw::frame(FIN | PONG, &frame.payload));
                 } else if let Some(id) = message_id(&frame.payload) {
                     ledger.received(user, id);
                     ids.push(id);
                 }
             }
             if !ids.is_empty() {
-                let ack = json!({"type": "ack", "data": {"message_ids": ids}});
-                raw.text(ack.to_string());
+                last = Instant::now();
+                let ack = json!({"type": "ack", "data": {"message_ids": ids}}).to_string();
+                let _ = raw.try_send(raw::frame(FIN | TEXT, ack.as_bytes()));
             }
             if is_slow {
                 // The pace of the member.
                 thread::sleep(pause);
             }
-            if self.over.load(Ordering::SeqCst) {
-                let end = *end.get_or_insert_with(|| Instant::now() + patience() * 3);
-                if ledger.has_all(user) || Instant::now() > end {
-                    return true;
-                }
+            let is_over = self.over.load(Ordering::SeqCst);
+            if is_over && (ledger.has_all(user) || last.elapsed() > patience() * 3) {
+                return true;
             }
         }
     }

@@ -49,11 +49,6 @@ pub fn play() -> bool {
     };
     // libtest has begun a line.
     println!();
-    run(&config);
+    naive::run(&config).unwrap_or_else(|error| panic!("the sketch does not run: {error}"));
     true
-}
-
-/// Runs it with a configuration file, for ever; fails where it does not start.
-pub fn run(config: &Path) {
-    naive::run(config).unwrap_or_else(|error| panic!("the sketch does not run: {error}"));
 }
