@@ -86,6 +86,9 @@ mod tls;
 #[cfg(feature = "chat")]
 mod terminal;
 
+/// What the chapter on looking inside a running gateway shows.
+mod looking_inside;
+
 /// What is left of a gateway that has stopped.
 mod stopping;
 
