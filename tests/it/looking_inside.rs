@@ -107,7 +107,11 @@ fn said(command: &str, variables: &[(&str, &str)]) -> Vec<String> {
 
 /// A gateway with two users, who are here from now on.
 fn with_two_users() -> (Gateway, Client, Client) {
-    let settings = settings().set("log.level", "warn");
+    // No ping comes in between.
+    let settings = settings()
+        .set("log.level", "warn")
+        .set("session.idle_timeout", "2h");
+    let settings = settings.set("session.ping_interval", "1h");
     let gateway = Gateway::start(&settings);
     let (alice, bob) = (gateway.connect("alice"), gateway.connect("bob"));
     (gateway, alice, bob)
@@ -180,6 +184,7 @@ fn strace_says_what_the_chapter_shows() {
     }
     let id = alice.send_message("bob", "Hello");
     bob.expect_message(&id);
+    alice.expect_message(&id);
     strace.stderr_line("sendto(");
     // It waits for the next one.
     let waits = |text: &str| {
@@ -208,7 +213,16 @@ fn strace_says_what_the_chapter_shows() {
         .filter(|line| line.contains("FUTEX_WAKE"))
         .count();
     assert_eq!(wakes, 0, "{calls:#?}");
-    let sends = calls.iter().filter(|line| line.contains("sendto(")).count();
+    // From whose socket the reader waits to read.
+    let is_reader = |line: &&String| line.contains("recvfrom(");
+    let bobs = calls.iter().find(is_reader).expect("the reader reads");
+    let bobs = bobs.split_once("recvfrom(").expect("a call").1;
+    let bobs = bobs.split_once(',').expect("a descriptor").0;
+    let to_bob = format!("[pid {consumer:>5}] sendto({bobs},");
+    let sends = calls
+        .iter()
+        .filter(|line| line.starts_with(&to_bob))
+        .count();
     assert_eq!(sends, 1, "{calls:#?}");
     if env::var_os("IT_RECORD").is_some() {
         let chapter_text = fs::read_to_string(chapter()).expect("the chapter");
