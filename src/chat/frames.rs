@@ -36,7 +36,9 @@ pub(super) struct Frame {
 impl Frame {
     /// `None`: not a frame of this protocol.
     pub fn parse(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok()
+        // serde would fill a struct from an array as well.
+        let is_object = text.trim_start().starts_with('{');
+        is_object.then(|| serde_json::from_str(text).ok()).flatten()
     }
 }
 
