@@ -88,7 +88,7 @@ impl Dialer {
         let way = Arc::clone(&self.way);
         let dial = move || {
             // Nobody listens any more where it is ending.
-            let _ = sender.send(Event::Connected(way.connect()));
+            let _ = sender.send(Event::Connected(Box::new(way.connect())));
         };
         Builder::new()
             .name("chat-connect".into())

@@ -160,19 +160,25 @@ impl Session {
                 self.ended.get_or_insert(Instant::now());
                 Ok(())
             }
-            Event::Connected(Ok(socket)) => {
-                let now = Instant::now();
-                self.link = Link::Up(Box::new(Up {
-                    socket,
-                    liveness: Liveness::new(None, share(), now),
-                    since: now,
-                    is_greeted: false,
-                    is_caught_up: false,
-                }));
-                Ok(())
-            }
-            Event::Connected(Err(refusal)) => self.refused(refusal),
+            Event::Connected(outcome) => match *outcome {
+                Ok(socket) => {
+                    self.connected(socket);
+                    Ok(())
+                }
+                Err(refusal) => self.refused(refusal),
+            },
         }
+    }
+
+    fn connected(&mut self, socket: Socket) {
+        let now = Instant::now();
+        self.link = Link::Up(Box::new(Up {
+            socket,
+            liveness: Liveness::new(None, share(), now),
+            since: now,
+            is_greeted: false,
+            is_caught_up: false,
+        }));
     }
 
     fn typed(&mut self, command: Command, target: Option<Target>) -> Result<(), Closed> {
