@@ -377,7 +377,11 @@ impl Session {
         match &self.link {
             Link::Waiting(at) if now >= *at => {
                 self.link = Link::Dialing;
-                let dialed = self.dialer.dial(self.mailbox.sender());
+                let sender = self.mailbox.sender();
+                let dialed = self.dialer.dial(move |outcome| {
+                    // Nobody listens any more where it is ending.
+                    let _ = sender.send(Event::Connected(Box::new(outcome)));
+                });
                 dialed.map_err(|error| {
                     Failure::new(EXIT_FAILURE, format!("cannot start a thread: {error}"))
                 })
@@ -415,7 +419,7 @@ impl Session {
             return Ok(());
         };
         self.requests += 1;
-        let text = frames::message(draft, &request_id);
+        let text = frames::message(&draft.target, &draft.content, &draft.id, &request_id);
         if text.len() <= self.max_message_size {
             return self.send(text);
         }
