@@ -59,7 +59,7 @@ one that starts with /.
 
 In a pipe (standard input or output is no terminal), each line of standard input is a message, whatever \
 it starts with. They are sent one by one, each once the one before was answered, and again if the \
-connection is lost meanwhile; it ends when all are answered. Standard output has a JSON object per line, \
+connection is lost meanwhile, for up to 30 s; it ends when all are answered. Standard output has a JSON object per line, \
 as the gateway sends them: message_sent for each line, or error, and what comes meanwhile, which is then \
 acknowledged: message, group_message, presence. Control characters are written as \\u001b. With --raw it \
 has every frame instead, behind > what was sent and behind < what came. Notices are on standard error.

@@ -69,6 +69,8 @@
 //! | what those who write clients read, and the clients that it shows | `docs/protocol.md` |
 //! | what `ws-gateway conform` plays, and asks of a client | `conform/script.rs`, `conform/rules.rs` (an edge) |
 //! | what the design began with, and what each part is there for | `docs/sketch.md`, `tests/naive/` |
+//! | what `ws-gateway chat` sends, shows and waits for | `chat/session.rs`, `chat/session/arrivals.rs`, `chat/screen.rs`; at which end it comes back: `chat/close.rs` (an edge) |
+//! | what a newcomer is told at the start, and where it cannot start | `first_run.rs` |
 //!
 //! # The threads
 //!
@@ -89,6 +91,7 @@
 //! | `tls-reload`, `tls-handshake-<n>` | reads the certificate again; compute handshakes, one for each core |
 //! | `ref-store`, `ref-publisher`, `reference` | the reference services, where they run |
 //! | `signals` | signals as messages to the main thread |
+//! | `chat-input`, `chat-connect` | of `ws-gateway chat`, whose main thread owns the connection: edits lines; looks up and connects |
 //!
 //! # Invariants
 //!
@@ -105,17 +108,18 @@
 //! - Nothing that a publisher writes, and nothing that a service or a proxy answers, ends more than
 //!   itself.
 //! - Every thread has a name and is joined; apart from one closer of a stalled broker connection, and
-//!   from one look-up of its name to which the system still owes the answer when the process ends.
+//!   from one look-up of its name to which the system still owes the answer when the process ends; and
+//!   from a `chat-connect` that still tries.
 //! - A panic ends one connection, and no more; in a thread that serves everybody it has the thread
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
 //!   `broker` and `presence`, `reference`, `admin`, `discovery`, `proxy_protocol` and `tls`,
-//!   `chat_page`, `gateway`. No circle among files. A client's socket is a `client/transport.rs`, and
+//!   `chat`, `chat_page` and `conform`, `gateway`. No circle among files. A client's socket is a `client/transport.rs`, and
 //!   what connects and disconnects is told to one `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
-//!   other works. tungstenite is named in `client/socket.rs` alone, amiquip in `broker/amqp`, rustls
-//!   in `tls`, tonic and tokio in `services`, `discovery`, `reference` and `tls/services.rs`.
+//!   other works. tungstenite is named in `client/socket.rs` alone (and by `chat`, which is a client),
+//!   amiquip in `broker/amqp`, rustls in `tls`, tonic and tokio in `services`, `discovery`, `reference` and `tls/services.rs`.
 //!   `tests/it/architecture.rs` holds the code to this.
 
 #[cfg(feature = "admin")]

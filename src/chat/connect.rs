@@ -16,7 +16,6 @@ use tungstenite::{Error, HandshakeError};
 
 use super::escape;
 use super::frames::Frame;
-use super::mailbox::{Event, MailSender};
 use super::server::Server;
 use super::socket::{Socket, Stream};
 #[cfg(feature = "tls")]
@@ -83,17 +82,14 @@ impl Dialer {
         &self.way.server
     }
 
-    /// Connects, and says what came of it.
-    pub fn dial(&self, sender: MailSender) -> io::Result<()> {
+    /// Connects, and calls `tell` with what came of it.
+    pub fn dial(
+        &self,
+        tell: impl FnOnce(Result<Socket, Refusal>) + Send + 'static,
+    ) -> io::Result<()> {
         let way = Arc::clone(&self.way);
-        let dial = move || {
-            // Nobody listens any more where it is ending.
-            let _ = sender.send(Event::Connected(way.connect()));
-        };
-        Builder::new()
-            .name("chat-connect".into())
-            .spawn(dial)
-            .map(drop)
+        let thread = Builder::new().name("chat-connect".into());
+        thread.spawn(move || tell(way.connect())).map(drop)
     }
 }
 

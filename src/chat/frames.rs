@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::command::Target;
-use super::drafts::Draft;
 
 /// A frame from the gateway, whatever its type; what a type has no use for is empty.
 #[derive(Debug, Default, Deserialize)]
@@ -36,7 +35,9 @@ pub(super) struct Frame {
 impl Frame {
     /// `None`: not a frame of this protocol.
     pub fn parse(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok()
+        // serde would fill a struct from an array as well.
+        let is_object = text.trim_start().starts_with('{');
+        is_object.then(|| serde_json::from_str(text).ok()).flatten()
     }
 }
 
@@ -59,15 +60,21 @@ fn request(kind: &str, request_id: &str, data: Value) -> String {
     serde_json::to_string(&request).expect("strings and numbers are JSON")
 }
 
-pub(super) fn message(draft: &Draft, request_id: &str) -> String {
-    let (kind, field) = match draft.target {
+/// Under the same `client_message_id` a message is sent once.
+pub(super) fn message(
+    to: &Target,
+    content: &str,
+    client_message_id: &str,
+    request_id: &str,
+) -> String {
+    let (kind, field) = match to {
         Target::User(_) => ("send_message", "to_user_id"),
         Target::Group(_) => ("send_group_message", "group_id"),
     };
     let data = json!({
-        field: draft.target.id(),
-        "content": draft.content,
-        "client_message_id": draft.id,
+        field: to.id(),
+        "content": content,
+        "client_message_id": client_message_id,
     });
     request(kind, request_id, data)
 }
@@ -98,9 +105,10 @@ mod tests {
 
     #[test]
     fn requests_are_as_the_protocol_has_them() {
-        let draft = Draft::new(Target::User("bob".into()), "a\"b".into(), 1);
-        let read: Value = serde_json::from_str(&message(&draft, "1")).expect("JSON");
-        let data = json!({"to_user_id": "bob", "content": "a\"b", "client_message_id": draft.id});
+        let bob = Target::User("bob".into());
+        let text = message(&bob, "a\"b", "c-1", "1");
+        let read: Value = serde_json::from_str(&text).expect("JSON");
+        let data = json!({"to_user_id": "bob", "content": "a\"b", "client_message_id": "c-1"});
         assert_eq!(
             read,
             json!({"type": "send_message", "request_id": "1", "data": data})

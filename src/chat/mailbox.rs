@@ -22,7 +22,7 @@ pub(super) enum Event {
     Misunderstood(String),
     /// There will be no more lines.
     InputEnds,
-    Connected(Result<Socket, Refusal>),
+    Connected(Box<Result<Socket, Refusal>>),
 }
 
 pub(super) struct Mailbox {

@@ -1,6 +1,6 @@
 //! Standard input that is no terminal: lines, read when there is something to read and room for it.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -47,7 +47,7 @@ impl Pipe {
             Ok(count) => self.take_in(&chunk[..count]),
             // Somebody else may have read it, where it is shared.
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(error) => return Err(io::Error::new(ErrorKind::Other, error)),
+            Err(error) => return Err(error.into()),
         }
         Ok(())
     }

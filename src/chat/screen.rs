@@ -124,7 +124,9 @@ impl Screen {
             (true, None) => format!("{style}{line}{PLAIN}\n"),
             (false, _) => format!("{}\n", line.replacen('\t', " ", 1)),
         };
-        printer.print(line).map_err(|_| Closed)
+        // Whoever has just ended a line does not print any more.
+        let printed = printer.print(line.clone()).map_err(|_| Closed);
+        printed.or_else(|Closed| output(line.trim_end()))
     }
 }
 

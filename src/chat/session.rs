@@ -160,19 +160,25 @@ impl Session {
                 self.ended.get_or_insert(Instant::now());
                 Ok(())
             }
-            Event::Connected(Ok(socket)) => {
-                let now = Instant::now();
-                self.link = Link::Up(Box::new(Up {
-                    socket,
-                    liveness: Liveness::new(None, share(), now),
-                    since: now,
-                    is_greeted: false,
-                    is_caught_up: false,
-                }));
-                Ok(())
-            }
-            Event::Connected(Err(refusal)) => self.refused(refusal),
+            Event::Connected(outcome) => match *outcome {
+                Ok(socket) => {
+                    self.connected(socket);
+                    Ok(())
+                }
+                Err(refusal) => self.refused(refusal),
+            },
         }
+    }
+
+    fn connected(&mut self, socket: Socket) {
+        let now = Instant::now();
+        self.link = Link::Up(Box::new(Up {
+            socket,
+            liveness: Liveness::new(None, share(), now),
+            since: now,
+            is_greeted: false,
+            is_caught_up: false,
+        }));
     }
 
     fn typed(&mut self, command: Command, target: Option<Target>) -> Result<(), Closed> {
@@ -371,7 +377,11 @@ impl Session {
         match &self.link {
             Link::Waiting(at) if now >= *at => {
                 self.link = Link::Dialing;
-                let dialed = self.dialer.dial(self.mailbox.sender());
+                let sender = self.mailbox.sender();
+                let dialed = self.dialer.dial(move |outcome| {
+                    // Nobody listens any more where it is ending.
+                    let _ = sender.send(Event::Connected(Box::new(outcome)));
+                });
                 dialed.map_err(|error| {
                     Failure::new(EXIT_FAILURE, format!("cannot start a thread: {error}"))
                 })
@@ -409,7 +419,7 @@ impl Session {
             return Ok(());
         };
         self.requests += 1;
-        let text = frames::message(draft, &request_id);
+        let text = frames::message(&draft.target, &draft.content, &draft.id, &request_id);
         if text.len() <= self.max_message_size {
             return self.send(text);
         }

@@ -296,7 +296,7 @@ fn a_line_that_is_typed_while_the_gateway_restarts_arrives_once() {
     wait_until("it is sent", || alice.stdout().contains("message_sent"));
     assert_eq!(first.stop(), 0);
     writeln!(input, "meanwhile").expect("it reads");
-    alice.stderr_line("the connection is closed with 1012, the gateway is shutting down; again in");
+    alice.stderr_line("closed with 1012, the gateway is shutting down; again in");
     let second = Gateway::start_at(addr, &settings);
     writeln!(input, "after").expect("it reads");
     drop(input);

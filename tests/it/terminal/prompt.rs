@@ -102,6 +102,9 @@ fn lines_are_edited_and_remembered() {
     // Up, to its beginning, and two letters deleted.
     alice.press("\u{1b}[A\u{1}\u{4}\u{4}\r");
     bob.expect_that("it", |m| m["content"] == "rst");
+    // Pasted: the lines are one message.
+    alice.press("\u{1b}[200~one\rtwo\u{1b}[201~\r");
+    bob.expect_that("it", |m| m["content"] == "one\ntwo");
     alice.press("\u{3}");
     assert_eq!(alice.exit_code(), 0);
 }

@@ -42,6 +42,7 @@ impl Played {
     }
 
     /// The next connection, and how long it let wait. Its token is where it belongs.
+    #[expect(clippy::result_large_err, reason = "tungstenite's own")]
     fn accept(&self) -> (Peer, Duration) {
         let (tcp, waited) = wait_for(DEADLINE, "the client connects", || {
             match self.listener.accept() {
