@@ -395,3 +395,22 @@ pub fn requests(kit: &mut Kit) -> Verdict {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_the_same_if_all_but_one_are() {
+        let same = |samples: &[f64]| are_the_same(samples, 0.02);
+        assert_eq!(same(&[1.5, 1.51, 1.5, 1.49, 1.5]), Ok(true));
+        assert_eq!(
+            same(&[1.5, 1.51, 3.0, 1.49, 1.5]),
+            Ok(true),
+            "a busy machine"
+        );
+        assert_eq!(same(&[1.5, 1.51, 1.3, 1.7, 1.5]), Ok(false));
+        assert_eq!(same(&[1.1, 1.9, 1.3, 1.7, 1.5]), Ok(false));
+        assert_eq!(same(&[1.5, 1.5, 1.5]), Err(Trouble::NotSeen), "too few");
+    }
+}
