@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde_json::{Map, Value, json};
+use strum::VariantArray as _;
 use ws_gateway::error::ErrorCode;
 
 use crate::support::process::Signal;
@@ -272,6 +273,6 @@ fn each_request_has_the_fields_and_the_answer_that_the_table_names() {
 
 #[test]
 fn the_errors_in_the_table_are_those_of_the_code() {
-    let codes = ErrorCode::VARIANTS.iter().map(|code| code.to_string());
+    let codes = ErrorCode::VARIANTS.iter().map(|code| code.as_str().to_owned());
     assert_eq!(names("What comes", "error"), codes.collect());
 }
