@@ -70,7 +70,10 @@ impl Scene {
             return self.traced(command);
         }
         let output = self.start(command).wait_with_output().expect("its output");
-        String::from_utf8(output.stdout).expect("text").trim_end().into()
+        String::from_utf8(output.stdout)
+            .expect("text")
+            .trim_end()
+            .into()
     }
 
     /// What is printed of one message, up to its last `sendto`.

@@ -103,7 +103,6 @@ mod tls;
 #[cfg(feature = "chat")]
 mod terminal;
 
-
 /// What is left of a gateway that has stopped.
 mod stopping;
 

@@ -273,6 +273,8 @@ fn each_request_has_the_fields_and_the_answer_that_the_table_names() {
 
 #[test]
 fn the_errors_in_the_table_are_those_of_the_code() {
-    let codes = ErrorCode::VARIANTS.iter().map(|code| code.as_str().to_owned());
+    let codes = ErrorCode::VARIANTS
+        .iter()
+        .map(|code| code.as_str().to_owned());
     assert_eq!(names("What comes", "error"), codes.collect());
 }

@@ -38,7 +38,7 @@ impl Played {
     fn alice(&self) -> (Process, ChildStdin) {
         let addr = self.listener.local_addr().expect("an address");
         let url = format!("ws://{addr}/ws");
-        Process::start_fed("alice", &mut chat(&url, "alice", &["--to", "bob"]))
+        Process::start_with_input("alice", &mut chat(&url, "alice", &["--to", "bob"]))
     }
 
     /// The next connection, and how long it let wait. Its token is where it belongs.
