@@ -113,8 +113,9 @@
 //!   socket is a `client/transport.rs`, and what connects and disconnects is told to one
 //!   `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
-//!   other works. tungstenite is named in `client/socket.rs` alone, and in `conform`, which plays
-//!   a gateway for somebody else's client; amiquip in `broker/amqp`, rustls in `tls`, tonic and tokio in `services`, `discovery`, `reference` and `tls/services.rs`.
+//!   other works. tungstenite is named in `client/socket.rs` alone, and in `conform`, which plays a
+//!   gateway for somebody else's client; amiquip in `broker/amqp`, rustls in `tls`, tonic and tokio in
+//!   `services`, `discovery`, `reference` and `tls/services.rs`.
 //!   `tests/it/architecture.rs` holds the code to this.
 
 #[cfg(feature = "admin")]
