@@ -1,8 +1,10 @@
 //! Compiles the wire contract in `proto/`, and what the gateway uses of etcd's API. protox parses
-//! them, so no `protoc` is needed.
+//! them, so no `protoc` is needed. And has the links of the chapters in `src/docs/`, which are to files,
+//! lead to what `cargo doc` makes of these.
 
-use std::env;
 use std::error::Error;
+use std::path::Path;
+use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn Error>> {
     compile(
@@ -12,6 +14,33 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     if env::var_os("CARGO_FEATURE_DISCOVERY").is_some() {
         compile("src/discovery", &["etcd.proto"], false)?;
+    }
+    chapters()
+}
+
+fn chapters() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=src/docs");
+    let out = Path::new(&env::var("OUT_DIR")?).join("docs");
+    fs::create_dir_all(&out)?;
+    for chapter in fs::read_dir("src/docs")? {
+        let chapter = chapter?;
+        let text = fs::read_to_string(chapter.path())?;
+        let mut parts = text.split("](");
+        let mut linked = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let (link, rest) = part.split_once(')').ok_or("a link without an end")?;
+            let file = link.strip_prefix("../");
+            let to = match (file, link.strip_suffix(".md")) {
+                (Some("lib.rs"), _) => "../../index.html".into(),
+                (Some(file), _) if !file.starts_with("../") => {
+                    format!("../../../src/ws_gateway/{file}.html")
+                }
+                (None, Some(chapter)) => format!("../{chapter}/index.html"),
+                _ => link.to_owned(),
+            };
+            linked += &format!("]({to}){rest}");
+        }
+        fs::write(out.join(chapter.file_name()), linked)?;
     }
     Ok(())
 }

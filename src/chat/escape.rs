@@ -28,7 +28,7 @@ pub(super) fn line(text: &str) -> String {
     escaped
 }
 
-/// As [`line`], but a line goes on indented below the one before, and no further than it does for all.
+/// As [`line()`], but a line goes on indented below the one before, and no further than it does for all.
 pub(super) fn paragraph(text: &str) -> String {
     let lines: Vec<String> = text.lines().map(line).collect();
     lines.join("\n      ")

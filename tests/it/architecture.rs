@@ -595,3 +595,30 @@ fn each_test_that_the_readme_names_is_there() {
         assert!(named::exists(name), "{name} is one");
     }
 }
+
+/// What `text` links to, apart from other sites and its own headings.
+fn linked_files(text: &str) -> impl Iterator<Item = &str> {
+    let links = text.split("](").skip(1);
+    let links = links.filter_map(|rest| rest.split([')', '#']).next());
+    links.filter(|link| !link.is_empty() && !link.contains("://"))
+}
+
+#[test]
+fn each_file_that_the_readme_and_the_chapters_link_to_is_there() {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let chapters = std::fs::read_dir(package.join("src/docs")).expect("the chapters");
+    let chapters = chapters.map(|chapter| chapter.expect("a chapter").path());
+    let mut links = 0;
+    for file in chapters.chain([package.join("README.md")]) {
+        let text = std::fs::read_to_string(&file).expect("a text");
+        let folder = file.parent().expect("its folder");
+        for link in linked_files(&text) {
+            links += 1;
+            let is_there = folder.join(link).exists();
+            assert!(is_there, "{}: {link}", file.display());
+        }
+    }
+    assert!(links > 100, "{links} links are found");
+    let text = "[a](b.md#c), [d](#e), [f](https://g.example)";
+    assert_eq!(linked_files(text).collect::<Vec<_>>(), ["b.md"]);
+}
