@@ -66,7 +66,7 @@
 //! | how a proxy's header before the request is understood | `proxy_protocol.rs`, `proxy_protocol/header.rs` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //! | what those who write clients read, and the clients that it shows | `docs/protocol.md` |
-//! | what `ws-gateway conform` plays, and asks of a client | `conform/script.rs`, `conform/rules.rs` (an edge) |
+//! | what `ws-gateway conform` plays, and asks of a client | `conform/rules.rs`, `conform/script.rs`, `conform/returns.rs` (an edge) |
 //!
 //! # The threads
 //!
