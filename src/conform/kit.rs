@@ -14,6 +14,8 @@ const FIRST: Duration = Duration::from_secs(300);
 const RESTART: Duration = Duration::from_secs(60);
 /// How long a client may take to come back by itself, where no rule says anything narrower.
 pub const RETURN: Duration = Duration::from_secs(10);
+/// For whatever takes no wait.
+pub const SOON: Duration = Duration::from_secs(5);
 /// A first ping comes within an interval; and this machine may be busy.
 const FIRST_PING: Duration = Duration::from_millis(1_300 * PING_INTERVAL);
 /// A Close frame that has the client back at once, in no rule's way.
@@ -153,6 +155,15 @@ impl Kit {
                 within.as_secs()
             )),
         }
+    }
+
+    /// Ends the connection without a word, and waits until the client is back. Whether it comes at all is
+    /// another rule's.
+    pub fn is_back_after_cut(&mut self) -> Verdict {
+        let since = self.cut();
+        let after = self.returns(since, RETURN).map_err(|_| Trouble::NotSeen)?;
+        self.waits.push(after.as_secs_f64());
+        Ok(())
     }
 
     /// Who comes within this time.

@@ -12,6 +12,7 @@ mod door;
 mod kit;
 mod peer;
 mod report;
+mod returns;
 mod rules;
 mod script;
 

@@ -2,7 +2,7 @@
 
 use super::kit::Kit;
 use super::report::Verdict;
-use super::script;
+use super::{returns, script};
 
 pub struct Rule {
     pub name: &'static str,
@@ -103,79 +103,79 @@ pub const RULES: [Rule; 30] = [
         name: "slow-consumer",
         must: "after 4001 it comes back",
         cure: "do as the Close frame's reason says (When to reconnect)",
-        play: script::slow_consumer,
+        play: returns::slow_consumer,
     },
     Rule {
         name: "restart",
         must: "after 1012 it comes back after after_ms: not before, and within 5 s then",
         cure: "wait for as long as after_ms in the Close frame's reason says (When to reconnect)",
-        play: script::restart,
+        play: returns::restart,
     },
     Rule {
         name: "idle",
         must: "after 4002 it comes back",
         cure: "do as the Close frame's reason says (When to reconnect)",
-        play: script::idle,
+        play: returns::idle,
     },
     Rule {
         name: "expired",
         must: "after 4003 it comes back with another token",
         cure: "ask for a new token; start the client with two at least (Tokens)",
-        play: script::expired,
+        play: returns::expired,
     },
     Rule {
         name: "backoff",
         must: "where nobody said when, the waits begin at 0.5 s or more, and double",
         cure: "wait 2 s, 4 s, 8 s, each times 0.5 to 1, until offline_complete (When to reconnect)",
-        play: script::backoff,
+        play: returns::backoff,
     },
     Rule {
         name: "unauthorized",
         must: "after a 401 it does not come within 1 s with the same token",
         cure: "get another token, or give up (Tokens)",
-        play: script::unauthorized,
+        play: returns::unauthorized,
     },
     Rule {
         name: "unavailable",
         must: "after a 503 it comes back, not before Retry-After, 1 s",
         cure: "wait for 1 s at least after every failure to connect (Connecting)",
-        play: script::unavailable,
+        play: returns::unavailable,
     },
     Rule {
         name: "rate-exceeded",
         must: "after 4006 it comes back after after_ms: not before, and within 5 s then",
         cure: "wait for as long as after_ms in the Close frame's reason says (When to reconnect)",
-        play: script::rate_exceeded,
+        play: returns::rate_exceeded,
     },
     Rule {
         name: "half-open",
         must: "a connection on which nothing comes is left for another one, within 10 intervals",
         cure: "where nothing came for 2.5 intervals, drop it and reconnect (When a connection is dead)",
-        play: script::half_open,
+        play: returns::half_open,
     },
     Rule {
         name: "replaced",
         must: "after 4004 it does not come back by itself",
         cure: "end where \"reconnect\" is false (When not to)",
-        play: script::replaced,
+        play: returns::replaced,
     },
     Rule {
         name: "revoked",
         must: "after 4005 it does not come back by itself, also if the reason is no JSON",
         cure: "end at 4004 and 4005 whatever the reason (When not to)",
-        play: script::revoked,
+        play: returns::revoked,
     },
     Rule {
         name: "jitter",
         must: "the waits of its own differ from one another",
         cure: "wait a random part between half of it and all (When to reconnect)",
-        play: script::jitter,
+        play: returns::jitter,
     },
     Rule {
         name: "first-ping",
         must: "a connection's first ping comes after a random part of the interval",
         cure: "wait for random() * ping_interval before it (When a connection is dead)",
-        play: script::first_ping,
+        play: returns::first_ping,
     },
     Rule {
         name: "message-ids",
