@@ -258,7 +258,7 @@ fn the_chapter_quotes_the_sketch_and_names_files_that_there_are() {
         if number % 2 == 1 {
             for line in text.lines().skip(1).map(str::trim) {
                 let is_there = sketch.lines().any(|it| it.trim() == line);
-                assert!(is_there || line == "…", "not in the sketch: {line}");
+                assert!(is_there || line == "// …", "not in the sketch: {line}");
                 quoted += 1;
             }
             continue;
