@@ -29,7 +29,9 @@
 //!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; `threads/`; in `broker/`:
 //!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`, `probe`; [`config`].
 //!
-//! `tests/it/architecture.rs` counts the lines of the core and of the first sitting.
+//! `tests/it/architecture.rs` counts the lines of the core and of the first sitting. The chapter
+//! `docs/tour.md` goes through the first one by the hand; the chapters beside it tell what each part is
+//! there for, what threads cost, and how to look inside while it runs.
 //!
 //! # Where to change what
 //!
@@ -67,7 +69,7 @@
 //! | how a proxy's header before the request is understood | `proxy_protocol.rs`, `proxy_protocol/header.rs` (an edge) |
 //! | a deployment file that `ws-gateway recipe` prints | `recipes/` (an edge) |
 //! | what those who write clients read, and the clients that it shows | `docs/protocol.md` |
-//! | what `ws-gateway conform` plays, and asks of a client | `conform/script.rs`, `conform/rules.rs` (an edge) |
+//! | what `ws-gateway conform` plays, and asks of a client | `conform/rules.rs`, `conform/script.rs`, `conform/returns.rs` (an edge) |
 //! | what the design began with, and what each part is there for | `docs/sketch.md`, `tests/naive/` |
 //! | what `ws-gateway chat` sends, shows and waits for | `chat/session.rs`, `chat/session/arrivals.rs`, `chat/screen.rs`; at which end it comes back: `chat/close.rs` (an edge) |
 //! | what a newcomer is told at the start, and where it cannot start | `first_run.rs` |
