@@ -75,6 +75,8 @@ impl Failure {
         let is_own_limit = OWN_LIMIT.iter().any(|words| lower.contains(words));
         let why = match code {
             Code::OutOfRange | Code::ResourceExhausted if is_own_limit => Why::TooLarge,
+            // How tonic's servers say that the call's deadline, which they are told, is over.
+            Code::Cancelled if text == "Timeout expired" => Why::Late,
             _ => Why::Told(code),
         };
         Self::new(why, &text)
@@ -186,6 +188,7 @@ mod tests {
             (Code::ResourceExhausted, ErrorCode::RateLimited),
             (Code::Unavailable, ErrorCode::ServiceUnavailable),
             (Code::DeadlineExceeded, ErrorCode::DeadlineExceeded),
+            (Code::Cancelled, ErrorCode::Internal),
             (Code::DataLoss, ErrorCode::Internal),
             (Code::Unknown, ErrorCode::Internal),
         ] {
@@ -195,6 +198,14 @@ mod tests {
             assert_eq!(failed.is_out_of_reach(), out_of_reach, "{failed}");
             assert!(!failed.is_too_large(), "{failed}");
         }
+    }
+
+    /// Either end may be the first to notice.
+    #[test]
+    fn a_server_that_gives_up_at_the_deadline_was_late() {
+        let failed = client_of(Code::Cancelled, "Timeout expired");
+        assert_eq!(failed.code, ErrorCode::DeadlineExceeded);
+        assert!(failed.is_out_of_reach(), "{failed}");
     }
 
     #[test]
