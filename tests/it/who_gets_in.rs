@@ -348,7 +348,7 @@ fn the_chat_page_brings_its_token_as_a_protocol() {
             Value::from(token)
         ));
     };
-    let state = "document.getElementById('state').textContent";
+    let state = "document.getElementById('state-text').textContent";
     for (token, user) in [("alice-token", "alice"), ("t\u{f6}ken \u{20ac}~?>", "dave")] {
         log_in(token);
         browser.wait_for(&format!("{state}.startsWith('{user} at ')"));
@@ -360,13 +360,14 @@ fn the_chat_page_brings_its_token_as_a_protocol() {
         let id = bob.send_message(user, &format!("hello {user}"));
         bob.expect_message(&id);
         browser.wait_for(&format!(
-            "document.getElementById('log').textContent.includes('hello {user}')"
+            "document.getElementById('conversations').textContent.includes('hello {user}')"
         ));
         bob.close();
+        browser.run("document.getElementById('leave').click();");
         assert_untold(token, &[&gateway.stderr()]);
     }
     log_in("wrong-token");
-    browser.wait_for("document.getElementById('log').textContent.includes('is the token right?')");
+    browser.wait_for("document.getElementById('refusal').textContent.includes('401')");
     assert_untold("wrong-token", &[&gateway.stderr()]);
 }
 

@@ -16,7 +16,7 @@ use super::process::{Held, Process, Signal};
 use super::raw::{Raw, Response};
 use super::settings::{Settings, token_of};
 use super::wait::wait_until_within;
-use super::{Client, DEADLINE, sketch, stream, wait_until, watchdog};
+use super::{Client, DEADLINE, asyncapi, sketch, stream, wait_until, watchdog};
 
 /// Its process is named so.
 const SKETCH: &str = "the sketch";
@@ -141,6 +141,7 @@ impl Gateway {
         let addr = url[..slash].parse().expect("an address in that line");
         stream::speaks_tls(addr, with_tls);
         let is_sketch = process.name() == SKETCH;
+        asyncapi::set_free(addr, is_sketch);
         let admin = match is_sketch {
             true => SocketAddr::from(([127, 0, 0, 1], 0)),
             false => {

@@ -135,7 +135,9 @@ impl Raw {
             .max_message_size(Some(LONGEST))
             .max_frame_size(Some(LONGEST));
         let reader = WebSocket::from_raw_socket(Sent(Vec::new()), Role::Server, Some(config));
-        (self.exchange, self.sent) = (Some(Exchange::default()), Some(reader));
+        let peer = self.stream.peer_addr();
+        let exchange = peer.map_or_else(|_| Exchange::default(), Exchange::with);
+        (self.exchange, self.sent) = (Some(exchange), Some(reader));
     }
 
     /// Notes the messages in what is sent.
