@@ -156,9 +156,11 @@ fn addresses_are_exchanged_under_load_and_no_call_fails() {
     let (_services, user) = at(&[&server]);
     let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
     let (over, end) = (AtomicBool::new(false), Instant::now() + 3 * DEADLINE);
+    let answers = [(); 4].map(|()| AtomicUsize::new(0));
     thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
+        for answered in &answers {
+            let (over, user, runtime) = (&over, &user, &runtime);
+            scope.spawn(move || {
                 let token = "x".into();
                 let request = ValidateTokenRequest { token };
                 let mut request = unary::Request::new("/im.v1.UserService/ValidateToken", &request);
@@ -167,13 +169,24 @@ fn addresses_are_exchanged_under_load_and_no_call_fails() {
                     let deadline = Instant::now() + DEADLINE;
                     let answer = runtime.block_on(user.ask(&request, deadline.into()));
                     answer.unwrap_or_else(|failure| panic!("{failure:?}"));
+                    answered.fetch_add(1, SeqCst);
                 }
             });
         }
+        let counts = || answers.each_ref().map(|answered| answered.load(SeqCst));
         for _ in 0..20 {
             wait_until("it is called", || server.calls() > 20);
             let next = Server::start();
             user.set_addresses(&urls(&[&next])).unwrap();
+            // Whoever was on the way to the old one has its answer. A request that meets a socket which
+            // is just closed breaks the pipe, and nobody could say what became of it.
+            let before = counts();
+            wait_until("all have gone on", || {
+                counts()
+                    .iter()
+                    .zip(before)
+                    .all(|(now, before)| *now > before)
+            });
             std::mem::replace(&mut server, next).stop_gracefully();
         }
         over.store(true, SeqCst);
