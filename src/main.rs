@@ -296,12 +296,16 @@ fn run_services(mut config: Config, arguments: ServicesArguments, file: Option<&
     let (main_loop, fatal) = MainLoop::new().map_err(failure)?;
     let url = arguments.broker.as_ref().unwrap_or(&config.broker.url);
     let endpoint = Endpoint::parse(url).map_err(|error| usage(format!("--broker: {error}")))?;
-    let config::Broker { ca, heartbeat, .. } = &config.broker;
     #[cfg(feature = "tls")]
-    let wrap = ws_gateway::tls::to_broker(&endpoint, ca).map_err(usage)?;
+    let wrap = ws_gateway::tls::to_broker(&endpoint, &config.broker.ca).map_err(usage)?;
     #[cfg(not(feature = "tls"))]
     let wrap = None;
-    let opener = Opener::new(endpoint, "ws-gateway services".into(), *heartbeat, wrap);
+    let opener = Opener::new(
+        endpoint,
+        "ws-gateway services".into(),
+        config.broker.heartbeat,
+        wrap,
+    );
     let publisher = Box::new(AmqpPublisher::new(opener, CONFIRM_TIMEOUT));
     if let Some(database) = arguments.database {
         config.embedded.database = database;
