@@ -71,7 +71,7 @@
 //! | what those who write clients read, and the clients that it shows | `docs/protocol.md` |
 //! | what `ws-gateway conform` plays, and asks of a client | `conform/rules.rs`, `conform/script.rs`, `conform/returns.rs` (an edge) |
 //! | what the design began with, and what each part is there for | `docs/sketch.md`, `tests/naive/` |
-//! | what `ws-gateway chat` sends, shows and waits for | `chat/session.rs`, `chat/session/arrivals.rs`, `chat/screen.rs`; at which end it comes back: `chat/close.rs` (an edge) |
+//! | what `ws-gateway chat` sends, shows and waits for | `chat/session.rs` and what is beside it, `chat/screen.rs`; at which end it comes back: `chat/close.rs` (an edge) |
 //! | what a newcomer is told at the start, and where it cannot start | `first_run.rs` |
 //!
 //! # The threads

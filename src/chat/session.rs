@@ -2,6 +2,8 @@
 //! connects again when the connection is lost.
 
 mod arrivals;
+mod input;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,26 +13,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use uuid::Uuid;
 
 use super::close::{self, Next};
-use super::command::{self, Command, Target};
-use super::connect::{Dialer, Refusal};
-use super::drafts::{Draft, Drafts};
+use super::connect::Dialer;
+use super::drafts::Drafts;
 use super::inbox::Inbox;
 use super::keyboard::Keyboard;
 use super::liveness::Liveness;
 use super::mailbox::{Event, Mailbox};
 use super::pipe::Pipe;
-use super::screen::{Closed, Screen, Way, name};
+use super::screen::{Closed, Screen, Way};
 use super::socket::{Incoming, Socket};
-use super::{EXIT_FAILURE, EXIT_SIGNAL, EXIT_TOKEN, Failure, escape, frames};
+use super::{EXIT_FAILURE, EXIT_SIGNAL, Failure, escape, frames};
 use crate::backoff::Backoff;
 
 /// Waits between two tries to connect.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(20);
-/// A connection that lived so long was a good one: the next wait is a short one again.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
-/// How long a script waits for a connection. People wait as long as they like.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How long is waited at the end, for answers and for what is unread.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How many frames are read before anything else has its turn.
@@ -170,120 +167,6 @@ impl Session {
         }
     }
 
-    fn connected(&mut self, socket: Socket) {
-        let now = Instant::now();
-        self.link = Link::Up(Box::new(Up {
-            socket,
-            liveness: Liveness::new(None, share(), now),
-            since: now,
-            is_greeted: false,
-            is_caught_up: false,
-        }));
-    }
-
-    fn typed(&mut self, command: Command, target: Option<Target>) -> Result<(), Closed> {
-        let nobody = "to whom? /to USER or /group GROUP says it, /help names the commands";
-        match (command, target) {
-            (Command::Text(content), Some(target)) => self.compose(target, content, 0),
-            (Command::History(limit), Some(target)) if self.is_greeted() => {
-                let request_id = self.next_request_id();
-                self.send(frames::history(&target, limit, &request_id))
-            }
-            (Command::History(_), Some(_)) => self.screen.notice("not connected"),
-            (Command::Text(_) | Command::History(_), None) => self.screen.notice(nobody),
-            (Command::Who, _) => self.who(),
-            (Command::Raw, _) => {
-                self.screen.is_raw = !self.screen.is_raw;
-                let which = if self.screen.is_raw {
-                    "every frame"
-                } else {
-                    "no frames"
-                };
-                self.screen.notice(&format!("shows {which}"))
-            }
-            (Command::Help, _) => command::HELP
-                .lines()
-                .try_for_each(|line| self.screen.notice(line)),
-            // The prompt has seen to these.
-            (Command::To(_) | Command::Quit | Command::Nothing, _) => Ok(()),
-        }
-    }
-
-    fn who(&mut self) -> Result<(), Closed> {
-        if self.presence.is_empty() {
-            return self.screen.notice("nobody was seen yet");
-        }
-        let shown = |(user, status): (&String, &String)| {
-            format!("{} is {}", escape::line(user), escape::line(status))
-        };
-        let lines: Vec<String> = self.presence.iter().map(shown).collect();
-        lines.iter().try_for_each(|line| self.screen.notice(line))
-    }
-
-    /// `line`: its number, in a pipe.
-    fn compose(&mut self, target: Target, content: String, line: usize) -> Result<(), Closed> {
-        let draft = Draft::new(target, content, line);
-        self.own.insert(draft.id.clone(), ());
-        match self.drafts.push(draft) {
-            Err(draft) => self.give_up(&draft, "too many wait to be sent"),
-            Ok(()) if !self.is_greeted() && self.screen.is_terminal() => {
-                self.screen.notice("not connected: it is sent once you are")
-            }
-            Ok(()) => Ok(()),
-        }
-    }
-
-    /// It will not be sent. `why` is harmless.
-    fn give_up(&mut self, draft: &Draft, why: &str) -> Result<(), Closed> {
-        self.not_sent += 1;
-        match draft.line {
-            0 => self
-                .screen
-                .notice(&format!("not sent to {}: {why}", name(&draft.target))),
-            line => self
-                .screen
-                .notice(&format!("line {line} is not sent: {why}")),
-        }
-    }
-
-    /// Takes up the next line, once the one before is done with.
-    fn read_pipe(&mut self) -> Result<(), Failure> {
-        let Input::Pipe(pipe) = &mut self.input else {
-            return Ok(());
-        };
-        if std::mem::take(&mut self.is_readable) {
-            let filled = pipe.fill();
-            filled
-                .map_err(|error| Failure::new(EXIT_FAILURE, format!("standard input: {error}")))?;
-        }
-        while self.drafts.is_empty() {
-            let Input::Pipe(pipe) = &mut self.input else {
-                return Ok(());
-            };
-            let Some((number, line)) = pipe.next() else {
-                if pipe.has_ended() {
-                    self.ended.get_or_insert(Instant::now());
-                }
-                return Ok(());
-            };
-            let Some(target) = pipe.target.clone() else {
-                return Err(Failure::usage(
-                    "to whom? --to USER or --group GROUP says it",
-                ));
-            };
-            match line {
-                Ok(line) if line.trim().is_empty() => {}
-                Ok(line) => self.compose(target, line, number)?,
-                Err(why) => {
-                    self.not_sent += 1;
-                    self.screen
-                        .notice(&format!("line {number} is not sent: it {why}"))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn read_socket(&mut self) -> Result<(), Failure> {
         for _ in 0..FRAMES {
             self.has_more = false;
@@ -317,84 +200,6 @@ impl Session {
         }
         self.has_more = true;
         Ok(())
-    }
-
-    /// The connection has ended. `told` is harmless.
-    fn lost(&mut self, next: &Next, told: &str) -> Result<(), Failure> {
-        self.drafts.disconnected();
-        let now = Instant::now();
-        self.lost_since.get_or_insert(now);
-        self.link = Link::Waiting(now);
-        match next {
-            Next::NewToken => Err(Failure::new(
-                EXIT_TOKEN,
-                format!("the connection is {told}"),
-            )),
-            Next::Stay => Err(Failure::new(
-                EXIT_FAILURE,
-                format!("the connection is {told}"),
-            )),
-            Next::Reconnect(after) => {
-                self.retry(*after, &format!("the connection is lost: {told}"))
-            }
-        }
-    }
-
-    fn refused(&mut self, refusal: Refusal) -> Result<(), Failure> {
-        match refusal {
-            Refusal::Token(told) => Err(Failure::new(EXIT_TOKEN, told)),
-            Refusal::Final(told) => Err(Failure::new(EXIT_FAILURE, told)),
-            // It may be the wrong address.
-            Refusal::Unreachable(told) if !self.was_connected => {
-                Err(Failure::new(EXIT_FAILURE, told))
-            }
-            Refusal::Unreachable(told) => self.retry(None, &told),
-            Refusal::Busy(told, after) => self.retry(after, &told),
-        }
-    }
-
-    /// Connects again `after` so long, or as backoff has it.
-    fn retry(&mut self, after: Option<Duration>, told: &str) -> Result<(), Failure> {
-        let now = Instant::now();
-        let since = self.lost_since.unwrap_or(now);
-        let wait = after.unwrap_or_else(|| self.backoff.next());
-        if !self.screen.is_terminal() && now + wait > since + PATIENCE {
-            let left = self.drafts.len();
-            let told = format!("{told}; waited {PATIENCE:?}, {left} not sent");
-            return Err(Failure::new(EXIT_FAILURE, told));
-        }
-        self.link = Link::Waiting(now + wait);
-        if self.told != told {
-            self.told = told.into();
-            let seconds = wait.as_secs_f64();
-            self.screen
-                .notice(&format!("{told}; again in {seconds:.1} s"))?;
-        }
-        Ok(())
-    }
-
-    fn keep_connected(&mut self, now: Instant) -> Result<(), Failure> {
-        match &self.link {
-            Link::Waiting(at) if now >= *at => {
-                self.link = Link::Dialing;
-                let sender = self.mailbox.sender();
-                let dialed = self.dialer.dial(move |outcome| {
-                    // Nobody listens any more where it is ending.
-                    let _ = sender.send(Event::Connected(Box::new(outcome)));
-                });
-                dialed.map_err(|error| {
-                    Failure::new(EXIT_FAILURE, format!("cannot start a thread: {error}"))
-                })
-            }
-            Link::Up(up) if up.liveness.is_dead(now) => {
-                self.lost(&Next::Reconnect(None), "no sign of life")
-            }
-            Link::Up(up) if now >= up.since + GOOD_AFTER => {
-                self.backoff.reset();
-                Ok(())
-            }
-            _ => Ok(()),
-        }
     }
 
     fn send_what_is_due(&mut self, now: Instant) -> Result<(), Closed> {
