@@ -4,6 +4,12 @@
 //! `--naive` behind its name, a drill is done to the sketch that the gateway started from; `--sketch`
 //! runs that with a configuration file.
 
+/// All faults at random.
+#[allow(
+    unused_imports,
+    reason = "its unit tests are tests of the other binary"
+)]
+mod chaos;
 /// What the drills do, shared with the tests in `faults`.
 mod scenarios;
 /// What they stand on, shared with all tests.
@@ -27,6 +33,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let arguments: Vec<String> = env::args().skip(1).collect();
+    if let [drill, name, rest @ ..] = &*arguments
+        && (drill.as_str(), name.as_str()) == ("--drill", chaos::NAME)
+    {
+        return chaos::drill(rest);
+    }
     let name = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--drill", name] if name != "--list" => name,
         ["--drill", name, "--naive"] | ["--drill", "--naive", name] => {
@@ -61,6 +72,7 @@ fn list() -> ExitCode {
     for drill in drills() {
         println!("{:18} {}", drill.name, drill.about);
     }
+    println!("{:18} {}", chaos::NAME, chaos::ABOUT);
     println!("NAME --naive does it to the sketch that the gateway started from");
     ExitCode::SUCCESS
 }

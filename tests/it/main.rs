@@ -131,6 +131,8 @@ mod ledger;
 /// What goes wrong, as functions of a size; the drills call the same.
 mod scenarios;
 
+/// All faults at random: the series, what makes it shorter, and who reads what was seen.
+mod chaos;
 /// Nothing is lost, whatever fails.
 mod faults;
 

@@ -8,7 +8,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
@@ -156,14 +156,15 @@ impl Broker {
         self.ctl(arguments)
     }
 
+    /// As [`Self::rabbitmqctl`], where it may fail: `None` then.
+    pub fn try_rabbitmqctl(&self, arguments: &[&str]) -> Option<String> {
+        let output = self.run_ctl(arguments);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        output.status.success().then_some(said)
+    }
+
     fn ctl(&self, arguments: &[&str]) -> String {
-        let mut command = program(&format!("{SCRIPTS}/rabbitmqctl"));
-        environment(&mut command, &self.directory, &self.node);
-        let output = command
-            .args(["-q", "-n", &self.node])
-            .args(arguments)
-            .output();
-        let output = output.expect("rabbitmqctl runs");
+        let output = self.run_ctl(arguments);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let complaint = String::from_utf8_lossy(&output.stderr);
         assert!(
@@ -171,6 +172,16 @@ impl Broker {
             "rabbitmqctl {arguments:?}: {said}{complaint}"
         );
         said
+    }
+
+    fn run_ctl(&self, arguments: &[&str]) -> Output {
+        let mut command = program(&format!("{SCRIPTS}/rabbitmqctl"));
+        environment(&mut command, &self.directory, &self.node);
+        let output = command
+            .args(["-q", "-n", &self.node])
+            .args(arguments)
+            .output();
+        output.expect("rabbitmqctl runs")
     }
 
     /// Raises the memory alarm, which blocks every publishing connection, or ends it.

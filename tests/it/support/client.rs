@@ -82,6 +82,26 @@ impl Client {
         Self::greeted(socket)
     }
 
+    /// Connects where there may be no gateway, or one that does not answer within `patience`: an
+    /// error of `None` then.
+    pub fn attempt(
+        addr: SocketAddr,
+        path: &str,
+        token: &str,
+        patience: Duration,
+    ) -> Result<Self, Option<Refused>> {
+        let stream = TcpStream::connect_timeout(&addr, patience).map_err(|_| None)?;
+        let end = Instant::now() + patience;
+        match Self::upgrade_within(patience, stream, addr, path, Some(token)) {
+            Ok(socket) => {
+                let left = end.saturating_duration_since(Instant::now());
+                Self::greeted_within(left, socket).ok_or(None)
+            }
+            Err(HandshakeError::Failure(Error::Http(answer))) => Err(Some(refused(addr, &answer))),
+            Err(_) => Err(None),
+        }
+    }
+
     fn open(addr: SocketAddr, path: &str, bearer: Option<&str>) -> Result<Self, Refused> {
         let stream = TcpStream::connect_timeout(&addr, DEADLINE)
             .unwrap_or_else(|error| panic!("{addr} is not reached: {error}"));
@@ -99,6 +119,18 @@ impl Client {
         path: &str,
         bearer: Option<&str>,
     ) -> Result<WebSocket<Stream>, HandshakeError<ClientHandshake<Stream>>> {
+        Self::upgrade_within(DEADLINE, stream, addr, path, bearer)
+    }
+
+    /// `patience` is with each read.
+    #[expect(clippy::result_large_err, reason = "tungstenite's own")]
+    fn upgrade_within(
+        patience: Duration,
+        stream: TcpStream,
+        addr: SocketAddr,
+        path: &str,
+        bearer: Option<&str>,
+    ) -> Result<WebSocket<Stream>, HandshakeError<ClientHandshake<Stream>>> {
         let mut request = format!("ws://{addr}{path}")
             .into_client_request()
             .expect("a URL");
@@ -108,16 +140,20 @@ impl Client {
         }
         stream.set_nodelay(true).expect("a socket option");
         stream
-            .set_read_timeout(Some(DEADLINE))
+            .set_read_timeout(Some(patience))
             .expect("a socket option");
         stream
-            .set_write_timeout(Some(DEADLINE))
+            .set_write_timeout(Some(patience))
             .expect("a socket option");
         tungstenite::client(request, Stream::over(stream)).map(|(socket, _)| socket)
     }
 
     /// Reads `connected`; `None` when something else comes.
     fn greeted(socket: WebSocket<Stream>) -> Option<Self> {
+        Self::greeted_within(DEADLINE, socket)
+    }
+
+    fn greeted_within(patience: Duration, socket: WebSocket<Stream>) -> Option<Self> {
         let (held, requests) = (VecDeque::new(), 0);
         let peer = socket.get_ref().peer_addr();
         let mut client = Self {
@@ -128,7 +164,7 @@ impl Client {
             user: String::new(),
             hello: Value::Null,
         };
-        let Event::Frame(hello) = client.read(DEADLINE) else {
+        let Event::Frame(hello) = client.read(patience) else {
             return None;
         };
         assert_eq!(hello["type"], "connected", "the first frame: {hello}");

@@ -299,8 +299,11 @@ impl Services {
     }
 
     fn run(listen: &str, directory: &Path, arguments: &[String]) -> (Process, SocketAddr) {
-        let mut command = binary();
+        // Where a disk is to be full (RLIMIT_FSIZE), a write fails: else it would be killed for it.
+        let mut command = Command::new("sh");
         command
+            .args(["-c", "trap '' XFSZ; exec \"$@\"", "sh"])
+            .arg(binary().get_program())
             .args(["services", "--listen", listen])
             .args(arguments)
             .current_dir(directory);
@@ -319,6 +322,11 @@ impl Services {
     /// Where their configuration file is.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Where their database is.
+    pub fn database(&self) -> PathBuf {
+        self.directory.join("services.db")
     }
 
     /// Kills them, and starts them again on the same port and database.
