@@ -1,0 +1,1 @@
+//! What each defect does.
