@@ -229,7 +229,7 @@ pub fn invented_id() -> String {
 }
 
 /// The first frame of `bytes` and its payload, if it is there entirely. A server's is unmasked.
-fn first_frame(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn first_frame(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (start, length) = match *bytes.get(1)? {
         126 => (4, u16::from_be_bytes(*bytes[2..].first_chunk()?).into()),
         127 => (10, u64::from_be_bytes(*bytes[2..].first_chunk()?)),

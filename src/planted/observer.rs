@@ -94,7 +94,7 @@ fn leak_thread() {
 }
 
 fn leak_descriptor() {
-    match File::open("/dev/null") {
+    match File::open("/proc/version") {
         Ok(file) => drop(file.into_raw_fd()),
         Err(error) => warn!("No descriptor to leak: error={error}"),
     }
