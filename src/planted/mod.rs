@@ -83,7 +83,7 @@ pub enum Defect {
     LeaksThread,
     /// Or a file descriptor.
     LeaksDescriptor,
-    /// Or its entry in the registry, until the gateway shuts down.
+    /// Or its entry in the registry, and with it its socket, until the gateway shuts down.
     LeaksConnection,
     /// The binding of a user who has gone stays, until the broker's connection is lost.
     KeepsRoute,
