@@ -102,6 +102,21 @@ impl Defect {
             _ => 20,
         }
     }
+
+    /// Whether it is in what clients are sent.
+    fn is_of_frames(self) -> bool {
+        matches!(
+            self,
+            Self::LosesLive
+                | Self::Invents
+                | Self::Alters
+                | Self::Disorders
+                | Self::UnreadLater
+                | Self::Misdelivers
+                | Self::AnswersTwice
+                | Self::AnswersNothing
+        )
+    }
 }
 
 /// What is planted in one gateway.
@@ -177,15 +192,13 @@ impl Planted {
 
     /// `opener`, whose sockets send what is planted.
     pub fn opener(self: &Arc<Self>, opener: Opener) -> Opener {
+        let planted = Arc::clone(self);
         match self.defect {
-            Some(_) => {
-                let planted = Arc::clone(self);
-                Box::new(move |socket, peer| {
-                    let below = opener(socket, peer);
-                    Arc::new(PlantedSocket::new(below, Arc::clone(&planted)))
-                })
-            }
-            None => opener,
+            Some(defect) if defect.is_of_frames() => Box::new(move |socket, peer| {
+                let below = opener(socket, peer);
+                Arc::new(PlantedSocket::new(below, Arc::clone(&planted)))
+            }),
+            _ => opener,
         }
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::AtomicUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -24,6 +24,9 @@ use crate::services::fake::FakeServices;
 use crate::services::proto::*;
 use crate::services::{ErrorCode, ServiceError};
 use crate::threads::fan_out::FanOut;
+
+/// How long anything is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn planted(defect: Defect) -> Arc<Planted> {
     named(defect.into()).expect("a defect")
@@ -97,9 +100,7 @@ impl Line {
         let (accepted, peer) = listener.accept().unwrap();
         let opener = planted.opener(transport::plain());
         let socket = opener(accepted, Peer::Socket(peer.ip()));
-        client
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { socket, client }
     }
 
@@ -712,34 +713,35 @@ fn leaked_descriptors() -> usize {
 
 #[test]
 fn what_leaks_of_a_connection_stays() {
-    let leaves = |defect| {
+    for (defect, leaked) in [
+        (Defect::LeaksThread, (4, 0, 0)),
+        (Defect::LeaksDescriptor, (0, 4, 0)),
+        (Defect::LeaksConnection, (0, 0, 2)),
+    ] {
         let scene = Scene::new(defect);
-        let before = (leaked_threads(), leaked_descriptors());
-        for _ in 0..10 {
-            let bob = scene.connect("bob");
-            scene.observer.disconnected(&bob.connection);
-        }
-        let left = scene.registry.connections().len();
+        let (threads, descriptors) = (leaked_threads(), leaked_descriptors());
+        let ten_come_and_go = || {
+            for _ in 0..10 {
+                let bob = scene.connect("bob");
+                scene.observer.disconnected(&bob.connection);
+            }
+            scene.registry.connections().len()
+        };
+        let entries = ten_come_and_go();
         scene.planted.give_back();
         assert!(scene.registry.connections().is_empty());
-        for _ in 0..10 {
-            let bob = scene.connect("bob");
-            scene.observer.disconnected(&bob.connection);
+        assert_eq!(ten_come_and_go(), 0, "none leaks any more");
+        let found = || {
+            let threads = leaked_threads() - threads;
+            (threads, leaked_descriptors() - descriptors, entries)
+        };
+        // A thread takes its name once it runs.
+        let give_up = Instant::now() + PATIENCE;
+        while found() != leaked && Instant::now() < give_up {
+            thread::yield_now();
         }
-        assert!(
-            scene.registry.connections().is_empty(),
-            "none leaks any more"
-        );
-        let (threads, descriptors) = before;
-        (
-            leaked_threads() - threads,
-            leaked_descriptors() - descriptors,
-            left,
-        )
-    };
-    assert_eq!(leaves(Defect::LeaksThread), (4, 0, 0));
-    assert_eq!(leaves(Defect::LeaksDescriptor), (0, 4, 0));
-    assert_eq!(leaves(Defect::LeaksConnection), (0, 0, 2));
+        assert_eq!(found(), leaked, "{defect:?}");
+    }
 }
 
 #[test]
