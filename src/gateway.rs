@@ -97,7 +97,7 @@ impl Gateway {
             Arc::clone(&services),
             &config,
             fatal,
-            move |user| released.release(user),
+            edges.gone(move |user| released.release(user)),
         )?;
         let (source, routes): (Box<dyn DeliverySource>, _) = match embedded {
             Some(consume) => {

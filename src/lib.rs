@@ -73,6 +73,7 @@
 //! | what the design began with, and what each part is there for | `docs/sketch.md`, `tests/naive/` |
 //! | what `ws-gateway chat` sends, shows and waits for | `chat/session.rs` and what is beside it, `chat/screen.rs`; at which end it comes back: `chat/close.rs` (an edge) |
 //! | what a newcomer is told at the start, and where it cannot start | `first_run.rs` |
+//! | a defect that checkers of gateways are tried with | `planted/` (an edge, and a feature for tests) |
 //!
 //! # The threads
 //!
@@ -116,8 +117,8 @@
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
 //! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
-//!   `broker` and `presence`, `reference`, `admin`, `discovery`, `proxy_protocol` and `tls`,
-//!   `chat`, `chat_page` and `conform`, `gateway`. No circle among files. A client's socket is a `client/transport.rs`, and
+//!   `broker` and `presence`, `reference`, `admin`, `discovery`, `planted`, `proxy_protocol` and
+//!   `tls`, `chat`, `chat_page` and `conform`, `gateway`. No circle among files. A client's socket is a `client/transport.rs`, and
 //!   what connects and disconnects is told to one `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, and by `chat`, which is a client, and
@@ -153,6 +154,8 @@ pub mod http;
 pub mod ids;
 pub mod logging;
 pub mod metrics;
+#[cfg(feature = "planted")]
+mod planted;
 pub mod presence;
 #[cfg(feature = "proxy-protocol")]
 pub mod proxy_protocol;

@@ -31,7 +31,10 @@ use crate::config::{Config, Mode};
 #[cfg(feature = "discovery")]
 use crate::discovery::Discovery;
 use crate::http::Page;
+use crate::ids::UserId;
 use crate::metrics::Metrics;
+#[cfg(feature = "planted")]
+use crate::planted::Planted;
 #[cfg(feature = "proxy-protocol")]
 use crate::proxy_protocol;
 use crate::readiness::Readiness;
@@ -104,6 +107,8 @@ pub(super) struct Edges {
     discovery: Option<Discovery>,
     #[cfg(feature = "tls")]
     tls: Option<tls::Tls>,
+    #[cfg(feature = "planted")]
+    planted: Arc<Planted>,
 }
 
 impl Edges {
@@ -126,11 +131,15 @@ impl Edges {
             discovery: None,
             #[cfg(feature = "tls")]
             tls: tls::Tls::new(&config.tls, metrics).map_err(StartError::Part)?,
+            #[cfg(feature = "planted")]
+            planted: Planted::from_environment(metrics).map_err(StartError::Part)?,
         })
     }
 
     /// The services that are to be called in place of `services`.
     pub fn services(&self, services: Arc<dyn Services>) -> Arc<dyn Services> {
+        #[cfg(feature = "planted")]
+        let services = self.planted.services(services);
         #[cfg(feature = "chat-page")]
         let services = match &self.chat_page {
             Some(page) => page.rehearsed(services),
@@ -143,6 +152,8 @@ impl Edges {
 
     /// Who is to be told of connections in place of `observer`.
     pub fn observer(&self, observer: Arc<dyn ConnectionObserver>) -> Arc<dyn ConnectionObserver> {
+        #[cfg(feature = "planted")]
+        let observer = self.planted.observer(observer);
         #[cfg(feature = "chat-page")]
         let observer = match &self.chat_page {
             Some(page) => page.followed(observer),
@@ -151,6 +162,16 @@ impl Edges {
         #[cfg(feature = "admin")]
         let observer = self.admin.noted(observer);
         observer
+    }
+
+    /// What is to be called in place of `gone` for each user who has left.
+    pub fn gone(
+        &self,
+        gone: impl Fn(&UserId) + Send + Sync + 'static,
+    ) -> impl Fn(&UserId) + Send + Sync + 'static {
+        #[cfg(feature = "planted")]
+        let gone = self.planted.gone(gone);
+        gone
     }
 
     /// What else the client listener shows and does.
@@ -172,6 +193,9 @@ impl Edges {
             Some(tls) => tls.opener(opener),
             None => opener,
         };
+        // What it rewrites is plaintext.
+        #[cfg(feature = "planted")]
+        let opener = self.planted.opener(opener);
         opener
     }
 
@@ -191,6 +215,8 @@ impl Edges {
         upstreams: [Arc<Upstream>; 3],
         fatal: &Fatal,
     ) -> io::Result<()> {
+        #[cfg(feature = "planted")]
+        self.planted.unready(&readiness, &context.metrics);
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
             tls.start(&readiness, fatal)?;
@@ -234,6 +260,8 @@ impl Edges {
     pub fn deregister(&self, deadline: Instant) {
         #[cfg(feature = "discovery")]
         self.discovery.iter().for_each(|it| it.deregister(deadline));
+        #[cfg(feature = "planted")]
+        self.planted.give_back();
     }
 
     /// Ends them, last of all: until then an operator sees how far the shutdown is.

@@ -28,6 +28,11 @@ pub struct FakeServices {
     pub pages: Answers<GetOfflineMessagesRequest, GetOfflineMessagesResponse>,
     /// What the User Service answers to `ValidateToken`, if it is in reach.
     pub tokens: Answers<ValidateTokenRequest, ValidateTokenResponse>,
+    /// What the Message Service answers to `SendMessage`, `GetHistory` and `AckMessages`, if it is in
+    /// reach.
+    pub sends: Answers<SendMessageRequest, SendMessageResponse>,
+    pub histories: Answers<GetHistoryRequest, GetHistoryResponse>,
+    pub acks: Answers<AckMessagesRequest, ()>,
     /// What the Presence Service was told: `+alice`, `-bob`.
     pub presence: Mutex<Vec<String>>,
     /// What happens while it is told next.
@@ -108,6 +113,14 @@ impl FakeServices {
     }
 }
 
+/// As told, if it was.
+fn answer<Q, A>(answers: &Answers<Q, A>, request: Q) -> Result<A> {
+    match &mut *answers.lock() {
+        Some(answer) => answer(request),
+        None => unreachable(),
+    }
+}
+
 fn unreachable<T>() -> Result<T> {
     Err(ServiceError::new(
         ErrorCode::ServiceUnavailable,
@@ -126,19 +139,16 @@ impl Services for FakeServices {
     }
     fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
         assert!(!self.panics.load(Ordering::SeqCst), "as told");
-        match &mut *self.tokens.lock() {
-            Some(answer) => answer(request),
-            None => unreachable(),
-        }
+        answer(&self.tokens, request)
     }
-    fn send_message(&self, _: SendMessageRequest) -> Result<SendMessageResponse> {
-        unreachable()
+    fn send_message(&self, request: SendMessageRequest) -> Result<SendMessageResponse> {
+        answer(&self.sends, request)
     }
     fn send_group_message(&self, _: SendGroupMessageRequest) -> Result<SendMessageResponse> {
         unreachable()
     }
-    fn history(&self, _: GetHistoryRequest) -> Result<GetHistoryResponse> {
-        unreachable()
+    fn history(&self, request: GetHistoryRequest) -> Result<GetHistoryResponse> {
+        answer(&self.histories, request)
     }
     fn group_history(&self, _: GetGroupHistoryRequest) -> Result<GetHistoryResponse> {
         unreachable()
@@ -169,8 +179,8 @@ impl Services for FakeServices {
             has_more: false,
         })
     }
-    fn ack_messages(&self, _: AckMessagesRequest) -> Result<()> {
-        unreachable()
+    fn ack_messages(&self, request: AckMessagesRequest) -> Result<()> {
+        answer(&self.acks, request)
     }
     fn users_online(&self, requests: Vec<UserOnlineRequest>) -> Vec<Result<()>> {
         self.told('+', requests.into_iter().map(|request| request.user_id))

@@ -17,7 +17,7 @@ struct Rule {
 }
 
 /// What the core does without: each could be deleted with its folder or file.
-const EDGES: [&str; 10] = [
+const EDGES: [&str; 11] = [
     "crate::check",
     "crate::recipes",
     "crate::reference",
@@ -28,6 +28,7 @@ const EDGES: [&str; 10] = [
     "crate::chat",
     "crate::chat_page",
     "crate::conform",
+    "crate::planted",
 ];
 
 const RULES: [Rule; 11] = [
@@ -74,6 +75,7 @@ const RULES: [Rule; 11] = [
             "chat/",
             "chat_page/",
             "conform/",
+            "planted/",
             // What of them must hold whatever comes in.
             "fuzzing.rs",
         ],
@@ -355,7 +357,14 @@ const LAYERS: [&[&str]; 10] = [
     &["client"],
     &["capacity", "registry"],
     &["broker", "presence"],
-    &["admin", "discovery", "proxy_protocol", "reference", "tls"],
+    &[
+        "admin",
+        "discovery",
+        "planted",
+        "proxy_protocol",
+        "reference",
+        "tls",
+    ],
     &["chat", "chat_page", "conform"],
     &["check", "gateway", "recipes"],
     &["docs", "main", "lib", "first_run", "signals"],

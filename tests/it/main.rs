@@ -103,6 +103,10 @@ mod tls;
 #[cfg(feature = "chat")]
 mod terminal;
 
+/// Defects that are there on purpose.
+#[cfg(feature = "planted")]
+mod planted;
+
 /// What is left of a gateway that has stopped.
 mod stopping;
 
