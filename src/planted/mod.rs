@@ -63,6 +63,8 @@ pub enum Defect {
     UnreadLater,
     /// A single message reaches a user who is neither its sender nor its recipient, too.
     Misdelivers,
+    /// A newcomer is refused with 401 whose token holds.
+    TurnsAway,
     /// `session_revoked` is ignored, and so is that the User Service refuses the token later on.
     IgnoresRevocation,
     /// A connection outlives its token.

@@ -10,7 +10,7 @@ use super::{Defect, Part, Planted};
 use crate::client::close::CloseReason;
 use crate::client::protocol::timestamp;
 use crate::services::proto::*;
-use crate::services::{ErrorCode, Result, Services, Told};
+use crate::services::{ErrorCode, Result, ServiceError, Services, Told};
 
 /// Calls `services`.
 pub struct PlantedServices {
@@ -81,6 +81,10 @@ impl Services for PlantedServices {
     fn validate_token(&self, request: ValidateTokenRequest) -> Result<ValidateTokenResponse> {
         let token = request.token.clone();
         let is_connected = self.planted.connection().is_some();
+        if !is_connected && self.planted.acts(Defect::TurnsAway) {
+            let reason = "a defect is planted";
+            return Err(ServiceError::new(ErrorCode::Unauthenticated, reason));
+        }
         if is_connected && let Some(identity) = self.lasting.lock().get(&token) {
             return Ok(identity.clone());
         }

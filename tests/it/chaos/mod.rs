@@ -6,6 +6,8 @@
 //! around afterwards; `history` is what is written down, `checker` what reads it; `shrink` leaves out
 //! what a failure does not need.
 
+#![allow(dead_code, reason = "tests and drills each use a part")]
+
 mod checker;
 mod deployment;
 mod device;
