@@ -206,12 +206,12 @@ impl Frames {
 
     /// Sends a single message astray, or to this client one that is.
     fn misdeliver(&self, frame: &Outgoing<'_>, planted: &Planted, out: &mut Vec<u8>) {
+        // Nothing may come behind a Close.
+        let takes = self.is_caught_up && !frame.is_close();
         let mut astray = planted.astray.lock();
         let is_due = || planted.is_due(Defect::Misdelivers);
         let is_single = frame.text("type") == "message";
-        if let Some(found) =
-            astray.take_if(|astray| self.is_caught_up && !astray.users.contains(&self.user))
-        {
+        if let Some(found) = astray.take_if(|astray| takes && !astray.users.contains(&self.user)) {
             planted.acted.inc();
             out.extend(found.frame);
         } else if is_single && is_due() {

@@ -339,13 +339,16 @@ fn a_message_that_is_held_when_the_connection_ends_is_not_lost() {
 #[test]
 fn a_single_message_reaches_a_third_user_as_well() {
     let planted = planted(Defect::Misdelivers);
-    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|user| Line::live(&planted, user));
+    let users = ["alice", "bob", "carol", "dave"];
+    let [alice, bob, carol, dave] = users.map(|user| Line::live(&planted, user));
     (1..=20).for_each(|number| bob.says(chat(number)));
     alice.says(answer(1));
     bob.says(answer(2));
+    dave.says(Frame::close(1012, "nothing comes behind it"));
     carol.says(answer(3));
     carol.says(answer(4));
     assert_eq!(names(&alice.hears())[2..], ["r1"]);
+    assert_eq!(dave.hears().len(), 2);
     assert_eq!(names(&carol.hears())[2..], ["r3", "m20", "r4"]);
     let mut expected = numbered('m', 20);
     expected.push("r2".into());
