@@ -19,9 +19,9 @@ use crate::support::{DEADLINE, Gateway, Services, Settings};
 /// `groups.cache_ttl`.
 pub const CACHE_TTL: Duration = Duration::from_secs(2);
 /// `services.timeout`.
-pub const ANSWER: Duration = Duration::from_secs(2);
+pub const ANSWER: Duration = Duration::from_secs(3);
 /// `session.idle_timeout`.
-pub const IDLE: Duration = Duration::from_secs(4);
+pub const IDLE: Duration = Duration::from_secs(5);
 /// `presence.lease`.
 pub const LEASE: Duration = Duration::from_secs(6);
 /// `shutdown.drain`.

@@ -66,7 +66,7 @@ pub fn seats(devices: usize) -> Vec<Arc<Seat>> {
                 name: format!("{}/{device}", user_name(user)),
                 user: user_name(user),
                 waits_for_others: user % 6 == 2,
-                brief: user % 10 == 7,
+                brief: user % 5 == 2 && user % WATCHERS != 0,
                 writes: device == 0,
                 watches: user % WATCHERS == 0,
                 seen: Mutex::default(),

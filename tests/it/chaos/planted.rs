@@ -11,7 +11,7 @@ use super::run::Run;
 use super::series::{BrokerFault, ClientFault, Fault, Share, What};
 
 /// So many runs at a time: each waits most of the time.
-const AT_A_TIME: usize = 4;
+const AT_A_TIME: usize = 3;
 
 /// Each defect, and what it breaks.
 const DEFECTS: &[(&str, &[Sentence])] = {
