@@ -11,6 +11,7 @@ use strum::VariantArray;
 use ws_gateway::services::proto::Message;
 
 use super::deployment::{ANSWER, CACHE_TTL, LEASE};
+use super::device::SILENCE;
 use super::history::{
     Answer, Decided, Event, History, Moment, Pushed, Records, Request, Span, Suffered, To, digest,
 };
@@ -571,10 +572,7 @@ impl<'a> Checker<'a> {
                     }
                 }
                 Event::GaveUp => {
-                    let within = Span::new(
-                        at.saturating_sub(2 * super::device::PING_INTERVAL * 5 / 2),
-                        *at,
-                    );
+                    let within = Span::new(at.saturating_sub(2 * SILENCE), *at);
                     if self.frozen(history, session, within).is_zero()
                         && !self.gateway_suffers(session.gateway, within)
                     {

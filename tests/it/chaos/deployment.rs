@@ -34,8 +34,8 @@ const DESCRIPTORS: u64 = 2;
 
 pub struct Deployment {
     pub broker: Arc<Broker>,
-    /// Of its virtual host.
-    url: String,
+    /// Its virtual host.
+    vhost: String,
     /// What the services and the gateways have in common: no token and no group.
     pub settings: Settings,
     services: Mutex<Post>,
@@ -107,7 +107,7 @@ impl Deployment {
         let of_gateways = remote(&settings, &services.url(), &url);
         let mut deployment = Self {
             broker,
-            url,
+            vhost: url.rsplit('/').next().expect("a virtual host").to_owned(),
             settings,
             services: Mutex::new(Post {
                 services,
@@ -215,13 +215,18 @@ impl Deployment {
                     .rabbitmqctl(&["close_all_connections", "--global", why]);
             }
             BrokerFault::QueuesDeleted => {
-                let vhost = self.url.rsplit('/').next().expect("a virtual host");
-                let list = ["list_queues", "-p", vhost, "name", "--no-table-headers"];
+                let list = [
+                    "list_queues",
+                    "-p",
+                    &self.vhost,
+                    "name",
+                    "--no-table-headers",
+                ];
                 let queues = self.broker.rabbitmqctl(&list);
                 let is_ours = |queue: &&str| queue.starts_with("queue.gateway.");
                 for queue in queues.lines().filter(is_ours) {
                     self.broker
-                        .try_rabbitmqctl(&["delete_queue", "-p", vhost, queue]);
+                        .try_rabbitmqctl(&["delete_queue", "-p", &self.vhost, queue]);
                 }
             }
         }
@@ -308,11 +313,10 @@ impl Deployment {
 
     /// The routing keys of users that are bound.
     pub fn routes(&self) -> Vec<String> {
-        let vhost = self.url.rsplit('/').next().expect("a virtual host");
         let list = [
             "list_bindings",
             "-p",
-            vhost,
+            &self.vhost,
             "routing_key",
             "--no-table-headers",
         ];

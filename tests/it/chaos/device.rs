@@ -17,9 +17,10 @@ use crate::support::client::{Ended, is_push};
 use crate::support::random::Random;
 use crate::support::{self, Client};
 
-/// `session.ping_interval`: how often it pings. After two and a half of them in silence it takes the
-/// connection for dead.
+/// `session.ping_interval`: how often it pings.
 pub const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// After two and a half of them in silence it takes the connection for dead.
+pub const SILENCE: Duration = Duration::from_secs(5);
 /// How long a connect may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// The waits before it comes back, where nobody said when, double from the first to the last.
@@ -254,7 +255,7 @@ impl Device {
     /// Does what is due, and reads.
     fn step(&mut self) {
         let now = self.now();
-        if now > self.heard_at + PING_INTERVAL * 5 / 2 {
+        if now > self.heard_at + SILENCE {
             self.note(Event::GaveUp);
             return self.lost(None);
         }
@@ -369,16 +370,10 @@ impl Device {
         let Some(client) = &mut self.client else {
             return;
         };
-        match client.try_send_request(kind, data) {
-            Some(request) => {
-                self.note(Event::Asked {
-                    request: request.clone(),
-                    what: what.clone(),
-                });
-                self.pending.push_back((request, what));
-            }
-            // What the gateway said before it went is still to be read.
-            None => {}
+        // Where it cannot be sent, what the gateway said before it went is still to be read.
+        if let Some(request) = client.try_send_request(kind, data) {
+            self.pending.push_back((request.clone(), what.clone()));
+            self.note(Event::Asked { request, what });
         }
     }
 
