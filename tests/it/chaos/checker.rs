@@ -429,6 +429,8 @@ impl<'a> Checker<'a> {
         membership.at_all(Span::new(commit.from, at), CACHE_TTL + SLACK)
     }
 
+    /// Own copies are nobody's unread: what was on its way to an earlier connection comes late, so they
+    /// are in order on each connection.
     fn in_order(&self, history: &History, findings: &mut Vec<Finding>) {
         if self.records.went_past.contains(&history.user) {
             return;
@@ -437,6 +439,11 @@ impl<'a> Checker<'a> {
         let mut last: HashMap<(&str, &str, &str), (usize, &str)> = HashMap::new();
         for (at, event) in &history.events {
             let Event::Pushed(Pushed { id, .. }) = event else {
+                if matches!(event, Event::Connected) {
+                    let is_own = |id: &&String| self.is_from(&history.user, id);
+                    seen.retain(|id| !is_own(id));
+                    last.retain(|(from, ..), _| *from != history.user);
+                }
                 continue;
             };
             let Some((place, message)) = self.stored.get(id.as_str()) else {
@@ -464,6 +471,11 @@ impl<'a> Checker<'a> {
                 (*newest, *newest_id) = (*place, id);
             }
         }
+    }
+
+    fn is_from(&self, user: &str, id: &str) -> bool {
+        let stored = self.stored.get(id);
+        stored.is_some_and(|(_, message)| message.from_user_id == user)
     }
 
     fn unread_first(&self, history: &History, session: &Session<'_>, findings: &mut Vec<Finding>) {
