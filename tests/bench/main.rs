@@ -11,6 +11,7 @@ mod cpu;
 mod machine;
 mod peer;
 mod plot;
+mod protocol;
 mod publisher;
 mod raw;
 mod remote;
@@ -134,6 +135,6 @@ fn run(arguments: &Arguments, asked: &[&Scenario]) {
 fn list() {
     for scenario in &ALL {
         // Whoever closed standard output does not want to know.
-        let _ = writeln!(io::stdout(), "{:20}{}", scenario.name, scenario.about);
+        let _ = writeln!(io::stdout(), "{:22}{}", scenario.name, scenario.about);
     }
 }

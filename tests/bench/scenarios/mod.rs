@@ -1,5 +1,6 @@
 //! The scenarios: the rows of the table of targets, and how the cost grows.
 
+mod at_once;
 mod connects;
 mod group;
 mod growth;
@@ -49,13 +50,17 @@ impl Effort {
     }
 }
 
-pub const ALL: [Scenario; 13] = [
+pub const ALL: [Scenario; 17] = [
     group::SATURATED,
     group::PACED,
+    at_once::AT_ONCE,
+    at_once::AT_ONCE_UNREAD,
     single::SATURATED,
+    single::PACED,
     group::SATURATED_TLS,
     group::PACED_TLS,
     requests::CLOSED_LOOP,
+    requests::PACED,
     memory::IDLE,
     memory::IDLE_TLS,
     memory::USED,
