@@ -12,7 +12,7 @@ use crate::servers::{Kind, Server, Stand};
 use crate::window::{Figures, Window};
 
 /// Handshakes at once, where connecting is not what is measured.
-const HANDSHAKES: usize = 64;
+pub const HANDSHAKES: usize = 64;
 /// When no push came for this long, what is missing is lost.
 pub const PATIENCE_S: u64 = 20;
 /// For 5 s after a catch-up, and so after each connect, the gateway compares what it pushes with

@@ -10,6 +10,7 @@
 
 mod mqtt;
 mod nats;
+mod publishing;
 
 use std::fmt;
 use std::str::FromStr;

@@ -8,6 +8,7 @@ const CONNACK: u8 = 0x20;
 const PUBLISH: u8 = 0x30;
 const SUBSCRIBE: u8 = 0x82;
 const SUBACK: u8 = 0x90;
+const PINGREQ: u8 = 0xC0;
 const PINGRESP: u8 = 0xD0;
 
 /// What stands first in `bytes`; `None` as long as it is not whole.
@@ -51,6 +52,16 @@ pub fn subscribe(topic: &str) -> Vec<u8> {
     const QOS: u8 = 0;
     const PACKET_ID: [u8; 2] = [0, 1];
     control(SUBSCRIBE, &[&PACKET_ID, &string(topic), &[QOS]])
+}
+
+/// To a topic.
+pub fn publish(topic: &str, payload: &[u8]) -> Vec<u8> {
+    control(PUBLISH, &[&string(topic), payload])
+}
+
+/// Answered once all before it is taken.
+pub fn ping() -> Vec<u8> {
+    control(PINGREQ, &[])
 }
 
 /// A control packet of these parts.
