@@ -108,6 +108,7 @@ fn read(protocol: Protocol, mut stream: TcpStream, on_done: impl Fn() -> bool) {
                     eprintln!("The server refuses what is published: {text:?}");
                     return;
                 }
+                // NATS pings, and waits for minutes: longer than anybody publishes here.
                 _ => {}
             }
         }

@@ -122,8 +122,8 @@ fn nats(directory: &Path, addr: SocketAddr, publishers: SocketAddr) -> Server {
     }
 }
 
-/// Without limits of queues; as shipped, a message of QoS 0 is dropped where 1,000 wait already. It
-/// stays the user that it is, so that its memory can be read.
+/// Without limits of queues, which are 1,000 messages for each client as shipped. Root stays root, so
+/// that its memory can be read. Without the domain it would take WebSocket from all interfaces.
 fn mosquitto(directory: &Path, addr: SocketAddr, publishers: SocketAddr) -> Server {
     let text = format!(
         "user root\n\
@@ -136,6 +136,7 @@ fn mosquitto(directory: &Path, addr: SocketAddr, publishers: SocketAddr) -> Serv
          set_tcp_nodelay true\n\
          listener {} {}\n\
          listener {} {}\n\
+         socket_domain ipv4\n\
          protocol websockets\n",
         publishers.port(),
         publishers.ip(),
