@@ -70,7 +70,7 @@ fn once(bench: &mut Bench, name: &str, kind: Kind, unread: u64) -> Figures {
     // As many as are done in time.
     let count = match kind {
         Kind::PeerAwait => 200,
-        _ => 5_000,
+        _ => 3_000,
     };
     let first = Instant::now();
     let mut session = Session::idle(&bench.stand, kind, server, CONNECTIONS);
