@@ -53,15 +53,15 @@ impl Session {
     /// As [`start`](Self::start), with a server that runs.
     pub fn connect(stand: &Stand, kind: Kind, server: Server, connections: usize) -> Self {
         let mut session = Self::idle(stand, kind, server, connections);
+        session.wait_routed();
         session.form_group();
         thread::sleep(SETTLED);
         session
     }
 
-    /// Puts all into [`GROUP`]. Returns once they get what is sent to each and to the group.
+    /// Puts all into [`GROUP`]. Returns once they get what is sent to it.
     pub fn form_group(&mut self) {
         self.server.services.form_group(GROUP, self.connections);
-        self.wait_routed();
         // The first one has the members fetched.
         self.saturated(2, 200);
     }

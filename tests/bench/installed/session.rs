@@ -16,19 +16,24 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects so many subscribers to a server. Returns once all get what is published.
-    pub fn connect(kind: Kind, server: Server, connections: usize) -> Self {
+    /// Connects so many subscribers. Returns once all get what is published.
+    pub fn start(kind: Kind, connections: usize) -> Self {
+        let mut session = Self::idle(kind, kind.start(), connections);
+        session.wait_subscribed();
+        session
+    }
+
+    /// Connects so many subscribers, for whom nothing is published.
+    pub fn idle(kind: Kind, server: Server, connections: usize) -> Self {
         let mut client = Client::start(None);
         let report = client.connect_with(kind.protocol(), server.addr, connections, HANDSHAKES);
         assert_eq!(report["complete"], connections, "not all come in: {report}");
-        let mut session = Self {
+        Self {
             kind,
             server,
             connections,
             client,
-        };
-        session.wait_subscribed();
-        session
+        }
     }
 
     /// nchan does not say when a subscriber is one.
