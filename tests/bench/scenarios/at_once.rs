@@ -74,14 +74,20 @@ fn once(bench: &mut Bench, name: &str, kind: Kind, unread: u64) -> Figures {
     };
     let first = Instant::now();
     let mut session = Session::idle(&bench.stand, kind, server, CONNECTIONS);
+    let connected = first.elapsed().as_secs_f64();
     assert!(
         session.unread >= unread * CONNECTIONS as u64,
         "{} were unread",
         session.unread
     );
     session.form_group();
+    let grouped = first.elapsed().as_secs_f64();
     let figures = session.saturated(count, SIZE);
     let done = first.elapsed().as_secs_f64();
+    let who = kind.name();
+    eprintln!(
+        "  {name}: {who}: connected {connected:.2} s, grouped {grouped:.2} s, done {done:.2} s"
+    );
     session.end();
     bench.add(name, kind.name(), Metric::DoneAfter, done);
     figures
