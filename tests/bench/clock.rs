@@ -4,7 +4,9 @@
 use rustix::time::{ClockId, clock_gettime};
 
 /// What stands before the time stamp in a content, as JSON.
-const MARK: &[u8] = br#""content":"t="#;
+const CONTENT: &[u8] = br#""content":"t="#;
+/// What stands before the time stamp that is a request's name, in its answer.
+const REQUEST: &[u8] = br#""request_id":"t="#;
 /// Nanoseconds in decimal, with leading zeros.
 const DIGITS: usize = 19;
 
@@ -16,27 +18,48 @@ pub fn now() -> u64 {
 
 /// A content of exactly `size` bytes, at least 21, that says that it was made at `stamp`.
 pub fn content(stamp: u64, size: usize) -> String {
-    let mut content = format!("t={stamp:0DIGITS$}");
+    let mut content = self::stamp(stamp);
     content.extend(std::iter::repeat_n('x', size.saturating_sub(content.len())));
     content
 }
 
+/// A time stamp as [`Stamps`] finds it.
+pub fn stamp(stamp: u64) -> String {
+    format!("t={stamp:0DIGITS$}")
+}
+
 /// Finds time stamps in frames. All frames of one kind look alike, so it looks first where it
 /// found the last one.
-#[derive(Default)]
 pub struct Stamps {
+    mark: &'static [u8],
     place: usize,
 }
 
 impl Stamps {
-    /// The time stamp in the content of a push.
-    pub fn read(&mut self, payload: &[u8]) -> Option<u64> {
-        if !payload.get(self.place..)?.starts_with(MARK) {
-            self.place = payload
-                .windows(MARK.len())
-                .position(|window| window == MARK)?;
+    /// Those in the contents of pushes.
+    pub fn of_contents() -> Self {
+        Self {
+            mark: CONTENT,
+            place: 0,
         }
-        let start = self.place + MARK.len();
+    }
+
+    /// Those in the answers to requests that have one as their `request_id`.
+    pub fn of_requests() -> Self {
+        Self {
+            mark: REQUEST,
+            place: 0,
+        }
+    }
+
+    pub fn read(&mut self, payload: &[u8]) -> Option<u64> {
+        let is_there = |rest: &[u8]| rest.starts_with(self.mark);
+        if !payload.get(self.place..).is_some_and(is_there) {
+            self.place = payload
+                .windows(self.mark.len())
+                .position(|window| window == self.mark)?;
+        }
+        let start = self.place + self.mark.len();
         let digits = payload.get(start..start + DIGITS)?;
         std::str::from_utf8(digits).ok()?.parse().ok()
     }

@@ -1,7 +1,8 @@
-//! Processor time and memory: of a server, and of everybody else on the machine, whose work would
-//! spoil the figures.
+//! Processor time and memory: of a server, of the kernel, and of everybody else on the machine,
+//! whose work would spoil the figures.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::process::Process;
@@ -28,7 +29,7 @@ impl Others {
     /// The share of the machine that others took, from 0 to 1. What ended meanwhile counts as
     /// theirs.
     pub fn share(&self) -> f64 {
-        let cores = std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64);
+        let cores = thread::available_parallelism().map_or(1.0, |count| count.get() as f64);
         let all = busy().saturating_sub(self.all).as_secs_f64();
         let own = own().saturating_sub(self.own).as_secs_f64();
         ((all - own) / (self.since.elapsed().as_secs_f64() * cores)).clamp(0.0, 1.0)
@@ -73,4 +74,31 @@ pub fn resident_kib(process: &Process) -> f64 {
     digits
         .and_then(|digits| digits.parse().ok())
         .expect("a number in /proc")
+}
+
+/// As [`resident_kib`], once it has not changed for a while.
+pub fn settled_kib(process: &Process) -> f64 {
+    const LOOK: Duration = Duration::from_millis(500);
+    let mut last = f64::NAN;
+    loop {
+        let now = resident_kib(process);
+        if (now - last).abs() < 64.0 {
+            return now;
+        }
+        last = now;
+        thread::sleep(LOOK);
+    }
+}
+
+/// What the kernel has taken for its objects (sockets, epoll, threads), for the stacks of threads
+/// and for page tables, in KiB: of the whole machine, and so of a connection's both ends. What
+/// waits in sockets' buffers is not among it.
+pub fn kernel_kib() -> f64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").expect("/proc");
+    let kib = |line: &str| {
+        let (name, rest) = line.split_once(':')?;
+        let number = rest.split_whitespace().next()?.parse::<f64>().ok()?;
+        matches!(name, "Slab" | "KernelStack" | "PageTables").then_some(number)
+    };
+    meminfo.lines().filter_map(kib).sum()
 }

@@ -77,7 +77,8 @@ fn read(file: &str) -> String {
         .to_owned()
 }
 
-fn said(program: &str, arguments: &[&str]) -> String {
+/// What a program prints.
+pub fn said(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     let text = output.map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&text).trim().to_owned()

@@ -8,9 +8,11 @@
 mod client;
 mod clock;
 mod cpu;
+mod installed;
 mod machine;
 mod peer;
 mod plot;
+mod protocol;
 mod publisher;
 mod raw;
 mod remote;
@@ -35,6 +37,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde_json::json;
 
 use machine::Machine;
 use scenarios::{ALL, Bench, Effort, Scenario};
@@ -42,12 +45,17 @@ use scenarios::{ALL, Bench, Effort, Scenario};
 const USAGE: u8 = 2;
 const DIRECTORY: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The gateway beside an asynchronous peer and the raw limit, in one run.
+/// The gateway beside an asynchronous peer and the raw limit, or beside servers that one would
+/// install instead, in one run.
 #[derive(Parser)]
 #[command(name = "cargo bench --", after_help = AFTER_HELP)]
 struct Arguments {
     /// The scenarios to run [default: all].
     names: Vec<String>,
+    /// Runs beside Debian's nats-server, mosquitto and nginx with nchan; the names are then those
+    /// under it in the list.
+    #[arg(long)]
+    installed: bool,
     /// Lists the scenarios, and ends.
     #[arg(long)]
     list: bool,
@@ -59,7 +67,7 @@ struct Arguments {
     rounds: Option<usize>,
     /// Writes tests/bench/figures.json and figures.svg as well, and the chapter's table of growth;
     /// for all scenarios only.
-    #[arg(long, conflicts_with = "names")]
+    #[arg(long, conflicts_with_all = ["names", "installed"])]
     record: bool,
     /// What cargo passes to a benchmark.
     #[arg(long, hide = true)]
@@ -68,7 +76,7 @@ struct Arguments {
 
 const AFTER_HELP: &str = "Figures are medians of the rounds; of what was lost or refused, the worst \
 round. The figures of each round go to standard error as they come, all of them to \
-target/bench.json.";
+target/bench.json (of --installed: target/bench-installed.json).";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -88,11 +96,17 @@ fn benchmark(arguments: &Arguments) -> ExitCode {
         list();
         return ExitCode::SUCCESS;
     }
-    let unknown = |name: &&String| ALL.iter().all(|scenario| scenario.name != **name);
+    let known = known(arguments.installed);
+    let unknown = |name: &&String| !known.contains(&name.as_str());
     if let Some(name) = arguments.names.iter().find(unknown) {
         eprintln!("there is no scenario {name:?}; there are:");
         list();
         return ExitCode::from(USAGE);
+    }
+    // Thousands of connections, on both sides.
+    peer::raise_descriptor_limit();
+    if arguments.installed {
+        return run_installed(arguments);
     }
     let asked = |scenario: &&Scenario| {
         arguments.names.is_empty() || arguments.names.iter().any(|name| name == scenario.name)
@@ -103,13 +117,7 @@ fn benchmark(arguments: &Arguments) -> ExitCode {
 
 fn run(arguments: &Arguments, asked: &[&Scenario]) {
     let machine = Machine::describe();
-    let effort = Effort {
-        rounds: arguments
-            .rounds
-            .unwrap_or(if arguments.quick { 1 } else { 5 }),
-        quick: arguments.quick,
-    };
-    let mut bench = Bench::start(effort);
+    let mut bench = Bench::start(effort(arguments));
     for scenario in asked {
         eprintln!("{}: {}", scenario.name, scenario.about);
         bench.run(scenario);
@@ -131,9 +139,56 @@ fn run(arguments: &Arguments, asked: &[&Scenario]) {
     }
 }
 
+fn run_installed(arguments: &Arguments) -> ExitCode {
+    if let Some(missing) = installed::missing() {
+        eprintln!("{missing}");
+        return ExitCode::from(USAGE);
+    }
+    let machine = Machine::describe();
+    let mut bench = Bench::start(effort(arguments));
+    installed::run(&mut bench, &arguments.names);
+    println!("{machine}\n{}", installed::versions());
+    installed::print(&bench.results);
+    let json = json!({
+        "machine": machine.to_json(),
+        "servers": installed::versions(),
+        "figures": bench.results.to_json(),
+    });
+    let file = Path::new(DIRECTORY).join("target/bench-installed.json");
+    report::write(&file, &format!("{json:#}\n"));
+    ExitCode::SUCCESS
+}
+
+fn effort(arguments: &Arguments) -> Effort {
+    Effort {
+        rounds: arguments
+            .rounds
+            .unwrap_or(if arguments.quick { 1 } else { 5 }),
+        quick: arguments.quick,
+    }
+}
+
+/// What can be run, with or without `--installed`.
+fn known(installed: bool) -> Vec<&'static str> {
+    match installed {
+        true => installed::ALL.iter().map(|part| part.name).collect(),
+        false => ALL.iter().map(|scenario| scenario.name).collect(),
+    }
+}
+
 fn list() {
-    for scenario in &ALL {
+    let line = |name: &str, about: &str| {
         // Whoever closed standard output does not want to know.
-        let _ = writeln!(io::stdout(), "{:20}{}", scenario.name, scenario.about);
+        let _ = writeln!(io::stdout(), "{name:22}{about}");
+    };
+    for scenario in &ALL {
+        line(scenario.name, scenario.about);
+    }
+    line(
+        "--installed",
+        "beside nats-server, mosquitto and nginx with nchan, as Debian has them:",
+    );
+    for part in &installed::ALL {
+        line(&format!("  {}", part.name), part.about);
     }
 }

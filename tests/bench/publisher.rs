@@ -14,12 +14,20 @@ use ws_gateway::broker::{DIRECT_EXCHANGE, KIND_MESSAGE, TOPIC_EXCHANGE};
 use ws_gateway::services::proto::Message;
 
 use crate::clock;
+use crate::session::GROUP;
 use crate::support::DEADLINE;
 
 /// The sender of all messages; not connected, so that all copies are pushes to others.
-pub const SENDER: &str = "publisher";
+const SENDER: &str = "publisher";
 /// Of all messages, in Unix seconds.
-pub const TIMESTAMP: i64 = 1_700_000_000;
+const TIMESTAMP: i64 = 1_700_000_000;
+
+/// What a gateway pushes for a message to [`GROUP`].
+pub fn message(number: u64, content: &str) -> String {
+    format!(
+        r#"{{"type":"group_message","id":"m{number:09}","group_id":"{GROUP}","from_user_id":"{SENDER}","content":"{content}","message_type":"text","timestamp":{TIMESTAMP}}}"#
+    )
+}
 
 /// Whom a message is for.
 #[derive(Clone, Copy)]

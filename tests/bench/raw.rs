@@ -11,9 +11,9 @@ use ws_gateway::client::frame::Frame;
 
 use crate::client::Client;
 use crate::clock;
-use crate::publisher::{SENDER, TIMESTAMP};
+use crate::publisher::message;
 use crate::remote::{self, Remote};
-use crate::session::{GROUP, PATIENCE_S};
+use crate::session::PATIENCE_S;
 use crate::window::{Figures, Window};
 
 /// The benchmark's end of a raw process, with its clients connected.
@@ -88,19 +88,12 @@ fn send(clients: &mut [TcpStream], count: u64, rate: f64, size: usize) {
             let due = start + Duration::from_secs_f64(number as f64 / rate);
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
-        let frame = frame(&message(number, size));
+        let content = clock::content(clock::now(), size);
+        let frame = frame(&message(number, &content));
         for client in &mut *clients {
             client.write_all(&frame).expect("a client that reads");
         }
     }
-}
-
-/// What a gateway pushes for the publisher's messages.
-fn message(number: u64, size: usize) -> String {
-    let content = clock::content(clock::now(), size);
-    format!(
-        r#"{{"type":"group_message","id":"m{number:09}","group_id":"{GROUP}","from_user_id":"{SENDER}","content":"{content}","message_type":"text","timestamp":{TIMESTAMP}}}"#
-    )
 }
 
 fn frame(payload: &str) -> Vec<u8> {

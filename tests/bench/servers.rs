@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use toml::Table;
 
@@ -197,7 +198,7 @@ fn peer(send: &str, services: &str, broker: &str, id: &str, tls: Option<&Identit
 /// What all scenarios share: a broker, a virtual host for each kind of server, and the certificate
 /// of those with TLS.
 pub struct Stand {
-    _broker: Arc<Broker>,
+    broker: Arc<Broker>,
     urls: [String; 5],
     authority: Authority,
     identity: Identity,
@@ -209,10 +210,15 @@ impl Stand {
         let authority = Authority::new("The benchmark's");
         Self {
             urls: [(); 5].map(|()| broker.vhost()),
-            _broker: broker,
+            broker,
             identity: authority.sign(&["localhost"]),
             authority,
         }
+    }
+
+    /// The processor time that the broker used so far.
+    pub fn broker_time(&self) -> Duration {
+        self.broker.processor_time()
     }
 
     pub fn url(&self, kind: Kind) -> &str {

@@ -1,5 +1,5 @@
 //! A server with its clients connected, and what they are put through: a burst that waits for a
-//! server that was stopped, a paced stream, a closed loop.
+//! server that was stopped, a paced stream, a closed and an open loop.
 
 use std::thread;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::servers::{Kind, Server, Stand};
 use crate::window::{Figures, Window};
 
 /// Handshakes at once, where connecting is not what is measured.
-const HANDSHAKES: usize = 64;
+pub const HANDSHAKES: usize = 64;
 /// When no push came for this long, what is missing is lost.
 pub const PATIENCE_S: u64 = 20;
 /// For 5 s after a catch-up, and so after each connect, the gateway compares what it pushes with
@@ -26,6 +26,8 @@ pub struct Session {
     pub client: Client,
     pub publisher: Publisher,
     pub connections: usize,
+    /// Messages that came while they connected.
+    pub unread: u64,
 }
 
 impl Session {
@@ -38,24 +40,30 @@ impl Session {
     /// Connects so many users, who are served nothing and are in no group.
     pub fn idle(stand: &Stand, kind: Kind, server: Server, connections: usize) -> Self {
         let mut client = Client::start(server.ca.as_deref());
-        client.connect(server.addr, connections, HANDSHAKES);
+        let connected = client.connect(server.addr, connections, HANDSHAKES);
         Self {
             publisher: Publisher::open(stand.url(kind)),
             server,
             client,
             connections,
+            unread: connected["unread"].as_u64().expect("a number"),
         }
     }
 
     /// As [`start`](Self::start), with a server that runs.
     pub fn connect(stand: &Stand, kind: Kind, server: Server, connections: usize) -> Self {
         let mut session = Self::idle(stand, kind, server, connections);
-        session.server.services.form_group(GROUP, connections);
         session.wait_routed();
-        // The first one has the members fetched.
-        session.saturated(2, 200);
+        session.form_group();
         thread::sleep(SETTLED);
         session
+    }
+
+    /// Puts all into [`GROUP`]. Returns once they get what is sent to it.
+    pub fn form_group(&mut self) {
+        self.server.services.form_group(GROUP, self.connections);
+        // The first one has the members fetched.
+        self.saturated(2, 200);
     }
 
     /// Stops the server, publishes `count` messages to the group, and lets it go.
@@ -89,9 +97,25 @@ impl Session {
     /// Publishes `rate` messages a second to the group for so long.
     pub fn paced(&mut self, rate: f64, duration: Duration, size: usize) -> Figures {
         let count = (rate * duration.as_secs_f64()).ceil().max(1.0) as u64;
-        self.client.expect(count, true);
+        self.stream((0..count).map(|_| To::Group(GROUP)), count, rate, size)
+    }
+
+    /// Publishes `each` messages for each user, `rate` a second in all.
+    pub fn paced_single(&mut self, each: u64, rate: f64, size: usize) -> Figures {
+        let connections = self.connections as u64;
+        let to = (0..each * connections).map(|number| To::User((number % connections) as usize));
+        self.stream(to, each, rate, size)
+    }
+
+    fn stream<'a>(
+        &mut self,
+        to: impl Iterator<Item = To<'a>>,
+        each: u64,
+        rate: f64,
+        size: usize,
+    ) -> Figures {
+        self.client.expect(each, true);
         let window = Window::open(&self.server.process);
-        let to = (0..count).map(|_| To::Group(GROUP));
         self.publisher.paced(to, rate, size);
         let report = self.client.report(PATIENCE_S);
         window.close(&self.server.process, &report)
@@ -105,6 +129,11 @@ impl Session {
     /// All clients send to one another, for `seconds` and `limit` messages each at most.
     pub fn exchange(&mut self, seconds: u64, limit: u64) -> Value {
         self.client.exchange(self.connections, seconds, limit)
+    }
+
+    /// All clients send to one another, `rate` a second in all, for `seconds`.
+    pub fn schedule(&mut self, seconds: u64, rate: u64) -> Value {
+        self.client.schedule(self.connections, seconds, rate)
     }
 
     /// Waits until each user's messages come: a route may be later than `offline_complete`, and a

@@ -25,6 +25,8 @@ pub struct Figures {
     pub p99_ms: f64,
     /// Pushes that did not come, or came twice.
     pub lost: f64,
+    /// The mean length of what the client read, in bytes.
+    pub payload: f64,
     /// The share of one core that the client took, from the first push on: near 1 it would be what
     /// bounds the server.
     pub client_load: f64,
@@ -56,6 +58,7 @@ impl Window {
             p50_ms: number("p50_us") / 1e3,
             p99_ms: number("p99_us") / 1e3,
             lost,
+            payload: number("bytes") / deliveries,
             client_load: number("client_cpu_s") / seconds,
             others: self.others.share(),
         }

@@ -1,6 +1,8 @@
-//! One of the client's connections: a non-blocking socket, its handshake, and the frames it brings.
+//! One of the client's connections: a non-blocking socket, its handshake, and the frames it brings,
+//! or the messages in them.
 
 use std::io::{self, ErrorKind};
+use std::mem;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
@@ -8,11 +10,16 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, sock
 use rustls::ClientConfig;
 
 use super::stream::{ROOM, Stream};
+use crate::protocol::{Protocol, Said};
 
 const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
 const CLOSE: u8 = 0x8;
 const PING: u8 = 0x9;
 const PONG: u8 = 0xA;
+
+/// What a gateway says once it serves a user; put in where a server of another protocol does so.
+const SERVED: &[u8] = br#"{"type":"offline_complete"}"#;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,9 +32,13 @@ pub enum Phase {
 
 pub struct Connection {
     stream: Stream,
+    protocol: Protocol,
+    number: usize,
     pub phase: Phase,
     /// The beginning of a frame whose end has not come yet.
     rest: Vec<u8>,
+    /// The same of what a protocol takes for a stream of bytes.
+    inner_rest: Vec<u8>,
     /// The HTTP status of the answer, once it came.
     pub status: u16,
     /// The code of a Close frame.
@@ -43,8 +54,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Begins to connect, with TLS if there is a configuration for it.
-    pub fn open(addr: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> io::Result<Self> {
+    /// Begins to connect the client with this number, with TLS if there is a configuration for it.
+    pub fn open(
+        addr: SocketAddr,
+        protocol: Protocol,
+        number: usize,
+        tls: Option<&Arc<ClientConfig>>,
+    ) -> io::Result<Self> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(
             AddressFamily::INET,
@@ -58,8 +74,11 @@ impl Connection {
         }
         Ok(Self {
             stream: Stream::new(socket.into(), tls),
+            protocol,
+            number,
             phase: Phase::Connecting,
             rest: Vec::new(),
+            inner_rest: Vec::new(),
             status: 0,
             close_code: None,
             complete: false,
@@ -74,13 +93,9 @@ impl Connection {
     }
 
     /// Asks for the upgrade, once the socket is connected.
-    pub fn upgrade(&mut self, user: usize) {
-        let request = format!(
-            "GET /ws?token=u{user}-token HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\n\
-             Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        );
+    pub fn upgrade(&mut self) {
         self.phase = Phase::Upgrading;
+        let request = self.protocol.upgrade(self.number);
         self.write(request.as_bytes());
     }
 
@@ -109,8 +124,9 @@ impl Connection {
         }
     }
 
-    /// Reads what is there, once, and calls `on_text` with the payload of each text frame.
-    pub fn read(&mut self, buffer: &mut [u8], mut on_text: impl FnMut(&mut Self, &[u8])) {
+    /// Reads what is there, once, and calls `on_message` with each message, or with what stands for
+    /// what is no message.
+    pub fn read(&mut self, buffer: &mut [u8], mut on_message: impl FnMut(&mut Self, &[u8])) {
         let kept = self.rest.len();
         if buffer.len() < kept + ROOM {
             self.phase = Phase::Closed;
@@ -133,13 +149,17 @@ impl Connection {
         let mut bytes = &buffer[..end];
         if self.phase == Phase::Upgrading {
             bytes = self.answered(bytes);
+            if self.phase == Phase::Open {
+                self.subscribe(&mut on_message);
+            }
         }
         while self.phase == Phase::Open
             && let Some((opcode, payload, length)) = frame(bytes)
         {
             bytes = &bytes[length..];
             match opcode {
-                TEXT => on_text(self, payload),
+                TEXT | BINARY if self.protocol.is_stream() => self.take(payload, &mut on_message),
+                TEXT => on_message(self, payload),
                 PING => self.frame(PONG, payload),
                 CLOSE => {
                     let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
@@ -150,6 +170,43 @@ impl Connection {
             }
         }
         self.rest.extend_from_slice(bytes);
+    }
+
+    /// Asks for messages, where being connected is not enough.
+    fn subscribe(&mut self, on_message: &mut impl FnMut(&mut Self, &[u8])) {
+        match self.protocol {
+            Protocol::Gateway => {}
+            Protocol::Nchan => on_message(self, SERVED),
+            Protocol::Nats | Protocol::Mqtt => {
+                self.frame(BINARY, &self.protocol.subscribe(self.number));
+            }
+        }
+    }
+
+    /// Takes what is whole off a stream of bytes that goes on with these.
+    fn take(&mut self, bytes: &[u8], on_message: &mut impl FnMut(&mut Self, &[u8])) {
+        let mut joined = mem::take(&mut self.inner_rest);
+        let mut bytes = if joined.is_empty() {
+            bytes
+        } else {
+            joined.extend_from_slice(bytes);
+            &joined
+        };
+        while let Some((said, length)) = self.protocol.next(bytes) {
+            match said {
+                Said::Message(message) => on_message(self, message),
+                Said::Done => on_message(self, SERVED),
+                Said::Ping => self.frame(BINARY, Protocol::PONG),
+                Said::Error => {
+                    eprintln!("refused: {:?}", String::from_utf8_lossy(bytes));
+                    self.phase = Phase::Closed;
+                    return;
+                }
+                Said::Other => {}
+            }
+            bytes = &bytes[length..];
+        }
+        self.inner_rest.extend_from_slice(bytes);
     }
 
     /// Takes the HTTP answer off `bytes`, if it is whole.

@@ -12,7 +12,7 @@ const SIZE: usize = 200;
 /// are under way, and not what a connection keeps.)
 const AT_ONCE: usize = 200;
 /// When neither an answer nor a push came for this long, what is missing is lost.
-const PATIENCE_NS: u64 = 20_000_000_000;
+pub const PATIENCE_NS: u64 = 20_000_000_000;
 
 pub struct Exchange {
     clients: usize,
@@ -53,15 +53,9 @@ impl Exchange {
 
     fn send(&mut self, number: usize, connection: &mut Connection) {
         let now = clock::now();
-        let data = json!({
-            "to_user_id": format!("u{}", (number + 1) % self.clients),
-            "content": clock::content(now, SIZE),
-            "message_type": "text",
-        });
-        let request = json!({"type": "send_message", "request_id": "1", "data": data});
         connection.asked_at = Some(now);
         connection.left -= 1;
-        connection.send(request.to_string().as_bytes());
+        connection.send(message(number, self.clients, "1").as_bytes());
     }
 
     pub fn answered(&mut self, number: usize, connection: &mut Connection, failed: bool) {
@@ -120,4 +114,14 @@ impl Exchange {
             "pushed_s": count.last.saturating_sub(self.started) as f64 / 1e9,
         }))
     }
+}
+
+/// A request of the client with this number, to the next one.
+pub fn message(number: usize, clients: usize, request_id: &str) -> String {
+    let data = json!({
+        "to_user_id": format!("u{}", (number + 1) % clients),
+        "content": clock::content(clock::now(), SIZE),
+        "message_type": "text",
+    });
+    json!({"type": "send_message", "request_id": request_id, "data": data}).to_string()
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::protocol::Protocol;
 use crate::remote::Remote;
 
 /// A running client process; its connections end with it.
@@ -28,7 +29,19 @@ impl Client {
 
     /// As [`connect`](Self::connect), whoever is refused.
     pub fn try_connect(&mut self, addr: SocketAddr, count: usize, window: usize) -> Value {
-        self.0.ask(&format!("connect {addr} {count} {window}"))
+        self.connect_with(Protocol::Gateway, addr, count, window)
+    }
+
+    /// As [`try_connect`](Self::try_connect), to a server that speaks something else.
+    pub fn connect_with(
+        &mut self,
+        protocol: Protocol,
+        addr: SocketAddr,
+        count: usize,
+        window: usize,
+    ) -> Value {
+        self.0
+            .ask(&format!("connect {addr} {count} {window} {protocol}"))
     }
 
     /// From now on each connection is to get `count` pushes. `timed`: takes their latency.
@@ -45,5 +58,10 @@ impl Client {
     /// The first `clients` connections send to each other, for `seconds` and `limit` each at most.
     pub fn exchange(&mut self, clients: usize, seconds: u64, limit: u64) -> Value {
         self.0.ask(&format!("exchange {clients} {seconds} {limit}"))
+    }
+
+    /// The first `clients` connections send to each other, `rate` a second in all, for `seconds`.
+    pub fn schedule(&mut self, clients: usize, seconds: u64, rate: u64) -> Value {
+        self.0.ask(&format!("schedule {clients} {seconds} {rate}"))
     }
 }

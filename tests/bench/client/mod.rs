@@ -3,15 +3,17 @@
 //!
 //! | command | answer |
 //! | --- | --- |
-//! | `connect ADDR COUNT WINDOW` | once all are served or refused; WINDOW handshakes at once |
+//! | `connect ADDR COUNT WINDOW PROTOCOL` | once all are served or refused; WINDOW at a time |
 //! | `expect COUNT timed\|untimed` | at once; from now on each connection is to get COUNT pushes |
 //! | `report SECONDS` | once all have come, or none for SECONDS |
 //! | `exchange CLIENTS SECONDS COUNT` | after a closed loop: each client sends, waits, sends |
+//! | `schedule CLIENTS SECONDS RATE` | after an open loop: RATE requests a second in all |
 
 mod connection;
 mod exchange;
 mod handle;
 mod opening;
+mod schedule;
 mod stream;
 
 use std::io::{Read, Write};
@@ -32,9 +34,12 @@ use connection::{Connection, Phase};
 use exchange::Exchange;
 pub use handle::Client;
 use opening::Opening;
+use schedule::Schedule;
 
 /// Names the command socket among the events; the others are connections by their number.
 const CONTROL: u64 = u64::MAX;
+/// Names the timer of a schedule.
+const TIMER: u64 = CONTROL - 1;
 /// Room for the longest frame behind what one read takes.
 const BUFFER: usize = stream::ROOM + 1024 * 1024;
 
@@ -48,6 +53,7 @@ enum Goal {
         since: u64,
     },
     Exchanged(Exchange),
+    Scheduled(Schedule),
 }
 
 /// What came since the last `expect`.
@@ -56,6 +62,8 @@ struct Count {
     /// What each connection is to get.
     expected: u32,
     pushes: u64,
+    /// Of their payloads.
+    bytes: u64,
     /// Connections that got as many as expected.
     complete: usize,
     /// Connections that ended before.
@@ -102,7 +110,7 @@ pub fn run(arguments: &[String]) {
         connections: Vec::new(),
         goal: Goal::Nothing,
         count: Count::default(),
-        stamps: Stamps::default(),
+        stamps: Stamps::of_contents(),
     };
     load.serve();
 }
@@ -129,6 +137,11 @@ impl Load {
                     CONTROL => {
                         if !self.commanded() {
                             return;
+                        }
+                    }
+                    TIMER => {
+                        if let Goal::Scheduled(schedule) = &mut self.goal {
+                            schedule.proceed(&mut self.connections);
                         }
                     }
                     number => self.ready(number as usize, flags, now, &mut buffer),
@@ -159,7 +172,9 @@ impl Load {
             "connect" => {
                 let addr = words[1].parse().expect("an address");
                 let tls = self.tls.clone();
-                let opening = Opening::new(addr, tls, number(2), number(3), clock::now());
+                let protocol = words[4].parse().expect("a protocol");
+                let (count, window) = (number(2), number(3));
+                let opening = Opening::new(addr, protocol, tls, count, window, clock::now());
                 self.goal = Goal::Opened(opening);
             }
             "expect" => {
@@ -176,6 +191,12 @@ impl Load {
                 self.expect(0, false);
                 let exchange = Exchange::new(number(1), number(2) as u64, number(3) as u64);
                 self.goal = Goal::Exchanged(exchange);
+            }
+            "schedule" => {
+                self.expect(0, false);
+                let (seconds, rate) = (number(2) as u64, number(3) as u64);
+                let schedule = Schedule::new(number(1), seconds, rate, &self.epoll, TIMER);
+                self.goal = Goal::Scheduled(schedule);
             }
             other => panic!("no such command: {other}"),
         }
@@ -208,11 +229,11 @@ impl Load {
         if connection.phase == Phase::Connecting && flags.contains(EventFlags::OUT) {
             let data = EventData::new_u64(number as u64);
             let _ = epoll::modify(&*epoll, connection.socket(), data, EventFlags::IN);
-            connection.upgrade(number);
+            connection.upgrade();
         }
         connection.read(buffer, |connection, payload| match kind(payload) {
             b"message" | b"group_message" => {
-                count.push(connection, now);
+                count.push(connection, payload.len(), now);
                 if let Some(latencies) = &mut count.latencies
                     && let Some(stamp) = stamps.read(payload)
                 {
@@ -220,11 +241,13 @@ impl Load {
                     latencies.push(u32::try_from(micros).unwrap_or(u32::MAX));
                 }
             }
-            b"message_sent" | b"error" => {
-                if let Goal::Exchanged(exchange) = goal {
-                    exchange.answered(number, connection, kind(payload) == b"error");
+            kind @ (b"message_sent" | b"error") => match goal {
+                Goal::Exchanged(exchange) => {
+                    exchange.answered(number, connection, kind == b"error");
                 }
-            }
+                Goal::Scheduled(schedule) => schedule.answered(payload, kind == b"error"),
+                _ => {}
+            },
             b"connected" => {
                 if let Goal::Opened(opening) = goal {
                     opening.connected(now);
@@ -245,6 +268,7 @@ impl Load {
             match goal {
                 Goal::Opened(opening) => opening.closed(connection),
                 Goal::Exchanged(exchange) => exchange.closed(connection),
+                Goal::Scheduled(schedule) => schedule.closed(),
                 Goal::Nothing | Goal::Counted { .. } => {}
             }
         }
@@ -254,7 +278,10 @@ impl Load {
     fn check(&mut self, now: u64) {
         let answer = match &mut self.goal {
             Goal::Nothing => return,
-            Goal::Opened(opening) => opening.proceed(&mut self.connections, &self.epoll, now),
+            Goal::Opened(opening) => {
+                let unread = self.count.pushes;
+                opening.proceed(&mut self.connections, &self.epoll, unread, now)
+            }
             Goal::Counted { patience, since } => {
                 let all = self.count.complete + self.count.cut == self.connections.len();
                 let late = now > self.count.last.max(*since) + *patience;
@@ -264,6 +291,7 @@ impl Load {
                 exchange.proceed(&mut self.connections);
                 exchange.check(&self.count, now)
             }
+            Goal::Scheduled(schedule) => schedule.check(&self.count, now),
         };
         if let Some(answer) = answer {
             self.goal = Goal::Nothing;
@@ -278,8 +306,9 @@ impl Load {
 }
 
 impl Count {
-    fn push(&mut self, connection: &mut Connection, now: u64) {
+    fn push(&mut self, connection: &mut Connection, size: usize, now: u64) {
         self.pushes += 1;
+        self.bytes += size as u64;
         connection.received += 1;
         self.complete += usize::from(connection.received == self.expected);
         if self.first == 0 {
@@ -302,6 +331,7 @@ impl Count {
         latencies.sort_unstable();
         json!({
             "pushes": self.pushes,
+            "bytes": self.bytes,
             "lost": connections.iter().map(missing).sum::<u64>(),
             "extra": connections.iter().map(extra).sum::<u64>(),
             "closed": closed.count(),

@@ -9,12 +9,14 @@ use rustls::ClientConfig;
 use serde_json::{Value, json};
 
 use super::connection::Connection;
+use crate::protocol::Protocol;
 
 /// Users who are not served after this long are not going to be.
 const PATIENCE_NS: u64 = 120_000_000_000;
 
 pub struct Opening {
     addr: SocketAddr,
+    protocol: Protocol,
     tls: Option<Arc<ClientConfig>>,
     /// How many users.
     count: usize,
@@ -33,6 +35,7 @@ pub struct Opening {
 impl Opening {
     pub fn new(
         addr: SocketAddr,
+        protocol: Protocol,
         tls: Option<Arc<ClientConfig>>,
         count: usize,
         window: usize,
@@ -40,6 +43,7 @@ impl Opening {
     ) -> Self {
         Self {
             addr,
+            protocol,
             tls,
             count,
             window,
@@ -70,19 +74,21 @@ impl Opening {
         self.refused.push(connection.status);
     }
 
-    /// Begins further handshakes; the answer, once none is left.
+    /// Begins further handshakes; the answer, once none is left, says that so many pushes came.
     pub fn proceed(
         &mut self,
         connections: &mut Vec<Connection>,
         epoll: &OwnedFd,
+        unread: u64,
         now: u64,
     ) -> Option<Value> {
         while connections.len() < self.count
             && self.opened - self.connected.max(self.completed) - self.closed < self.window
         {
-            let connection =
-                Connection::open(self.addr, self.tls.as_ref()).expect("a socket to connect");
-            let data = EventData::new_u64(connections.len() as u64);
+            let number = connections.len();
+            let connection = Connection::open(self.addr, self.protocol, number, self.tls.as_ref());
+            let connection = connection.expect("a socket to connect");
+            let data = EventData::new_u64(number as u64);
             epoll::add(
                 epoll,
                 connection.socket(),
@@ -99,6 +105,7 @@ impl Opening {
             json!({
                 "connected": self.connected,
                 "complete": self.completed,
+                "unread": unread,
                 "refused": self.closed,
                 "statuses": self.refused.iter().take(5).collect::<Vec<_>>(),
                 "connected_s": (self.connected_at - self.started) as f64 / 1e9,

@@ -162,7 +162,7 @@ async fn serve_tls(handshake: Accept<TcpStream>, gateway: Arc<Gateway>) {
 }
 
 /// As the gateway does it.
-fn raise_descriptor_limit() {
+pub fn raise_descriptor_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let raised = Rlimit {
         current: maximum,

@@ -2,10 +2,9 @@
 //! after each has sent and received 100 messages.
 
 use std::thread;
-use std::time::Duration;
 
 use super::{Bench, Scenario, up_to, with_tls};
-use crate::cpu::resident_kib;
+use crate::cpu::{resident_kib, settled_kib};
 use crate::results::Metric;
 use crate::servers::{Kind, Server};
 use crate::session::{SETTLED, Session};
@@ -69,7 +68,7 @@ fn measure(bench: &mut Bench, scenario: &str, kind: Kind, messages: u64) {
     }
     // What a catch-up remembers is forgotten by then.
     thread::sleep(SETTLED);
-    let whole = settled(&session.server);
+    let whole = settled_kib(&session.server.process);
     eprintln!(
         "  {scenario}: {name}: {before} KiB before, {whole} KiB with {CONNECTIONS} connections"
     );
@@ -82,18 +81,4 @@ fn measure(bench: &mut Bench, scenario: &str, kind: Kind, messages: u64) {
     );
     bench.add(scenario, name, Metric::MemoryWhole, whole / connections);
     session.end();
-}
-
-/// Resident memory once it has not changed for a while.
-fn settled(server: &Server) -> f64 {
-    const LOOK: Duration = Duration::from_millis(500);
-    let mut last = f64::NAN;
-    loop {
-        let now = resident_kib(&server.process);
-        if (now - last).abs() < 64.0 {
-            return now;
-        }
-        last = now;
-        thread::sleep(LOOK);
-    }
 }

@@ -1,5 +1,6 @@
 //! The scenarios: the rows of the table of targets, and how the cost grows.
 
+mod at_once;
 mod connects;
 mod group;
 mod growth;
@@ -44,18 +45,22 @@ pub struct Effort {
 
 impl Effort {
     /// One of two sizes.
-    fn size<T>(self, full: T, quick: T) -> T {
+    pub fn size<T>(self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
     }
 }
 
-pub const ALL: [Scenario; 13] = [
+pub const ALL: [Scenario; 17] = [
     group::SATURATED,
     group::PACED,
+    at_once::AT_ONCE,
+    at_once::AT_ONCE_UNREAD,
     single::SATURATED,
+    single::PACED,
     group::SATURATED_TLS,
     group::PACED_TLS,
     requests::CLOSED_LOOP,
+    requests::PACED,
     memory::IDLE,
     memory::IDLE_TLS,
     memory::USED,
@@ -68,8 +73,8 @@ pub const ALL: [Scenario; 13] = [
 /// What the scenarios share, servers that run on among it.
 pub struct Bench {
     pub results: Results,
-    stand: Stand,
-    effort: Effort,
+    pub stand: Stand,
+    pub effort: Effort,
     sessions: Vec<(Kind, Session)>,
     raw: Option<(usize, Raw)>,
 }
@@ -91,7 +96,7 @@ impl Bench {
 
     /// A server of this kind with so many connections, from the scenario before if it had one. All
     /// kinds stay up side by side, and one at a time has something to do.
-    fn session(&mut self, kind: Kind, connections: usize) -> &mut Session {
+    pub fn session(&mut self, kind: Kind, connections: usize) -> &mut Session {
         if self
             .sessions
             .iter()
@@ -111,7 +116,7 @@ impl Bench {
         &mut self.sessions[place].1
     }
 
-    fn end_sessions(&mut self) {
+    pub fn end_sessions(&mut self) {
         self.sessions
             .drain(..)
             .for_each(|(_, session)| session.end());
@@ -133,13 +138,13 @@ impl Bench {
         &mut self.raw.as_mut().expect("it was started").1
     }
 
-    fn add(&mut self, scenario: &str, subject: &str, metric: Metric, value: f64) {
+    pub fn add(&mut self, scenario: &str, subject: &str, metric: Metric, value: f64) {
         self.results.add(scenario, subject, metric, value);
     }
 
     /// Measures, and again while others take too much of the machine; the least disturbed window
     /// counts, with what was lost in any of them.
-    fn undisturbed(&mut self, mut window: impl FnMut(&mut Self) -> Figures) -> Figures {
+    pub fn undisturbed(&mut self, mut window: impl FnMut(&mut Self) -> Figures) -> Figures {
         let mut best = window(self);
         for _ in 0..self.effort.size(REPEATS, 0) {
             if best.others <= DISTURBED {
@@ -158,14 +163,14 @@ impl Bench {
     }
 
     /// Records a window in which the server had all it could do.
-    fn add_saturated(&mut self, scenario: &str, subject: &str, figures: &Figures) {
+    pub fn add_saturated(&mut self, scenario: &str, subject: &str, figures: &Figures) {
         self.add(scenario, subject, Metric::PerSecond, figures.per_second);
         self.add(scenario, subject, Metric::CpuSaturated, figures.cpu_us);
         self.add_window(scenario, subject, figures);
     }
 
     /// Records a window in which the server waited for work.
-    fn add_paced(&mut self, scenario: &str, subject: &str, figures: &Figures) {
+    pub fn add_paced(&mut self, scenario: &str, subject: &str, figures: &Figures) {
         self.add(scenario, subject, Metric::CpuPaced, figures.cpu_us);
         self.add(scenario, subject, Metric::P50, figures.p50_ms);
         self.add(scenario, subject, Metric::P99, figures.p99_ms);

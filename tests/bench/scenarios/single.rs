@@ -1,5 +1,6 @@
-//! Single messages to 1,000 users, as many as it can. Each is a delivery of the broker's own, so
-//! beside the servers stands a consumer that does nothing but acknowledge: what the broker gives.
+//! Single messages to 1,000 users: as many as it can, and 5,000 a second. Each is a delivery of the
+//! broker's own, so beside servers that do all they can stands a consumer that does nothing but
+//! acknowledge: what the broker gives.
 
 use amiquip::{
     AmqpProperties, Connection, ConsumerMessage, ConsumerOptions, Exchange, Publish,
@@ -12,6 +13,8 @@ use crate::results::Metric;
 use crate::servers::Kind;
 
 const CONNECTIONS: usize = 1_000;
+/// Messages a second, where they are paced.
+const RATE: f64 = 5_000.0;
 /// As the gateway's default.
 const PREFETCH: u16 = 512;
 const EMPTY: &str = "empty consumer";
@@ -27,6 +30,18 @@ pub const SATURATED: Scenario = Scenario {
     run: saturated,
 };
 
+pub const PACED: Scenario = Scenario {
+    name: "single-paced",
+    about: "5,000 single messages a second to 1,000 users",
+    targets: &[
+        at_most(Metric::CpuPaced, 0.45, Kind::PeerTry.name()),
+        at_most(Metric::P50, 0.8, Kind::PeerTry.name()),
+        at_most(Metric::P99, 1.0, Kind::PeerTry.name()),
+        up_to(Metric::Lost, 0.0),
+    ],
+    run: paced,
+};
+
 fn saturated(bench: &mut Bench) {
     let each = bench.effort.size(40, 20);
     for _ in 0..bench.effort.rounds {
@@ -40,6 +55,20 @@ fn saturated(bench: &mut Bench) {
         }
         let rate = empty_consumer(bench.stand.url(Kind::Gateway), each * CONNECTIONS as u64);
         bench.add(SATURATED.name, EMPTY, Metric::PerSecond, rate);
+    }
+}
+
+fn paced(bench: &mut Bench) {
+    let each = bench.effort.size(25, 15);
+    for _ in 0..bench.effort.rounds {
+        for kind in Kind::ALL {
+            let figures = bench.undisturbed(|bench| {
+                bench
+                    .session(kind, CONNECTIONS)
+                    .paced_single(each, RATE, SIZE)
+            });
+            bench.add_paced(PACED.name, kind.name(), &figures);
+        }
     }
 }
 
