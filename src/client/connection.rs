@@ -1,6 +1,8 @@
 //! One connection, as the rest of the gateway sees it: push to it, or close it.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,26 @@ pub struct Activity {
     pub(super) pinged_at: Option<Instant>,
     /// How long the last ping took that was.
     pub round_trip: Option<Duration>,
+}
+
+/// Chat messages that come one behind the other, joined once for all of their recipients.
+pub struct Batch {
+    /// Each with its sender, to whose own devices it is a copy.
+    messages: Vec<(UserId, Push)>,
+    ids: HashSet<Arc<str>>,
+    frame: Frame,
+}
+
+impl Batch {
+    pub fn of(messages: Vec<(UserId, Push)>) -> Self {
+        let pushes = messages.iter().map(|(_, push)| push);
+        let ids = pushes.clone().filter_map(|push| push.message_id.clone());
+        Self {
+            ids: ids.collect(),
+            frame: Frame::batch(pushes.map(|push| &push.frame)),
+            messages,
+        }
+    }
 }
 
 impl Connection {
@@ -102,23 +124,14 @@ impl Connection {
         0
     }
 
-    /// As [`Connection::push`] for chat messages that come one behind the other, already joined to
-    /// a `batch`: it is queued whole, unless some of them may have to be held back.
-    pub fn push_batch(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) -> usize {
-        if self.gate.is_live() && self.outbox.push(batch) {
-            return batch.count();
+    /// As [`Connection::push`] for each of a batch, which `queue` takes whole unless some may have to
+    /// be held back.
+    pub fn push_batch(&self, batch: &Batch, queue: impl Fn(&Outbox, &Frame) -> bool) -> usize {
+        if self.gate.is_open_to(&batch.ids) && queue(&self.outbox, &batch.frame) {
+            return batch.frame.count();
         }
-        pushes.map(|push| self.push(&push)).sum()
-    }
-
-    /// As [`Connection::push_batch`] and [`Outbox::flush`] in one, which is cheaper.
-    pub fn push_batch_and_flush(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) -> usize {
-        if self.gate.is_live() && self.outbox.push_and_flush(batch) {
-            return batch.count();
-        }
-        let queued = pushes.map(|push| self.push(&push)).sum();
-        self.outbox.flush();
-        queued
+        let copy = |(sender, push): &(_, Push)| push.copy(self.user == *sender);
+        batch.messages.iter().map(|one| self.push(&copy(one))).sum()
     }
 
     /// What is published for the user may not come here: until the route is bound and what was

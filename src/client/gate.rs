@@ -6,7 +6,8 @@
 //! while the user's route is not bound, since one is requested when it is: a catch-up that ends
 //! meanwhile may have looked too early, and ends no hold. Where catch-up sent something the
 //! connection is *settling* then: pushes pass, but what was sent is still remembered, since the live
-//! push of a message that catch-up brought may be on its way. Then it is *live*.
+//! push of a message that catch-up brought may be on its way. Then it is *live*. What passes is not
+//! remembered by either, only where a service does not get on and is still to bring it.
 //!
 //! A live connection whose client is behind, so that a push finds no room, *falls back to its inbox*:
 //! it holds again, and requests a catch-up, which brings the push at the client's pace.
@@ -66,9 +67,11 @@ struct Hold {
     fell_back: bool,
     /// An unread message was let go: catch-up has to look again.
     missed: bool,
-    /// Catch-up has sent something, or is still to send what pushes have gone past.
+    /// Catch-up has sent something.
     caught_up: bool,
-    /// Catch-up is through: pushes pass, and what was sent is remembered.
+    /// Catch-up is still to send what pushes have gone past.
+    given_up: bool,
+    /// Pushes pass, and what was sent is remembered.
     settling: bool,
     pushes: Vec<Push>,
     /// The length of all of `pushes`.
@@ -110,13 +113,20 @@ impl DeliveryGate {
         (hold.as_mut()).map_or(GateDecision::Open, |hold| self.decide(hold, push))
     }
 
+    /// Whether all the messages of a batch go past: none is to be held, nor to be remembered. However
+    /// many they are, this is one look for each connection.
+    pub fn is_open_to(&self, batch: &HashSet<Arc<str>>) -> bool {
+        let is_open = |hold: &Hold| hold.settling && !hold.given_up && hold.sent.is_disjoint(batch);
+        self.is_live() || self.hold.lock().as_deref().is_none_or(is_open)
+    }
+
     fn decide(&self, hold: &mut Hold, push: &Push) -> GateDecision {
         let id = push.message_id.as_ref();
         if id.is_some_and(|id| hold.sent.contains(id)) {
             return GateDecision::Done;
         }
         if hold.settling {
-            hold.sent.extend(id);
+            hold.sent.extend(id.filter(|_| hold.given_up));
             return GateDecision::Open;
         }
         let length = push.frame.len();
@@ -204,7 +214,7 @@ impl DeliveryGate {
             return Finish::Pushes(hold.take());
         }
         (hold.settling, hold.fell_back) = (true, false);
-        if !hold.caught_up {
+        if !hold.caught_up && !hold.given_up {
             *guard = None;
             self.live.store(true, Release);
         }
@@ -215,7 +225,7 @@ impl DeliveryGate {
     /// [`DeliveryGate::finish`] ends the hold. Only a route that is not bound is waited for.
     pub fn give_up(&self) {
         if let Some(hold) = &mut *self.hold.lock() {
-            (hold.requested, hold.missed, hold.caught_up) = (false, false, true);
+            (hold.requested, hold.missed, hold.given_up) = (false, false, true);
         }
     }
 
@@ -273,6 +283,10 @@ struct Sent {
 impl Sent {
     fn contains(&self, id: &str) -> bool {
         self.newer.contains(id) || self.older.contains(id)
+    }
+
+    fn is_disjoint(&self, ids: &HashSet<Arc<str>>) -> bool {
+        self.newer.is_disjoint(ids) && self.older.is_disjoint(ids)
     }
 
     fn extend<'a>(&mut self, ids: impl IntoIterator<Item = &'a Arc<str>>) {
@@ -350,14 +364,71 @@ mod tests {
         assert_eq!(finished(&gate), (vec![unread("m4")], "settling"));
         assert_eq!(gate.pass(&unread("m3")), GateDecision::Done);
         assert_eq!(gate.pass(&unread("m5")), GateDecision::Open);
-        // Another catch-up brings nothing again that was sent since.
+        // Another catch-up brings nothing again that was sent by this one.
         gate.request();
         assert!(gate.take_request());
+        assert!(!gate.claim("m3"));
         assert!(!gate.claim("m4"));
-        assert!(!gate.claim("m5"));
         assert_eq!(finished(&gate), (vec![], "settling"));
         gate.settle();
         assert_eq!(gate.pass(&unread("m3")), GateDecision::Open);
+    }
+
+    fn batch(ids: &[&str]) -> HashSet<Arc<str>> {
+        ids.iter().map(|&id| id.into()).collect()
+    }
+
+    #[test]
+    fn a_batch_goes_past_whole_unless_catch_up_may_have_sent_some_of_it() {
+        let gate = started(8);
+        let new = batch(&["m2", "m3"]);
+        assert!(!gate.is_open_to(&new), "it holds");
+        assert!(gate.claim("m1"));
+        assert!(!gate.is_open_to(&new), "it holds");
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert!(gate.is_open_to(&new));
+        assert!(!gate.is_open_to(&batch(&["m3", "m1"])));
+        // However long ago, among those that are remembered.
+        gate.request();
+        assert!(gate.take_request());
+        for number in 0..REMEMBERED {
+            assert!(gate.claim(&format!("n{number}")));
+        }
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert!(gate.is_open_to(&new));
+        assert!(!gate.is_open_to(&batch(&["m1", "m2"])));
+        gate.settle();
+        assert!(gate.is_open_to(&batch(&["m1", "m2"])), "it is live");
+    }
+
+    /// What goes past then is remembered one by one, and forgotten again where it found no room.
+    #[test]
+    fn no_batch_goes_past_a_catch_up_that_is_not_through() {
+        let gate = started(8);
+        gate.give_up();
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert!(!gate.is_open_to(&batch(&["m1", "m2"])));
+        for id in ["m1", "m2"] {
+            assert_eq!(gate.pass(&unread(id)), GateDecision::Open);
+        }
+        assert_eq!(gate.fall_back(&unread("m2")), GateDecision::Done);
+        assert_eq!([gate.claim("m1"), gate.claim("m2")], [false, true]);
+    }
+
+    #[test]
+    fn a_catch_up_that_sends_nothing_leaves_it_live_at_once_however_it_came_about() {
+        let gate = DeliveryGate::new(8, 1 << 20);
+        // The first one is through before the route is bound.
+        assert_eq!(finished(&gate), (vec![], "due"));
+        for request in [
+            DeliveryGate::routed,
+            DeliveryGate::request,
+            DeliveryGate::routed,
+        ] {
+            request(&gate);
+            assert!(!gate.is_live() && gate.take_request());
+            assert_eq!(finished(&gate), (vec![], "live"));
+        }
     }
 
     #[test]

@@ -6,14 +6,14 @@
 //! come together: neither knows the other's state.
 
 use std::mem;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::{Deliverer, DeliveryError, catch_up, decode, for_one, id_behind};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
-use crate::client::connection::Connection;
-use crate::client::frame::Frame;
+use crate::client::connection::{Batch, Connection};
+use crate::client::outbox::Outbox;
 use crate::client::protocol::Push;
 use crate::error::ensure;
 use crate::ids::{GroupId, UserId};
@@ -118,8 +118,7 @@ impl Deliverer {
         messages.sort_by(|(one, _), (other, _)| one.cmp(other));
         for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
             let sender = own.iter().take(1).map(|(sender, _)| sender.clone());
-            let (members, messages) = (sender.collect(), own.to_vec());
-            self.write(GroupBatch { members, messages });
+            self.write(sender.collect(), own.to_vec());
         }
     }
 
@@ -137,8 +136,7 @@ impl Deliverer {
         let missing = if waited.let_go { &members } else { &new };
         catch_up(&self.deliver.registry.connections_of(missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
-            let (members, messages) = (Arc::clone(&members), messages.to_vec());
-            self.write(GroupBatch { members, messages });
+            self.write(Arc::clone(&members), messages.to_vec());
         }
     }
 
@@ -155,48 +153,35 @@ impl Deliverer {
     /// Enqueues the batch for the members who are connected here. The last one before a flush is
     /// written at once.
     pub(super) fn end_batch(&mut self, is_last: bool) {
-        match self.batch.take() {
-            Some(batch) if is_last => self.write(batch),
-            Some(batch) => {
-                let push = |connection: &Connection, frame: &Frame| {
-                    connection.push_batch(frame, batch.pushes_to(connection))
-                };
-                let kind = PushType::GroupMessage;
-                self.enqueue_for(kind, &batch.members, || batch.frame(), push);
-            }
-            None => {}
+        let Some(GroupBatch { members, messages }) = self.batch.take() else {
+            return;
+        };
+        if is_last {
+            return self.write(members, messages);
         }
+        let push = |one: &Connection, batch: &Batch| one.push_batch(batch, Outbox::push);
+        let joined = || Batch::of(messages);
+        self.enqueue_for(PushType::GroupMessage, &members, joined, push);
     }
 
-    /// Writes the batch to the members who are connected here, and each is looked up by the thread
+    /// Writes messages to the members who are connected here, and each is looked up by the thread
     /// that writes.
-    fn write(&self, batch: GroupBatch) {
+    fn write(&self, members: Members, messages: Vec<Sent>) {
         let registry = Arc::clone(&self.deliver.registry);
         let metrics = Arc::clone(&self.deliver.metrics);
-        let (frame, count) = (OnceLock::new(), batch.members.len());
+        let (batch, count) = (Batch::of(messages), members.len());
         self.deliver.fan_out.chunks(count, move |chunk| {
             let mut pushed = 0;
-            for connection in registry.connections_of(&batch.members[chunk]) {
-                let frame = frame.get_or_init(|| batch.frame());
+            for connection in registry.connections_of(&members[chunk]) {
                 pushed += for_one("push", &connection, |connection| {
                     failpoint::reached("flush", connection.user());
-                    connection.push_batch_and_flush(frame, batch.pushes_to(connection))
+                    let queued = connection.push_batch(&batch, Outbox::push_and_flush);
+                    connection.outbox.flush();
+                    queued
                 });
             }
             metrics.pushed(PushType::GroupMessage, pushed);
         });
-    }
-}
-
-impl GroupBatch {
-    fn frame(&self) -> Frame {
-        Frame::batch(self.messages.iter().map(|(_, push)| &push.frame))
-    }
-
-    /// The sender's own devices get it as their own copy.
-    fn pushes_to(&self, connection: &Connection) -> impl Iterator<Item = Push> {
-        let messages = self.messages.iter();
-        messages.map(|(sender, push)| push.copy(connection.user() == sender))
     }
 }
 
