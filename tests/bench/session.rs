@@ -15,8 +15,9 @@ use crate::window::{Figures, Window};
 const HANDSHAKES: usize = 64;
 /// When no push came for this long, what is missing is lost.
 pub const PATIENCE_S: u64 = 20;
-/// For 5 s after a catch-up, and so after each connect, the gateway compares what it pushes with
-/// what it has sent. All servers are given that time: what is measured is how they go on.
+/// For 5 s after a catch-up that sent something the gateway compares what it pushes with that. All
+/// servers are given that time: what is measured is how they go on. ([`Session::with_unread`] gives
+/// them none.)
 pub const SETTLED: Duration = Duration::from_secs(6);
 /// The group that all clients are in.
 pub const GROUP: &str = "all";
@@ -45,6 +46,21 @@ impl Session {
             client,
             connections,
         }
+    }
+
+    /// As [`start`](Self::start), with a few messages unread for each user when they connect, and
+    /// not a moment of the time afterwards let pass.
+    pub fn with_unread(stand: &Stand, kind: Kind, connections: usize) -> Self {
+        const EACH: u64 = 10;
+        let server = Server::start(stand, kind, connections);
+        let mut session = Self::idle(stand, kind, server, connections);
+        session.exchange(PATIENCE_S, EACH);
+        // Nobody has acknowledged any of it.
+        session.client = Client::start(session.server.ca.as_deref());
+        (session.client).connect(session.server.addr, connections, HANDSHAKES);
+        session.server.services.form_group(GROUP, connections);
+        session.saturated(2, 200);
+        session
     }
 
     /// As [`start`](Self::start), with a server that runs.

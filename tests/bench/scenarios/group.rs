@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Bench, RAW, SIZE, Scenario, at_least, at_most, up_to, with_tls};
 use crate::results::Metric;
 use crate::servers::Kind;
+use crate::session::Session;
 
 const CONNECTIONS: usize = 1_000;
 /// Messages a second: 50,000 deliveries.
@@ -21,6 +22,17 @@ pub const SATURATED: Scenario = Scenario {
         up_to(Metric::Lost, 0.0),
     ],
     run: saturated,
+};
+
+pub const SETTLING: Scenario = Scenario {
+    name: "group-settling",
+    about: "group-saturated right after 1,000 connects that each brought unread messages",
+    targets: &[
+        at_least(Metric::PerSecond, 1.5, Kind::PeerTry.name()),
+        at_most(Metric::CpuSaturated, 1.0, Kind::PeerTry.name()),
+        up_to(Metric::Lost, 0.0),
+    ],
+    run: settling,
 };
 
 pub const PACED: Scenario = Scenario {
@@ -65,6 +77,22 @@ fn saturated(bench: &mut Bench) {
         let count = bench.effort.size(500, 200);
         let figures = bench.undisturbed(|bench| bench.raw(CONNECTIONS).send(count, 0.0, SIZE));
         bench.add_saturated(name, RAW, &figures);
+    }
+}
+
+/// Servers of its own, one after the other: each is measured once, within the seconds after.
+fn settling(bench: &mut Bench) {
+    bench.end_sessions();
+    for _ in 0..bench.effort.rounds {
+        for kind in [Kind::Gateway, Kind::PeerTry] {
+            let figures = bench.undisturbed(|bench| {
+                let mut session = Session::with_unread(&bench.stand, kind, CONNECTIONS);
+                let figures = session.saturated(5_000, SIZE);
+                session.end();
+                figures
+            });
+            bench.add_saturated(SETTLING.name, kind.name(), &figures);
+        }
     }
 }
 

@@ -49,8 +49,9 @@ impl Effort {
     }
 }
 
-pub const ALL: [Scenario; 13] = [
+pub const ALL: [Scenario; 14] = [
     group::SATURATED,
+    group::SETTLING,
     group::PACED,
     single::SATURATED,
     group::SATURATED_TLS,
