@@ -1,8 +1,6 @@
 //! One connection, as the rest of the gateway sees it: push to it, or close it.
 
-use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -54,19 +52,13 @@ pub struct Activity {
 pub struct Batch {
     /// Each with its sender, to whose own devices it is a copy.
     messages: Vec<(UserId, Push)>,
-    ids: HashSet<Arc<str>>,
     frame: Frame,
 }
 
 impl Batch {
     pub fn of(messages: Vec<(UserId, Push)>) -> Self {
-        let pushes = messages.iter().map(|(_, push)| push);
-        let ids = pushes.clone().filter_map(|push| push.message_id.clone());
-        Self {
-            ids: ids.collect(),
-            frame: Frame::batch(pushes.map(|push| &push.frame)),
-            messages,
-        }
+        let frame = Frame::batch(messages.iter().map(|(_, push)| &push.frame));
+        Self { messages, frame }
     }
 }
 
@@ -127,11 +119,13 @@ impl Connection {
     /// As [`Connection::push`] for each of a batch, which `queue` takes whole unless some may have to
     /// be held back.
     pub fn push_batch(&self, batch: &Batch, queue: impl Fn(&Outbox, &Frame) -> bool) -> usize {
-        if self.gate.is_open_to(&batch.ids) && queue(&self.outbox, &batch.frame) {
+        let messages = batch.messages.iter();
+        let pushes = messages.clone().map(|(_, push)| push);
+        if self.gate.is_open_to(pushes) && queue(&self.outbox, &batch.frame) {
             return batch.frame.count();
         }
-        let copy = |(sender, push): &(_, Push)| push.copy(self.user == *sender);
-        batch.messages.iter().map(|one| self.push(&copy(one))).sum()
+        let copies = messages.map(|(sender, push)| push.copy(self.user == *sender));
+        copies.map(|copy| self.push(&copy)).sum()
     }
 
     /// What is published for the user may not come here: until the route is bound and what was

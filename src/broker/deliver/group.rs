@@ -8,7 +8,7 @@
 use std::mem;
 use std::sync::Arc;
 
-use super::{Deliverer, DeliveryError, catch_up, decode, for_one, id_behind};
+use super::{Deliverer, DeliveryError, catch_up, decode, id_behind};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
@@ -19,7 +19,6 @@ use crate::error::ensure;
 use crate::ids::{GroupId, UserId};
 use crate::metrics::PushType;
 use crate::services::proto::{GroupMembersChanged, Message};
-use crate::threads::failpoint;
 
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
 /// the default `session.send_queue`, so that they find room.
@@ -31,11 +30,7 @@ const OTHER_GROUP: &str = "the routing key names another group";
 /// them, and each connection gets them as one batch, so that a gateway that is behind does next to
 /// nothing for each further delivery. (Saturated, a group of 1,000 on 2 cores: several times the
 /// deliveries of one push for each message and connection.)
-pub(super) struct GroupBatch {
-    /// One list is one group's.
-    members: Members,
-    messages: Vec<Sent>,
-}
+pub(super) type GroupBatch = (Members, Vec<Sent>);
 
 impl Deliverer {
     pub(super) fn group(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
@@ -118,7 +113,7 @@ impl Deliverer {
         messages.sort_by(|(one, _), (other, _)| one.cmp(other));
         for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
             let sender = own.iter().take(1).map(|(sender, _)| sender.clone());
-            self.write(sender.collect(), own.to_vec());
+            self.write_batch(sender.collect(), own.to_vec());
         }
     }
 
@@ -136,51 +131,39 @@ impl Deliverer {
         let missing = if waited.let_go { &members } else { &new };
         catch_up(&self.deliver.registry.connections_of(missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
-            self.write(Arc::clone(&members), messages.to_vec());
+            self.write_batch(Arc::clone(&members), messages.to_vec());
         }
     }
 
     fn add_to_batch(&mut self, members: Members, message: Sent) {
-        let is_same = |batch: &GroupBatch| Arc::ptr_eq(&batch.members, &members);
+        // One list is one group's.
+        let is_same = |(group, _): &GroupBatch| Arc::ptr_eq(group, &members);
         if !self.batch.as_ref().is_some_and(is_same) {
             self.end_batch(false);
         }
-        let messages = Vec::new();
-        let batch = self.batch.get_or_insert(GroupBatch { members, messages });
-        batch.messages.push(message);
+        let (_, messages) = self.batch.get_or_insert((members, Vec::new()));
+        messages.push(message);
     }
 
     /// Enqueues the batch for the members who are connected here. The last one before a flush is
     /// written at once.
     pub(super) fn end_batch(&mut self, is_last: bool) {
-        let Some(GroupBatch { members, messages }) = self.batch.take() else {
+        let Some((members, messages)) = self.batch.take() else {
             return;
         };
         if is_last {
-            return self.write(members, messages);
+            return self.write_batch(members, messages);
         }
-        let push = |one: &Connection, batch: &Batch| one.push_batch(batch, Outbox::push);
-        let joined = || Batch::of(messages);
-        self.enqueue_for(PushType::GroupMessage, &members, joined, push);
+        let batch = Batch::of(messages);
+        let push = |one: &Connection| one.push_batch(&batch, Outbox::push);
+        self.enqueue_for(PushType::GroupMessage, &members, push);
     }
 
-    /// Writes messages to the members who are connected here, and each is looked up by the thread
-    /// that writes.
-    fn write(&self, members: Members, messages: Vec<Sent>) {
-        let registry = Arc::clone(&self.deliver.registry);
-        let metrics = Arc::clone(&self.deliver.metrics);
-        let (batch, count) = (Batch::of(messages), members.len());
-        self.deliver.fan_out.chunks(count, move |chunk| {
-            let mut pushed = 0;
-            for connection in registry.connections_of(&members[chunk]) {
-                pushed += for_one("push", &connection, |connection| {
-                    failpoint::reached("flush", connection.user());
-                    let queued = connection.push_batch(&batch, Outbox::push_and_flush);
-                    connection.outbox.flush();
-                    queued
-                });
-            }
-            metrics.pushed(PushType::GroupMessage, pushed);
+    /// Writes messages to the members who are connected here.
+    fn write_batch(&self, members: Members, messages: Vec<Sent>) {
+        let batch = Batch::of(messages);
+        self.write(PushType::GroupMessage, members, move |one| {
+            one.push_batch(&batch, Outbox::push_and_flush)
         });
     }
 }
