@@ -15,7 +15,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Select};
 use log::{error, info, warn};
 
-use super::groups::Groups;
+use super::groups::{Groups, Members};
 use super::waiting::{Sent, Waiting};
 use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
@@ -80,6 +80,7 @@ pub type DeliveryError = String;
 
 /// Why a delivery is a dead letter whose body says otherwise.
 const OTHER_USER: &str = "the routing key names another user";
+const INVALID_IDS: &str = "a message without valid id, sender or recipient";
 
 impl Deliverer {
     /// Enqueues a delivery for its recipients: acknowledge it when it is in all of their outboxes, or
@@ -105,8 +106,13 @@ impl Deliverer {
     /// blocks, never panics. What was taken may be acknowledged after it. Call it after each
     /// [wait](Deliverer::wait).
     pub fn flush(&mut self) {
-        self.guarded(Self::write_singles);
-        self.guarded(|deliverer| deliverer.end_batch(true));
+        // Each user's leave together.
+        for (user, messages) in mem::take(&mut self.singles) {
+            self.guarded(|deliverer| deliverer.write(PushType::Message, [user].into(), messages));
+        }
+        if let Some((members, messages)) = self.batch.take() {
+            self.guarded(|deliverer| deliverer.write(PushType::GroupMessage, members, messages));
+        }
         while let Some((group, answer)) = self.waiting.next_answer() {
             self.guarded(|deliverer| deliverer.answered(group, answer));
         }
@@ -152,10 +158,9 @@ impl Deliverer {
         match delivery.kind {
             "" | KIND_MESSAGE => {
                 let message: Message = decode(delivery)?;
+                let sender = UserId::new(&message.from_user_id).map_err(|_| INVALID_IDS)?;
                 let is_valid = !message.id.is_empty() && is_id(&message.to_user_id);
-                let (Ok(sender), true) = (UserId::new(&message.from_user_id), is_valid) else {
-                    return Err("a message without valid id, sender or recipient".into());
-                };
+                ensure(is_valid, INVALID_IDS)?;
                 // Whatever the body says: the routing key decides whom it is for.
                 let messages = self.singles.entry(user).or_default();
                 messages.push((sender, Push::message(&message, false)));
@@ -164,8 +169,10 @@ impl Deliverer {
                 let revoked: SessionRevoked = decode(delivery)?;
                 ensure(revoked.user_id == user.as_str(), OTHER_USER)?;
                 let connections = self.deliver.registry.connections_of(from_ref(&user));
-                let count = connections.len();
-                info!("Session revoked: user={user}, connections={count}");
+                info!(
+                    "Session revoked: user={user}, connections={}",
+                    connections.len()
+                );
                 let revoke = |one: &Arc<Connection>| one.close(CloseReason::SessionRevoked);
                 connections.iter().for_each(revoke);
             }
@@ -194,32 +201,17 @@ impl Deliverer {
         Ok(())
     }
 
-    /// Writes each user's single messages, joined.
-    fn write_singles(&mut self) {
-        let singles = mem::take(&mut self.singles).into_iter();
-        let batches = singles.map(|(user, messages)| (user, Batch::of(messages)));
-        let batches: HashMap<_, _> = batches.collect();
-        let users = batches.keys().cloned().collect();
-        self.write(PushType::Message, users, move |one| {
-            one.push_batch(&batches[one.user()], Outbox::push_and_flush)
-        });
-    }
-
-    /// Has `push` write to those of `users` who are connected here, and each is looked up by the
+    /// Writes messages to those of `users` who are connected here, and each is looked up by the
     /// thread that writes.
-    fn write(
-        &self,
-        kind: PushType,
-        users: Arc<[UserId]>,
-        push: impl Fn(&Connection) -> usize + Send + Sync + 'static,
-    ) {
+    fn write(&self, kind: PushType, users: Members, messages: Vec<Sent>) {
         let (registry, metrics) = (self.deliver.registry.clone(), self.deliver.metrics.clone());
-        self.deliver.fan_out.chunks(users.len(), move |chunk| {
+        let (batch, count) = (Batch::of(messages), users.len());
+        self.deliver.fan_out.chunks(count, move |chunk| {
             let mut pushed = 0;
             for connection in registry.connections_of(&users[chunk]) {
                 pushed += for_one("push", &connection, |one| {
                     failpoint::reached("flush", one.user());
-                    let queued = push(one);
+                    let queued = one.push_batch(&batch, Outbox::push_and_flush);
                     one.outbox.flush();
                     queued
                 });

@@ -15,16 +15,18 @@ use super::outbox::Outbox;
 use super::protocol::{Push, PushKind};
 use crate::ids::{ConnectionId, UserId};
 
-/// An authenticated connection. The registry holds it, its two threads serve it.
+/// An authenticated connection. The registry holds it, its two threads serve it. Its order is that
+/// of C, with what each push touches in front.
+#[repr(C)]
 pub struct Connection {
-    pub id: ConnectionId,
+    pub(super) gate: DeliveryGate,
+    pub outbox: Outbox,
     user: UserId,
+    pub id: ConnectionId,
     pub peer: Peer,
     /// When it was upgraded.
     pub since: Instant,
     pub activity: Mutex<Activity>,
-    pub outbox: Outbox,
-    pub(super) gate: DeliveryGate,
     /// It is shown nowhere.
     token: Mutex<Box<str>>,
     /// The token may have been revoked since it was validated.
@@ -119,13 +121,11 @@ impl Connection {
     /// As [`Connection::push`] for each of a batch, which `queue` takes whole unless some may have to
     /// be held back.
     pub fn push_batch(&self, batch: &Batch, queue: impl Fn(&Outbox, &Frame) -> bool) -> usize {
-        let messages = batch.messages.iter();
-        let pushes = messages.clone().map(|(_, push)| push);
-        if self.gate.is_open_to(pushes) && queue(&self.outbox, &batch.frame) {
+        if self.gate.is_open_to(&batch.messages) && queue(&self.outbox, &batch.frame) {
             return batch.frame.count();
         }
-        let copies = messages.map(|(sender, push)| push.copy(self.user == *sender));
-        copies.map(|copy| self.push(&copy)).sum()
+        let copy = |(sender, push): &(_, Push)| push.copy(self.user == *sender);
+        batch.messages.iter().map(|one| self.push(&copy(one))).sum()
     }
 
     /// What is published for the user may not come here: until the route is bound and what was

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::protocol::{Push, PushKind};
+use crate::ids::UserId;
 use crate::sync::{AtomicBool, Mutex};
 
 /// How many ids are remembered at least: the newest so many. Older ones were published long ago.
@@ -115,8 +116,8 @@ impl DeliveryGate {
 
     /// Whether all of a batch go past: none is to be held, nor to be remembered. However many they are,
     /// this is one look for each connection.
-    pub fn is_open_to<'p>(&self, mut pushes: impl Iterator<Item = &'p Push>) -> bool {
-        let mut are_new = |hold: &Hold| pushes.all(|push| !hold.has_sent(push));
+    pub fn is_open_to(&self, batch: &[(UserId, Push)]) -> bool {
+        let are_new = |hold: &Hold| !batch.iter().any(|(_, push)| hold.has_sent(push));
         let is_open = |hold: &Hold| hold.settling && !hold.given_up && are_new(hold);
         self.is_live() || self.hold.lock().as_deref().is_none_or(is_open)
     }
@@ -307,7 +308,6 @@ impl Sent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::UserId;
     use crate::services::proto::Message;
 
     fn unread(id: &str) -> Push {
@@ -375,8 +375,9 @@ mod tests {
     }
 
     fn is_open_to(gate: &DeliveryGate, ids: &[&str]) -> bool {
-        let pushes: Vec<_> = ids.iter().map(|id| unread(id)).collect();
-        gate.is_open_to(pushes.iter())
+        let alice = || UserId::new("alice").unwrap();
+        let batch: Vec<_> = ids.iter().map(|id| (alice(), unread(id))).collect();
+        gate.is_open_to(&batch)
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Deliverer {
         messages.sort_by(|(one, _), (other, _)| one.cmp(other));
         for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
             let sender = own.iter().take(1).map(|(sender, _)| sender.clone());
-            self.write_batch(sender.collect(), own.to_vec());
+            self.write(PushType::GroupMessage, sender.collect(), own.to_vec());
         }
     }
 
@@ -131,40 +131,26 @@ impl Deliverer {
         let missing = if waited.let_go { &members } else { &new };
         catch_up(&self.deliver.registry.connections_of(missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
-            self.write_batch(Arc::clone(&members), messages.to_vec());
+            self.write(
+                PushType::GroupMessage,
+                Arc::clone(&members),
+                messages.to_vec(),
+            );
         }
     }
 
+    /// The batch before it, where that is another group's, is enqueued for the members who are
+    /// connected here, and written with what comes after it.
     fn add_to_batch(&mut self, members: Members, message: Sent) {
         // One list is one group's.
-        let is_same = |(group, _): &GroupBatch| Arc::ptr_eq(group, &members);
-        if !self.batch.as_ref().is_some_and(is_same) {
-            self.end_batch(false);
+        let is_other = |(group, _): &mut GroupBatch| !Arc::ptr_eq(group, &members);
+        if let Some((members, messages)) = self.batch.take_if(is_other) {
+            let batch = Batch::of(messages);
+            let push = |one: &Connection| one.push_batch(&batch, Outbox::push);
+            self.enqueue_for(PushType::GroupMessage, &members, push);
         }
         let (_, messages) = self.batch.get_or_insert((members, Vec::new()));
         messages.push(message);
-    }
-
-    /// Enqueues the batch for the members who are connected here. The last one before a flush is
-    /// written at once.
-    pub(super) fn end_batch(&mut self, is_last: bool) {
-        let Some((members, messages)) = self.batch.take() else {
-            return;
-        };
-        if is_last {
-            return self.write_batch(members, messages);
-        }
-        let batch = Batch::of(messages);
-        let push = |one: &Connection| one.push_batch(&batch, Outbox::push);
-        self.enqueue_for(PushType::GroupMessage, &members, push);
-    }
-
-    /// Writes messages to the members who are connected here.
-    fn write_batch(&self, members: Members, messages: Vec<Sent>) {
-        let batch = Batch::of(messages);
-        self.write(PushType::GroupMessage, members, move |one| {
-            one.push_batch(&batch, Outbox::push_and_flush)
-        });
     }
 }
 
