@@ -5,7 +5,8 @@ mod group;
 #[cfg(test)]
 mod panic_tests;
 
-use std::collections::BTreeSet;
+use std::cell::LazyCell;
+use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::slice::from_ref;
 use std::sync::Arc;
@@ -14,11 +15,12 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Select};
 use log::{error, info, warn};
 
-use super::groups::Groups;
-use super::waiting::Waiting;
+use super::groups::{Groups, Members};
+use super::waiting::{Sent, Waiting};
 use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
-use crate::client::connection::Connection;
+use crate::client::connection::{Batch, Connection};
+use crate::client::outbox::Outbox;
 use crate::client::protocol::Push;
 use crate::error::ensure;
 use crate::ids::{UserId, is_id};
@@ -47,6 +49,7 @@ impl DeliveryContext {
             deliver: Arc::clone(self),
             queue,
             groups: Groups::new(self.cache_ttl),
+            singles: HashMap::new(),
             batch: None,
             waiting: Waiting::new(),
             pending_flush: Vec::new(),
@@ -61,6 +64,8 @@ pub struct Deliverer {
     deliver: Arc<DeliveryContext>,
     queue: Queue,
     groups: Groups,
+    /// Single messages that have been taken and are not enqueued yet, by user.
+    singles: HashMap<UserId, Vec<Sent>>,
     /// Group messages that have been taken and are not enqueued yet.
     batch: Option<GroupBatch>,
     /// Group messages of whose recipients the User Service is asked.
@@ -75,6 +80,7 @@ pub type DeliveryError = String;
 
 /// Why a delivery is a dead letter whose body says otherwise.
 const OTHER_USER: &str = "the routing key names another user";
+const INVALID_IDS: &str = "a message without valid id, sender or recipient";
 
 impl Deliverer {
     /// Enqueues a delivery for its recipients: acknowledge it when it is in all of their outboxes, or
@@ -100,7 +106,13 @@ impl Deliverer {
     /// blocks, never panics. What was taken may be acknowledged after it. Call it after each
     /// [wait](Deliverer::wait).
     pub fn flush(&mut self) {
-        self.guarded(|deliverer| deliverer.end_batch(true));
+        // Each user's leave together.
+        for (user, messages) in mem::take(&mut self.singles) {
+            self.guarded(|deliverer| deliverer.write(PushType::Message, [user].into(), messages));
+        }
+        if let Some((members, messages)) = self.batch.take() {
+            self.guarded(|deliverer| deliverer.write(PushType::GroupMessage, members, messages));
+        }
         while let Some((group, answer)) = self.waiting.next_answer() {
             self.guarded(|deliverer| deliverer.answered(group, answer));
         }
@@ -146,12 +158,12 @@ impl Deliverer {
         match delivery.kind {
             "" | KIND_MESSAGE => {
                 let message: Message = decode(delivery)?;
-                let (from, to) = (message.from_user_id.as_str(), message.to_user_id.as_str());
-                let is_valid = !message.id.is_empty() && is_id(from) && is_id(to);
-                ensure(is_valid, "a message without valid id, sender or recipient")?;
+                let sender = UserId::new(&message.from_user_id).map_err(|_| INVALID_IDS)?;
+                let is_valid = !message.id.is_empty() && is_id(&message.to_user_id);
+                ensure(is_valid, INVALID_IDS)?;
                 // Whatever the body says: the routing key decides whom it is for.
-                let push = || Push::message(&message, user.as_str() == from);
-                self.enqueue_for(PushType::Message, from_ref(&user), push, Connection::push);
+                let messages = self.singles.entry(user).or_default();
+                messages.push((sender, Push::message(&message, false)));
             }
             KIND_SESSION_REVOKED => {
                 let revoked: SessionRevoked = decode(delivery)?;
@@ -180,28 +192,42 @@ impl Deliverer {
         // is told once.
         let watchers = event.watcher_ids.iter();
         let watchers: BTreeSet<_> = watchers.filter_map(|id| UserId::new(id).ok()).collect();
-        let push = || Push::presence(&user, online, event.timestamp);
         let watchers = Vec::from_iter(watchers);
-        self.enqueue_for(PushType::Presence, &watchers, push, Connection::push);
+        // Encoded once, and only if any of them is connected here.
+        let push = LazyCell::new(|| Push::presence(&user, online, event.timestamp));
+        self.enqueue_for(PushType::Presence, &watchers, |one| one.push(&push));
         Ok(())
     }
 
-    /// Enqueues something for the connections here of `users`: encoded once, and only if there are
-    /// any.
-    fn enqueue_for<T>(
+    /// Writes messages to those of `users` who are connected here, and each is looked up by the
+    /// thread that writes.
+    fn write(&self, kind: PushType, users: Members, messages: Vec<Sent>) {
+        let (registry, metrics) = (self.deliver.registry.clone(), self.deliver.metrics.clone());
+        let (batch, count) = (Batch::of(messages), users.len());
+        self.deliver.fan_out.chunks(count, move |chunk| {
+            let mut pushed = 0;
+            for connection in registry.connections_of(&users[chunk]) {
+                pushed += for_one("push", &connection, |one| {
+                    failpoint::reached("flush", one.user());
+                    let queued = one.push_batch(&batch, Outbox::push_and_flush);
+                    one.outbox.flush();
+                    queued
+                });
+            }
+            metrics.pushed(kind, pushed);
+        });
+    }
+
+    /// Has `push` enqueue something for the connections here of `users`.
+    fn enqueue_for(
         &mut self,
         kind: PushType,
         users: &[UserId],
-        encode: impl FnOnce() -> T,
-        push: impl Fn(&Connection, &T) -> usize,
+        push: impl Fn(&Connection) -> usize,
     ) {
         let recipients = self.deliver.registry.connections_of(users);
-        if recipients.is_empty() {
-            return;
-        }
-        let encoded = encode();
         for connection in &recipients {
-            let queued = for_one("push", connection, |one| push(one, &encoded));
+            let queued = for_one("push", connection, &push);
             self.tally.pushed(kind, queued);
         }
         self.pending_flush.extend(recipients);

@@ -15,16 +15,18 @@ use super::outbox::Outbox;
 use super::protocol::{Push, PushKind};
 use crate::ids::{ConnectionId, UserId};
 
-/// An authenticated connection. The registry holds it, its two threads serve it.
+/// An authenticated connection. The registry holds it, its two threads serve it. Its order is that
+/// of C, with what each push touches in front.
+#[repr(C)]
 pub struct Connection {
-    pub id: ConnectionId,
+    pub(super) gate: DeliveryGate,
+    pub outbox: Outbox,
     user: UserId,
+    pub id: ConnectionId,
     pub peer: Peer,
     /// When it was upgraded.
     pub since: Instant,
     pub activity: Mutex<Activity>,
-    pub outbox: Outbox,
-    pub(super) gate: DeliveryGate,
     /// It is shown nowhere.
     token: Mutex<Box<str>>,
     /// The token may have been revoked since it was validated.
@@ -46,6 +48,20 @@ pub struct Activity {
     pub(super) pinged_at: Option<Instant>,
     /// How long the last ping took that was.
     pub round_trip: Option<Duration>,
+}
+
+/// Chat messages that come one behind the other, joined once for all of their recipients.
+pub struct Batch {
+    /// Each with its sender, to whose own devices it is a copy.
+    messages: Vec<(UserId, Push)>,
+    frame: Frame,
+}
+
+impl Batch {
+    pub fn of(messages: Vec<(UserId, Push)>) -> Self {
+        let frame = Frame::batch(messages.iter().map(|(_, push)| &push.frame));
+        Self { messages, frame }
+    }
 }
 
 impl Connection {
@@ -102,23 +118,14 @@ impl Connection {
         0
     }
 
-    /// As [`Connection::push`] for chat messages that come one behind the other, already joined to
-    /// a `batch`: it is queued whole, unless some of them may have to be held back.
-    pub fn push_batch(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) -> usize {
-        if self.gate.is_live() && self.outbox.push(batch) {
-            return batch.count();
+    /// As [`Connection::push`] for each of a batch, which `queue` takes whole unless some may have to
+    /// be held back.
+    pub fn push_batch(&self, batch: &Batch, queue: impl Fn(&Outbox, &Frame) -> bool) -> usize {
+        if self.gate.is_open_to(&batch.messages) && queue(&self.outbox, &batch.frame) {
+            return batch.frame.count();
         }
-        pushes.map(|push| self.push(&push)).sum()
-    }
-
-    /// As [`Connection::push_batch`] and [`Outbox::flush`] in one, which is cheaper.
-    pub fn push_batch_and_flush(&self, batch: &Frame, pushes: impl Iterator<Item = Push>) -> usize {
-        if self.gate.is_live() && self.outbox.push_and_flush(batch) {
-            return batch.count();
-        }
-        let queued = pushes.map(|push| self.push(&push)).sum();
-        self.outbox.flush();
-        queued
+        let copy = |(sender, push): &(_, Push)| push.copy(self.user == *sender);
+        batch.messages.iter().map(|one| self.push(&copy(one))).sum()
     }
 
     /// What is published for the user may not come here: until the route is bound and what was

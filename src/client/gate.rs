@@ -6,7 +6,8 @@
 //! while the user's route is not bound, since one is requested when it is: a catch-up that ends
 //! meanwhile may have looked too early, and ends no hold. Where catch-up sent something the
 //! connection is *settling* then: pushes pass, but what was sent is still remembered, since the live
-//! push of a message that catch-up brought may be on its way. Then it is *live*.
+//! push of a message that catch-up brought may be on its way. Then it is *live*. What passes is not
+//! remembered by either, only where a service does not get on and is still to bring it.
 //!
 //! A live connection whose client is behind, so that a push finds no room, *falls back to its inbox*:
 //! it holds again, and requests a catch-up, which brings the push at the client's pace.
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::protocol::{Push, PushKind};
+use crate::ids::UserId;
 use crate::sync::{AtomicBool, Mutex};
 
 /// How many ids are remembered at least: the newest so many. Older ones were published long ago.
@@ -66,9 +68,11 @@ struct Hold {
     fell_back: bool,
     /// An unread message was let go: catch-up has to look again.
     missed: bool,
-    /// Catch-up has sent something, or is still to send what pushes have gone past.
+    /// Catch-up has sent something.
     caught_up: bool,
-    /// Catch-up is through: pushes pass, and what was sent is remembered.
+    /// Catch-up is still to send what pushes have gone past.
+    given_up: bool,
+    /// Pushes pass, and what was sent is remembered.
     settling: bool,
     pushes: Vec<Push>,
     /// The length of all of `pushes`.
@@ -110,13 +114,21 @@ impl DeliveryGate {
         (hold.as_mut()).map_or(GateDecision::Open, |hold| self.decide(hold, push))
     }
 
+    /// Whether all of a batch go past: none is to be held, nor to be remembered. However many they are,
+    /// this is one look for each connection.
+    pub fn is_open_to(&self, batch: &[(UserId, Push)]) -> bool {
+        let are_new = |hold: &Hold| !batch.iter().any(|(_, push)| hold.has_sent(push));
+        let is_open = |hold: &Hold| hold.settling && !hold.given_up && are_new(hold);
+        self.is_live() || self.hold.lock().as_deref().is_none_or(is_open)
+    }
+
     fn decide(&self, hold: &mut Hold, push: &Push) -> GateDecision {
-        let id = push.message_id.as_ref();
-        if id.is_some_and(|id| hold.sent.contains(id)) {
+        if hold.has_sent(push) {
             return GateDecision::Done;
         }
         if hold.settling {
-            hold.sent.extend(id);
+            hold.sent
+                .extend(push.message_id.iter().filter(|_| hold.given_up));
             return GateDecision::Open;
         }
         let length = push.frame.len();
@@ -204,7 +216,7 @@ impl DeliveryGate {
             return Finish::Pushes(hold.take());
         }
         (hold.settling, hold.fell_back) = (true, false);
-        if !hold.caught_up {
+        if !hold.caught_up && !hold.given_up {
             *guard = None;
             self.live.store(true, Release);
         }
@@ -215,7 +227,7 @@ impl DeliveryGate {
     /// [`DeliveryGate::finish`] ends the hold. Only a route that is not bound is waited for.
     pub fn give_up(&self) {
         if let Some(hold) = &mut *self.hold.lock() {
-            (hold.requested, hold.missed, hold.caught_up) = (false, false, true);
+            (hold.requested, hold.missed, hold.given_up) = (false, false, true);
         }
     }
 
@@ -229,6 +241,11 @@ impl DeliveryGate {
 }
 
 impl Hold {
+    fn has_sent(&self, push: &Push) -> bool {
+        let id = push.message_id.as_ref();
+        id.is_some_and(|id| self.sent.contains(id))
+    }
+
     /// Takes all that is held, to be sent.
     fn take(&mut self) -> Vec<Push> {
         self.bytes = 0;
@@ -263,37 +280,34 @@ impl Hold {
     }
 }
 
-/// Ids of messages that have been sent, in two generations: the older one is forgotten whole.
+/// Ids of messages that have been sent, in two generations, the newer first: the older one is
+/// forgotten whole.
 #[derive(Default)]
-struct Sent {
-    newer: HashSet<Arc<str>>,
-    older: HashSet<Arc<str>>,
-}
+struct Sent([HashSet<Arc<str>>; 2]);
 
 impl Sent {
     fn contains(&self, id: &str) -> bool {
-        self.newer.contains(id) || self.older.contains(id)
+        self.0.iter().any(|ids| ids.contains(id))
     }
 
     fn extend<'a>(&mut self, ids: impl IntoIterator<Item = &'a Arc<str>>) {
         for id in ids {
-            if self.newer.len() >= REMEMBERED {
-                self.older = std::mem::take(&mut self.newer);
+            let [newer, older] = &mut self.0;
+            if newer.len() >= REMEMBERED {
+                *older = std::mem::take(newer);
             }
-            self.newer.insert(Arc::clone(id));
+            newer.insert(Arc::clone(id));
         }
     }
 
     fn remove(&mut self, id: &str) {
-        self.newer.remove(id);
-        self.older.remove(id);
+        self.0.iter_mut().for_each(|ids| drop(ids.take(id)));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::UserId;
     use crate::services::proto::Message;
 
     fn unread(id: &str) -> Push {
@@ -350,14 +364,73 @@ mod tests {
         assert_eq!(finished(&gate), (vec![unread("m4")], "settling"));
         assert_eq!(gate.pass(&unread("m3")), GateDecision::Done);
         assert_eq!(gate.pass(&unread("m5")), GateDecision::Open);
-        // Another catch-up brings nothing again that was sent since.
+        // Another catch-up brings nothing again that was sent by this one.
         gate.request();
         assert!(gate.take_request());
+        assert!(!gate.claim("m3"));
         assert!(!gate.claim("m4"));
-        assert!(!gate.claim("m5"));
         assert_eq!(finished(&gate), (vec![], "settling"));
         gate.settle();
         assert_eq!(gate.pass(&unread("m3")), GateDecision::Open);
+    }
+
+    fn is_open_to(gate: &DeliveryGate, ids: &[&str]) -> bool {
+        let alice = || UserId::new("alice").unwrap();
+        let batch: Vec<_> = ids.iter().map(|id| (alice(), unread(id))).collect();
+        gate.is_open_to(&batch)
+    }
+
+    #[test]
+    fn a_batch_goes_past_whole_unless_catch_up_may_have_sent_some_of_it() {
+        let gate = started(8);
+        let new = ["m2", "m3"];
+        assert!(!is_open_to(&gate, &new), "it holds");
+        assert!(gate.claim("m1"));
+        assert!(!is_open_to(&gate, &new), "it holds");
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert!(is_open_to(&gate, &new));
+        assert!(!is_open_to(&gate, &["m3", "m1"]));
+        // However long ago, among those that are remembered.
+        gate.request();
+        assert!(gate.take_request());
+        for number in 0..REMEMBERED {
+            assert!(gate.claim(&format!("n{number}")));
+        }
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert!(is_open_to(&gate, &new));
+        assert!(!is_open_to(&gate, &["m1", "m2"]));
+        gate.settle();
+        assert!(is_open_to(&gate, &["m1", "m2"]), "it is live");
+    }
+
+    /// What goes past then is remembered one by one, and forgotten again where it found no room.
+    #[test]
+    fn no_batch_goes_past_a_catch_up_that_is_not_through() {
+        let gate = started(8);
+        gate.give_up();
+        assert_eq!(finished(&gate), (vec![], "settling"));
+        assert!(!is_open_to(&gate, &["m1", "m2"]));
+        for id in ["m1", "m2"] {
+            assert_eq!(gate.pass(&unread(id)), GateDecision::Open);
+        }
+        assert_eq!(gate.fall_back(&unread("m2")), GateDecision::Done);
+        assert_eq!([gate.claim("m1"), gate.claim("m2")], [false, true]);
+    }
+
+    #[test]
+    fn a_catch_up_that_sends_nothing_leaves_it_live_at_once_however_it_came_about() {
+        let gate = DeliveryGate::new(8, 1 << 20);
+        // The first one is through before the route is bound.
+        assert_eq!(finished(&gate), (vec![], "due"));
+        for request in [
+            DeliveryGate::routed,
+            DeliveryGate::request,
+            DeliveryGate::routed,
+        ] {
+            request(&gate);
+            assert!(!gate.is_live() && gate.take_request());
+            assert_eq!(finished(&gate), (vec![], "live"));
+        }
     }
 
     #[test]

@@ -57,24 +57,29 @@ const WRITE_QUANTUM: usize = 64 << 10;
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The queue and the write side of one connection.
+///
+/// In the order of C, with what each push touches in front: of many connections each cache line is a
+/// miss, which is all that a push costs beside its system call.
+#[repr(C)]
 pub struct Outbox {
+    closing: OnceLock<CloseReason>,
+    /// The [`load`] of what is in `queue`, and of what is about to be pushed.
+    load: AtomicU64,
+    /// How many bytes the holder of the write side has had the socket take: whoever looks on waits
+    /// for no lock.
+    sent: AtomicU64,
+    /// The write side belongs to the writer thread until the queue is empty.
+    handed_over: AtomicBool,
     socket: Socket,
+    write_side: Mutex<WriteSide>,
     /// Made for the first push, since most connections are idle, and grown block by block, within
     /// the bounds that `load` keeps.
     queue: OnceLock<Box<SegQueue<Frame>>>,
     max_frames: usize,
     max_bytes: usize,
-    /// The [`load`] of what is in `queue`, and of what is about to be pushed.
-    load: AtomicU64,
-    write_side: Mutex<WriteSide>,
     /// The most frames that the holder of the write side has found in the queue.
     high_water: AtomicUsize,
-    /// How many bytes it has had the socket take: whoever looks on waits for no lock.
-    sent: AtomicU64,
-    /// The write side belongs to the writer thread until the queue is empty.
-    handed_over: AtomicBool,
     writer: OnceLock<Thread>,
-    closing: OnceLock<CloseReason>,
 }
 
 /// What only the holder of the write side touches.

@@ -6,20 +6,19 @@
 //! come together: neither knows the other's state.
 
 use std::mem;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use super::{Deliverer, DeliveryError, catch_up, decode, for_one, id_behind};
+use super::{Deliverer, DeliveryError, catch_up, decode, id_behind};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
-use crate::client::connection::Connection;
-use crate::client::frame::Frame;
+use crate::client::connection::{Batch, Connection};
+use crate::client::outbox::Outbox;
 use crate::client::protocol::Push;
 use crate::error::ensure;
 use crate::ids::{GroupId, UserId};
 use crate::metrics::PushType;
 use crate::services::proto::{GroupMembersChanged, Message};
-use crate::threads::failpoint;
 
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
 /// the default `session.send_queue`, so that they find room.
@@ -31,11 +30,7 @@ const OTHER_GROUP: &str = "the routing key names another group";
 /// them, and each connection gets them as one batch, so that a gateway that is behind does next to
 /// nothing for each further delivery. (Saturated, a group of 1,000 on 2 cores: several times the
 /// deliveries of one push for each message and connection.)
-pub(super) struct GroupBatch {
-    /// One list is one group's.
-    members: Members,
-    messages: Vec<Sent>,
-}
+pub(super) type GroupBatch = (Members, Vec<Sent>);
 
 impl Deliverer {
     pub(super) fn group(&mut self, delivery: &Delivery<'_>) -> Result<(), DeliveryError> {
@@ -118,8 +113,7 @@ impl Deliverer {
         messages.sort_by(|(one, _), (other, _)| one.cmp(other));
         for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
             let sender = own.iter().take(1).map(|(sender, _)| sender.clone());
-            let (members, messages) = (sender.collect(), own.to_vec());
-            self.write(GroupBatch { members, messages });
+            self.write(PushType::GroupMessage, sender.collect(), own.to_vec());
         }
     }
 
@@ -137,66 +131,26 @@ impl Deliverer {
         let missing = if waited.let_go { &members } else { &new };
         catch_up(&self.deliver.registry.connections_of(missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
-            let (members, messages) = (Arc::clone(&members), messages.to_vec());
-            self.write(GroupBatch { members, messages });
+            self.write(
+                PushType::GroupMessage,
+                Arc::clone(&members),
+                messages.to_vec(),
+            );
         }
     }
 
+    /// The batch before it, where that is another group's, is enqueued for the members who are
+    /// connected here, and written with what comes after it.
     fn add_to_batch(&mut self, members: Members, message: Sent) {
-        let is_same = |batch: &GroupBatch| Arc::ptr_eq(&batch.members, &members);
-        if !self.batch.as_ref().is_some_and(is_same) {
-            self.end_batch(false);
+        // One list is one group's.
+        let is_other = |(group, _): &mut GroupBatch| !Arc::ptr_eq(group, &members);
+        if let Some((members, messages)) = self.batch.take_if(is_other) {
+            let batch = Batch::of(messages);
+            let push = |one: &Connection| one.push_batch(&batch, Outbox::push);
+            self.enqueue_for(PushType::GroupMessage, &members, push);
         }
-        let messages = Vec::new();
-        let batch = self.batch.get_or_insert(GroupBatch { members, messages });
-        batch.messages.push(message);
-    }
-
-    /// Enqueues the batch for the members who are connected here. The last one before a flush is
-    /// written at once.
-    pub(super) fn end_batch(&mut self, is_last: bool) {
-        match self.batch.take() {
-            Some(batch) if is_last => self.write(batch),
-            Some(batch) => {
-                let push = |connection: &Connection, frame: &Frame| {
-                    connection.push_batch(frame, batch.pushes_to(connection))
-                };
-                let kind = PushType::GroupMessage;
-                self.enqueue_for(kind, &batch.members, || batch.frame(), push);
-            }
-            None => {}
-        }
-    }
-
-    /// Writes the batch to the members who are connected here, and each is looked up by the thread
-    /// that writes.
-    fn write(&self, batch: GroupBatch) {
-        let registry = Arc::clone(&self.deliver.registry);
-        let metrics = Arc::clone(&self.deliver.metrics);
-        let (frame, count) = (OnceLock::new(), batch.members.len());
-        self.deliver.fan_out.chunks(count, move |chunk| {
-            let mut pushed = 0;
-            for connection in registry.connections_of(&batch.members[chunk]) {
-                let frame = frame.get_or_init(|| batch.frame());
-                pushed += for_one("push", &connection, |connection| {
-                    failpoint::reached("flush", connection.user());
-                    connection.push_batch_and_flush(frame, batch.pushes_to(connection))
-                });
-            }
-            metrics.pushed(PushType::GroupMessage, pushed);
-        });
-    }
-}
-
-impl GroupBatch {
-    fn frame(&self) -> Frame {
-        Frame::batch(self.messages.iter().map(|(_, push)| &push.frame))
-    }
-
-    /// The sender's own devices get it as their own copy.
-    fn pushes_to(&self, connection: &Connection) -> impl Iterator<Item = Push> {
-        let messages = self.messages.iter();
-        messages.map(|(sender, push)| push.copy(connection.user() == sender))
+        let (_, messages) = self.batch.get_or_insert((members, Vec::new()));
+        messages.push(message);
     }
 }
 

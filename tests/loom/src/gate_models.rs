@@ -13,7 +13,7 @@ use loom::thread::{self, JoinHandle};
 
 use super::check;
 use super::close::CloseReason;
-use super::connection::Connection;
+use super::connection::{Batch, Connection};
 use super::fake_socket::{self, FakeSocket};
 use super::frame::Frame;
 use super::gate::{DeliveryGate, Finish};
@@ -143,6 +143,15 @@ impl Scene {
         self.deliver(number, PushKind::Unread);
     }
 
+    /// As a consumer does it with several group messages, which are unread.
+    fn deliver_batch(&self, numbers: impl IntoIterator<Item = u8>) {
+        let sender = || UserId::new("alice").expect("an id");
+        let messages = (numbers.into_iter()).map(|n| (sender(), push(n, PushKind::Unread)));
+        let (batch, Self { connection, .. }) = (Batch::of(messages.collect()), self);
+        connection.push_batch(&batch, Outbox::push_and_flush);
+        connection.outbox.flush();
+    }
+
     /// As the writer thread does it in `CatchUp::advance`, with all that is unread on one page.
     fn catch_up(&self, stage: &mut Stage) {
         let (gate, outbox) = (&self.connection.gate, &self.connection.outbox);
@@ -256,6 +265,81 @@ pub fn two_push_while_catch_up_runs() {
             .into_iter()
             .for_each(|consumer| consumer.join().unwrap());
         assert_eq!(scene.read(), [1, 2]);
+    });
+}
+
+/// Of a batch the first was committed before, and comes late.
+pub fn a_batch_that_comes_while_catch_up_runs_comes_once_and_in_order() {
+    check(4, || {
+        let scene = Scene::new(1, 8, &[]);
+        let consumer = scene.spawn(|scene| {
+            scene.store.commit(3);
+            scene.deliver_batch(1..=2);
+            scene.deliver_batch([3]);
+        });
+        scene.catch_up(&mut Stage::Settling);
+        consumer.join().unwrap();
+        assert_eq!(scene.read(), [1, 2, 3]);
+    });
+}
+
+/// What was sent is forgotten while a batch comes that has it, and one that is new.
+pub fn a_batch_that_comes_while_ids_are_forgotten_comes_once() {
+    check(4, || {
+        let scene = Scene::new(1, 8, &[]);
+        scene.catch_up(&mut Stage::Settling);
+        let consumer = scene.spawn(|scene| {
+            scene.store.commit(3);
+            scene.deliver_batch(1..=2);
+            scene.deliver_batch([3]);
+        });
+        scene.connection.gate.settle();
+        consumer.join().unwrap();
+        let read = scene.read();
+        assert!(read == [1, 2, 3] || read == [1, 1, 2, 3], "{read:?}");
+    });
+}
+
+/// Another catch-up is requested while a batch is pushed to a connection that settles: nothing is lost,
+/// what was sent by the first one comes once, what is new twice at most.
+pub fn a_batch_that_goes_past_a_catch_up_that_begins_is_not_lost() {
+    check(3, || {
+        let scene = Scene::new(1, 8, &[]);
+        scene.catch_up(&mut Stage::Settling);
+        let consumer = scene.spawn(|scene| {
+            scene.store.commit(3);
+            scene.deliver_batch(2..=3);
+            scene.deliver_batch([1]);
+        });
+        scene.connection.request_catch_up();
+        scene.catch_up(&mut Stage::Settling);
+        consumer.join().unwrap();
+        let read = scene.read();
+        let count = |number| read.iter().filter(|&&one| one == number).count();
+        let counts = [1, 2, 3].map(count);
+        assert!(
+            counts[0] == 1 && counts[1..].iter().all(|count| (1..=2).contains(count)),
+            "{read:?}"
+        );
+    });
+}
+
+/// The queue takes two at most: a batch of more that finds it taken is pushed one by one, and what
+/// finds no room comes from the inbox, none of it lost.
+pub fn a_batch_that_finds_no_room_comes_from_the_inbox() {
+    check(2, || {
+        let scene = Scene::live(2, &[0]);
+        let writer = scene.writer();
+        scene.store.commit(4);
+        let consumer = scene.spawn(|scene| scene.deliver_batch(1..=3));
+        scene.deliver_batch([4]);
+        consumer.join().unwrap();
+        scene.wait_for_writer();
+        assert!(!scene.connection.is_closing());
+        scene.connection.close(CloseReason::Replaced);
+        writer.join().unwrap();
+        let read = scene.read();
+        assert!((1..=4).all(|number| read.contains(&number)), "{read:?}");
     });
 }
 

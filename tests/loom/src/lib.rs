@@ -70,6 +70,16 @@ pub mod client {
             pub message_id: Option<Arc<str>>,
         }
 
+        impl Push {
+            pub fn copy(&self, own_copy: bool) -> Self {
+                let own_copy = own_copy.then_some(PushKind::OwnCopy);
+                Self {
+                    kind: own_copy.unwrap_or(self.kind),
+                    ..self.clone()
+                }
+            }
+        }
+
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum PushKind {
             Unread,

@@ -22,6 +22,10 @@ models! {
         what_comes_while_catch_up_runs_comes_once_and_in_order
         what_is_let_go_while_catch_up_runs_is_brought_by_it
         two_push_while_catch_up_runs
+        a_batch_that_comes_while_catch_up_runs_comes_once_and_in_order
+        a_batch_that_comes_while_ids_are_forgotten_comes_once
+        a_batch_that_goes_past_a_catch_up_that_begins_is_not_lost
+        a_batch_that_finds_no_room_comes_from_the_inbox
         what_comes_while_ids_are_forgotten_comes_once
         what_goes_past_a_catch_up_that_begins_is_not_out_of_order
         nothing_new_comes_before_what_was_missed_without_a_route
