@@ -39,8 +39,9 @@ const LOW_WATER: u64 = 64 << 10;
 /// How long until the next look at how much that is; it doubles up to [`MAX_POLL_INTERVAL`].
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// How long ids are remembered after a catch-up: longer than a publication is on its way while
-/// all is well. A message that comes later still is sent again under its same id.
+/// How long ids are remembered after a catch-up, and after the last push of one of them: longer than a
+/// publication is on its way while all is well, and than a broker's return takes. A message that comes
+/// later still is sent again under its same id.
 const SETTLING: Duration = Duration::from_secs(5);
 
 /// One connection's catch-up.
@@ -105,7 +106,9 @@ impl CatchUp {
         match self.stage {
             Stage::Running(due) if now >= due => self.page(connection, now),
             Stage::Finishing => self.finish(connection, now),
-            Stage::Settling(end) if now >= end => connection.gate.settle(),
+            Stage::Settling(end) if now >= end && connection.gate.settle() => {
+                self.stage = Stage::Settling(now + SETTLING);
+            }
             _ => {}
         }
         if self.open_at.is_some_and(|open_at| now >= open_at) {
@@ -561,6 +564,22 @@ mod tests {
         let ids: Vec<_> = (0..40).map(|number| format!("\"m{number}\"")).collect();
         scene.expect(&ids.iter().map(String::as_str).collect::<Vec<_>>());
         scene.expect(&["\"count\":40"]);
+    }
+
+    #[test]
+    fn what_was_sent_is_remembered_as_long_as_pushes_of_it_come() {
+        let mut scene = Scene::new();
+        scene.answers(|_| page(&["m1", "m2"], false));
+        scene.run(SETTLING / 2);
+        scene.expect(&["m1", "m2", "\"count\":2"]);
+        // Late, as after the return of a broker.
+        scene.live("m1");
+        scene.run(SETTLING);
+        scene.live("m2");
+        scene.run(2 * SETTLING);
+        scene.live("m2");
+        scene.bob.connection.outbox.flush();
+        scene.expect(&["m2"]);
     }
 
     #[test]

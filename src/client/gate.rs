@@ -74,6 +74,8 @@ struct Hold {
     given_up: bool,
     /// Pushes pass, and what was sent is remembered.
     settling: bool,
+    /// A push of something came that was sent before: there may be more.
+    echoed: bool,
     pushes: Vec<Push>,
     /// The length of all of `pushes`.
     bytes: usize,
@@ -124,6 +126,7 @@ impl DeliveryGate {
 
     fn decide(&self, hold: &mut Hold, push: &Push) -> GateDecision {
         if hold.has_sent(push) {
+            hold.echoed = true;
             return GateDecision::Done;
         }
         if hold.settling {
@@ -231,12 +234,15 @@ impl DeliveryGate {
         }
     }
 
-    /// What was sent need not be remembered any longer.
-    pub fn settle(&self) {
+    /// What was sent need not be remembered any longer, unless pushes of it have come since the last
+    /// call. Answers whether that is so.
+    pub fn settle(&self) -> bool {
         let mut guard = self.hold.lock();
-        if guard.take_if(|hold| hold.settling).is_some() {
+        let echoed = (guard.as_mut()).is_some_and(|hold| std::mem::take(&mut hold.echoed));
+        if guard.take_if(|hold| hold.settling && !echoed).is_some() {
             self.live.store(true, Release);
         }
+        echoed
     }
 }
 
@@ -370,7 +376,11 @@ mod tests {
         assert!(!gate.claim("m3"));
         assert!(!gate.claim("m4"));
         assert_eq!(finished(&gate), (vec![], "settling"));
-        gate.settle();
+        // Where some of it has come, more may.
+        assert!(gate.settle());
+        assert_eq!(gate.pass(&unread("m3")), GateDecision::Done);
+        assert!(gate.settle());
+        assert!(!gate.settle());
         assert_eq!(gate.pass(&unread("m3")), GateDecision::Open);
     }
 
@@ -399,7 +409,7 @@ mod tests {
         assert_eq!(finished(&gate), (vec![], "settling"));
         assert!(is_open_to(&gate, &new));
         assert!(!is_open_to(&gate, &["m1", "m2"]));
-        gate.settle();
+        assert!(!gate.settle());
         assert!(is_open_to(&gate, &["m1", "m2"]), "it is live");
     }
 
