@@ -41,28 +41,25 @@ const DEFECTS: &[(&str, &[Sentence])] = {
     ]
 };
 
-/// Enough that something is unread, and that the broker is lost once.
+/// Enough that something is unread, and that the broker is lost once; then long enough without any that a
+/// token expires.
 fn faults() -> Vec<Fault> {
     let fault = |at, lasts, what| {
         let [at, lasts] = [at, lasts].map(Duration::from_millis);
         Fault { at, lasts, what }
     };
     vec![
-        fault(1_500, 500, What::Broker(BrokerFault::ConnectionsClosed)),
+        fault(1_000, 500, What::Broker(BrokerFault::ConnectionsClosed)),
+        fault(2_000, 500, What::Clients(ClientFault::Gone, Share::of(60))),
         fault(
-            4_000,
+            3_200,
+            500,
+            What::Clients(ClientFault::HalfOpen, Share::of(40)),
+        ),
+        fault(
+            4_200,
             2_000,
             What::Clients(ClientFault::Frozen, Share::of(30)),
-        ),
-        fault(
-            7_000,
-            1_000,
-            What::Clients(ClientFault::Gone, Share::of(60)),
-        ),
-        fault(
-            9_000,
-            1_000,
-            What::Clients(ClientFault::HalfOpen, Share::of(40)),
         ),
     ]
 }
