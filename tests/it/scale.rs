@@ -12,8 +12,10 @@ fn a_single_message_goes_to_one_gateway_and_a_group_message_to_each() {
         single: 120,
         group: 60,
         elsewhere: 60,
+        behind: 200,
+        unknown: 40,
         everybody: 30,
-        rate: 500,
+        rate: 2_000,
         idle: Duration::from_millis(100),
     };
     scale(&size).assert_sound();

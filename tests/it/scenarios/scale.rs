@@ -20,7 +20,7 @@ use crate::support::broker::Broker;
 use crate::support::client::is_push;
 use crate::support::ledger::{Ledger, Report};
 use crate::support::wait::wait_until_within;
-use crate::support::{Client, Cluster, DEADLINE, Event, Settings};
+use crate::support::{Client, Cluster, DEADLINE, Event, Settings, wait_until};
 
 pub const DRILLS: &[Drill] = &[Drill {
     name: "scale",
@@ -31,6 +31,8 @@ pub const DRILLS: &[Drill] = &[Drill {
             single: 12_000,
             group: 4_000,
             elsewhere: 8_000,
+            behind: 20_000,
+            unknown: 2_000,
             everybody: 100,
             rate: 1_000,
             idle: Duration::from_secs(10),
@@ -48,6 +50,10 @@ pub struct Size {
     pub group: usize,
     /// Messages to [`ELSEWHERE`].
     pub elsewhere: usize,
+    /// The same, as fast as they can be published.
+    pub behind: usize,
+    /// Messages to groups like that, each to another.
+    pub unknown: usize,
     /// Messages to [`EVERYBODY`].
     pub everybody: usize,
     /// Single messages a second; see [`Size::phases`] for the others.
@@ -62,11 +68,15 @@ const GROUP: &str = "twenty";
 const GROUP_SIZE: usize = 20;
 /// Members who are not connected: what a message costs a gateway that it concerns not at all.
 const ELSEWHERE: &str = "elsewhere";
+/// With a number behind it: groups that no gateway knows the members of, who are not connected.
+const UNKNOWN: &str = "unknown";
 const EVERYBODY: &str = "everybody";
 const SENDER: &str = "publisher";
 /// 200 bytes and more of JSON, as in the benchmarks.
 const CONTENT: &str =
     "A message of the length that people write to one another in a chat: two lines or so of text.";
+/// As many a second as it goes.
+const AT_ONCE: usize = usize::MAX;
 /// Who connect at the same time.
 const WORKERS: usize = 8;
 /// For all users to be bound, on a machine that does other things as well.
@@ -85,7 +95,7 @@ struct Phase {
 
 impl Size {
     /// At most as many pushes a second as the clients of one process read easily.
-    fn phases(&self) -> [Phase; 4] {
+    fn phases(&self) -> [Phase; 6] {
         let (single, users, rate) = (None, self.users, self.rate);
         let phase = |name, group, messages, rate, recipients| Phase {
             name,
@@ -98,6 +108,14 @@ impl Size {
             phase("single", single, self.single, rate, users),
             phase("group of 20", Some(GROUP), self.group, rate / 2, GROUP_SIZE),
             phase("group elsewhere", Some(ELSEWHERE), self.elsewhere, rate, 0),
+            phase(
+                "elsewhere, behind",
+                Some(ELSEWHERE),
+                self.behind,
+                AT_ONCE,
+                0,
+            ),
+            phase("groups unknown", Some(UNKNOWN), self.unknown, rate / 5, 0),
             phase(
                 "group of all",
                 Some(EVERYBODY),
@@ -116,6 +134,21 @@ impl Phase {
         self.messages * each
     }
 
+    /// The first to a group whose members are asked for once.
+    fn is_first_to_group(&self) -> bool {
+        self.rate != AT_ONCE && self.group.is_some_and(|group| group != UNKNOWN)
+    }
+
+    /// How often gateways have to ask who a group's members are: each of them, of each that it has
+    /// not heard of.
+    fn look_ups(&self, gateways: usize) -> usize {
+        if self.group == Some(UNKNOWN) {
+            self.messages * gateways
+        } else {
+            0
+        }
+    }
+
     /// How many of them each recipient gets.
     fn for_each(&self) -> usize {
         if self.group.is_none() {
@@ -130,28 +163,25 @@ fn name(user: usize) -> String {
     format!("user{user}")
 }
 
-/// Processor time: of the broker, and of all gateways together.
-#[derive(Clone, Copy)]
-struct Spent {
-    broker: Duration,
-    gateways: Duration,
+fn unknown(group: usize) -> String {
+    format!("{UNKNOWN}{group}")
 }
 
-impl Spent {
-    fn until_now(cluster: &Cluster) -> Self {
-        let gateways = cluster.gateways.iter().map(|one| one.processor_time());
-        Self {
-            broker: cluster.broker.processor_time(),
-            gateways: gateways.sum(),
-        }
-    }
+/// Processor time so far: of the broker, of all gateways together, of the services.
+fn spent(cluster: &Cluster) -> [Duration; 3] {
+    let gateways = cluster.gateways.iter().map(|one| one.processor_time());
+    [
+        cluster.broker.processor_time(),
+        gateways.sum(),
+        cluster.services.processor_time(),
+    ]
 }
 
-/// Processor time over a span of time.
+/// Processor time from a moment on.
 struct Watch<'c> {
     cluster: &'c Cluster,
     began: Instant,
-    before: Spent,
+    before: [Duration; 3],
 }
 
 impl<'c> Watch<'c> {
@@ -159,40 +189,37 @@ impl<'c> Watch<'c> {
         Self {
             cluster,
             began: Instant::now(),
-            before: Spent::until_now(cluster),
+            before: spent(cluster),
         }
     }
 
-    /// Of the broker and of the gateways, in seconds, and how long it was watched.
-    fn stop(&self) -> ([f64; 2], Duration) {
-        let now = Spent::until_now(self.cluster);
-        let spent = [
-            now.broker - self.before.broker,
-            now.gateways - self.before.gateways,
-        ];
-        (spent.map(|time| time.as_secs_f64()), self.began.elapsed())
+    /// As [`spent`] orders them, in seconds; and how long it was watched.
+    fn stop(&self) -> ([f64; 3], f64) {
+        let now = spent(self.cluster);
+        let since = |place: usize| (now[place] - self.before[place]).as_secs_f64();
+        ([0, 1, 2].map(since), self.began.elapsed().as_secs_f64())
     }
 }
 
 /// What the processes spend when nothing is sent, in seconds of each second.
-struct Idle([f64; 2]);
+struct Idle([f64; 3]);
 
 impl Idle {
     fn watch(cluster: &Cluster, span: Duration) -> Self {
         let watch = Watch::start(cluster);
         thread::sleep(span);
         let (spent, span) = watch.stop();
-        Self(spent.map(|time| time / span.as_secs_f64()))
+        Self(spent.map(|time| time / span))
     }
 
     /// What is beyond that, in microseconds for each of `count`, written.
     fn beyond(&self, watch: &Watch<'_>, count: usize) -> String {
         let (spent, span) = watch.stop();
-        let [broker, gateways] = [0, 1].map(|place| {
-            let beyond = spent[place] - self.0[place] * span.as_secs_f64();
+        let [broker, gateways, services] = [0, 1, 2].map(|place| {
+            let beyond = spent[place] - self.0[place] * span;
             beyond.max(0.0) * 1e6 / count as f64
         });
-        format!("broker {broker:.0} µs, gateways {gateways:.0} µs")
+        format!("broker {broker:.0} µs, gateways {gateways:.0} µs, services {services:.0} µs")
     }
 }
 
@@ -232,16 +259,22 @@ fn on(broker: &Arc<Broker>, gateways: usize, size: &Size, ledger: &Ledger) -> Fi
     let names: Vec<String> = (0..size.users).map(name).collect();
     let all = || names.iter().map(String::as_str);
     let away: Vec<String> = (0..GROUP_SIZE).map(|one| format!("away{one}")).collect();
-    let settings = Settings::new()
+    let mut settings = Settings::new()
         .users(all())
-        .group(GROUP, all().take(GROUP_SIZE))
         .group(ELSEWHERE, away.iter().map(String::as_str))
-        .group(EVERYBODY, all())
         // Else it is members, pings and leases that are measured now and then.
         .set("groups.cache_ttl", "1h")
         .set("session.ping_interval", "1h")
         .set("session.idle_timeout", "2h")
         .set("log.level", "info");
+    for group in 0..size.unknown {
+        settings.put_group(&unknown(group), away.iter().map(String::as_str));
+    }
+    // Once all are there: who has nobody in common groups is nobody's presence.
+    let grouped = settings
+        .clone()
+        .group(GROUP, all().take(GROUP_SIZE))
+        .group(EVERYBODY, all());
     let cluster = Cluster::on(Arc::clone(broker), &settings, gateways);
     settle(&cluster);
     let idle = Idle::watch(&cluster, size.idle);
@@ -262,9 +295,10 @@ fn on(broker: &Arc<Broker>, gateways: usize, size: &Size, ledger: &Ledger) -> Fi
     settle(&cluster);
     let spent = idle.beyond(&connecting, size.users);
     figures.note(format!(
-        "{of}: at rest, of a second: broker {:.1} ms, gateways {:.1} ms",
+        "{of}: at rest, of a second: broker {:.1} ms, gateways {:.1} ms, services {:.1} ms",
         idle.0[0] * 1e3,
-        idle.0[1] * 1e3
+        idle.0[1] * 1e3,
+        idle.0[2] * 1e3
     ));
     figures.note(format!(
         "{of}: a user who comes: {spent}; {:.0} a second connected and bound",
@@ -291,20 +325,45 @@ fn on(broker: &Arc<Broker>, gateways: usize, size: &Size, ledger: &Ledger) -> Fi
     for user in &names {
         ledger.device(user, user);
     }
+    cluster.services.reload(&grouped);
+    cluster.services.stderr_line("Tokens and groups read again");
+    settle(&cluster);
     let amqp = cluster.amqp();
+    for phase in size.phases().into_iter().filter(Phase::is_first_to_group) {
+        // From now on each gateway knows the members.
+        let messages = 1;
+        send(
+            &Phase {
+                name: "first",
+                messages,
+                ..phase
+            },
+            &amqp,
+            ledger,
+            &mut clients,
+        );
+    }
     let mut before = delivered(broker);
     for phase in size.phases() {
+        let asked = looked_up(&cluster);
         let watch = Watch::start(&cluster);
         send(&phase, &amqp, ledger, &mut clients);
+        let look_ups = phase.look_ups(gateways);
+        wait_until("the members of all groups are known", || {
+            looked_up(&cluster) >= asked + look_ups
+        });
         let spent = idle.beyond(&watch, phase.messages);
         let now = delivered(broker);
         let deliveries = now - before;
         before = now;
+        let rate = match phase.rate {
+            AT_ONCE => "at once".into(),
+            rate => format!("at {rate} a second"),
+        };
         figures.note(format!(
-            "{of}: {}, {} at {} a second, each: {spent}; {:.2} deliveries",
+            "{of}: {}, {} {rate}, each: {spent}; {:.2} deliveries",
             phase.name,
             phase.messages,
-            phase.rate,
             deliveries as f64 / phase.messages as f64,
         ));
         // The last of those that reach nobody is followed by one that does.
@@ -314,6 +373,14 @@ fn on(broker: &Arc<Broker>, gateways: usize, size: &Size, ledger: &Ledger) -> Fi
             deliveries == due,
             format!(
                 "{of}: {}: {deliveries} deliveries, due are {due}",
+                phase.name
+            ),
+        );
+        let asked = looked_up(&cluster) - asked;
+        figures.demand(
+            asked == look_ups,
+            format!(
+                "{of}: {}: {asked} look-ups of members, due are {look_ups}",
                 phase.name
             ),
         );
@@ -363,12 +430,13 @@ fn all_at_once(cluster: &Cluster, users: &[String]) -> Vec<Client> {
 /// Publishes what a phase consists of, and returns once each device has all that it is to get.
 fn send(phase: &Phase, amqp: &Amqp, ledger: &Ledger, clients: &mut [Client]) {
     let start = Instant::now();
-    let pace = Duration::from_secs(1) / phase.rate.max(1) as u32;
+    let pace = Duration::from_secs_f64(1.0 / phase.rate as f64);
     let publish = || {
         for number in 0..phase.messages {
             thread::sleep((pace * number as u32).saturating_sub(start.elapsed()));
-            let id = format!("{} {number}", phase.name);
+            let id = format!("{} {:?} {number}", phase.name, phase.group);
             match phase.group {
+                Some(UNKNOWN) => publish_to_group(amqp, ledger, &unknown(number), &id, 0),
                 Some(group) => publish_to_group(amqp, ledger, group, &id, phase.recipients),
                 None => publish_to(amqp, ledger, number % phase.recipients, &id),
             }
@@ -379,7 +447,7 @@ fn send(phase: &Phase, amqp: &Amqp, ledger: &Ledger, clients: &mut [Client]) {
                 amqp,
                 ledger,
                 GROUP,
-                &format!("{} fence", phase.name),
+                &format!("{} {:?} fence", phase.name, phase.group),
                 GROUP_SIZE,
             );
         }
@@ -446,6 +514,13 @@ fn message(id: &str) -> Message {
         timestamp: 1_700_000_000,
         ..Message::default()
     }
+}
+
+/// How often gateways have asked who a group's members are.
+fn looked_up(cluster: &Cluster) -> usize {
+    const CALLS: &str = r#"gateway_rpc_seconds_count{code="OK",method="GetGroupMembers"}"#;
+    let gateways = cluster.gateways.iter();
+    gateways.map(|one| one.admin.metric(CALLS) as usize).sum()
 }
 
 /// How often the broker has delivered something to a consumer, by its own count.
