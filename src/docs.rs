@@ -11,4 +11,4 @@ macro_rules! chapters {
     };
 }
 
-chapters! { tour sketch protocol threads looking_inside figures operating }
+chapters! { tour sketch protocol threads looking_inside figures scale operating }

@@ -129,6 +129,9 @@ mod keys;
 /// No log line in src/ is written under a lock.
 mod locks;
 
+/// More gateways, and what that costs.
+mod scale;
+
 /// 5,000 messages among 50 users: none lost, none out of order.
 mod ledger;
 

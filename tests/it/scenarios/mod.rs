@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod rebinds;
 pub mod reconnects;
 pub mod rolling;
+pub mod scale;
 pub mod services;
 pub mod slow;
 pub mod tls;
@@ -31,6 +32,7 @@ pub struct Drill {
 pub fn what_the_sketch_lacks(drill: &str) -> Option<&'static str> {
     match drill {
         "tls-both-ways" => Some("the sketch has no TLS"),
+        "scale" => Some("nothing fails here, and the sketch counts nothing"),
         "rolling-nginx" | "rolling-haproxy" => Some(
             "the sketch cannot be taken out of a balancer: no readiness, no way out, nobody is told \
              when to come back",
@@ -46,6 +48,7 @@ pub fn drills() -> impl Iterator<Item = &'static Drill> {
         rebinds::DRILLS,
         reconnects::DRILLS,
         rolling::DRILLS,
+        scale::DRILLS,
         services::DRILLS,
         gateway::DRILLS,
         clients::DRILLS,

@@ -142,7 +142,7 @@ type Confirmed = (Duration, Duration);
 
 /// Returns once the processes have next to nothing to do: who is online is told, tokens are validated
 /// once more, nothing unread is looked for.
-fn settle(cluster: &Cluster) {
+pub fn settle(cluster: &Cluster) {
     let busy = |cluster: &Cluster| -> Duration {
         let gateways = cluster
             .gateways

@@ -24,6 +24,8 @@ use super::watchdog;
 const START: Duration = Duration::from_secs(90);
 /// Virtual hosts of one broker: one for each test that asks.
 const VHOSTS: usize = 216;
+/// Those of a broker that one test has for itself.
+const PRIVATE_VHOSTS: usize = 3;
 /// The package's own scripts; those in /usr/sbin change user and folder first.
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
 /// Names the root folder of another Debian, whose RabbitMQ runs there by chroot(8). It sees `/proc`,
@@ -52,13 +54,13 @@ impl Broker {
 
     /// A broker to be killed, stopped or filled up.
     pub fn private() -> Arc<Self> {
-        Arc::new(Self::start(2, None))
+        Arc::new(Self::start(PRIVATE_VHOSTS, None))
     }
 
     /// As [`Self::private`]; its virtual hosts are reached with TLS, at localhost, where it shows the
     /// certificate in one file and has the key in the other.
     pub fn private_with_tls(certificate: [&Path; 2]) -> Arc<Self> {
-        Arc::new(Self::start(2, Some(certificate)))
+        Arc::new(Self::start(PRIVATE_VHOSTS, Some(certificate)))
     }
 
     fn start(vhosts: usize, certificate: Option<[&Path; 2]>) -> Self {
@@ -127,6 +129,11 @@ impl Broker {
 
     pub fn cont_signal(&self) {
         self.server().signal(Signal::CONT);
+    }
+
+    /// The processor time that it used so far.
+    pub fn processor_time(&self) -> Duration {
+        self.server().processor_time()
     }
 
     /// Waits until its port answers the AMQP handshake. Returns how long that took.
