@@ -191,11 +191,6 @@ impl Broker {
         output.expect("rabbitmqctl runs")
     }
 
-    /// The processor time that it used so far, user and system.
-    pub fn processor_time(&self) -> Duration {
-        self.server().processor_time()
-    }
-
     /// Raises the memory alarm, which blocks every publishing connection, or ends it.
     pub fn memory_alarm(&self, on: bool) {
         let watermark = if on { "0.000001" } else { "0.6" };
