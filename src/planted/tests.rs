@@ -160,7 +160,7 @@ fn frames_of(bytes: &[u8]) -> Vec<Value> {
 
 #[test]
 fn each_defect_has_the_name_by_which_it_is_asked_for() {
-    let names = "loses-unread loses-live invents alters disorders unread-later misdelivers \
+    let names = "loses-unread loses-live invents alters disorders unread-later misdelivers turns-away \
                  ignores-revocation ignores-expiry forgets-offline answers-twice answers-nothing \
                  claims-commit cuts-history closes-without-cause leaks-thread leaks-descriptor \
                  leaks-connection keeps-route stays-unready";
