@@ -15,7 +15,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Select};
 use log::{error, info, warn};
 
-use super::groups::{Groups, Members};
+use super::groups::Groups;
 use super::waiting::{Sent, Waiting};
 use super::{Delivery, KIND_MESSAGE, KIND_SESSION_REVOKED, Queue};
 use crate::client::close::CloseReason;
@@ -106,12 +106,11 @@ impl Deliverer {
     /// blocks, never panics. What was taken may be acknowledged after it. Call it after each
     /// [wait](Deliverer::wait).
     pub fn flush(&mut self) {
-        // Each user's leave together.
-        for (user, messages) in mem::take(&mut self.singles) {
-            self.guarded(|deliverer| deliverer.write(PushType::Message, [user].into(), messages));
+        if !self.singles.is_empty() {
+            self.guarded(Self::write_singles);
         }
         if let Some((members, messages)) = self.batch.take() {
-            self.guarded(|deliverer| deliverer.write(PushType::GroupMessage, members, messages));
+            self.guarded(|deliverer| deliverer.write_to_members(members, messages));
         }
         while let Some((group, answer)) = self.waiting.next_answer() {
             self.guarded(|deliverer| deliverer.answered(group, answer));
@@ -199,23 +198,16 @@ impl Deliverer {
         Ok(())
     }
 
-    /// Writes messages to those of `users` who are connected here, and each is looked up by the
-    /// thread that writes.
-    fn write(&self, kind: PushType, users: Members, messages: Vec<Sent>) {
-        let (registry, metrics) = (self.deliver.registry.clone(), self.deliver.metrics.clone());
-        let (batch, count) = (Batch::of(messages), users.len());
-        self.deliver.fan_out.chunks(count, move |chunk| {
-            let mut pushed = 0;
-            for connection in registry.connections_of(&users[chunk]) {
-                pushed += for_one("push", &connection, |one| {
-                    failpoint::reached("flush", one.user());
-                    let queued = one.push_batch(&batch, Outbox::push_and_flush);
-                    one.outbox.flush();
-                    queued
-                });
-            }
-            metrics.pushed(kind, pushed);
-        });
+    /// Writes single messages to the users' connections, each user's together.
+    fn write_singles(&mut self) {
+        let mut singles = mem::take(&mut self.singles);
+        let users: Vec<_> = singles.keys().cloned().collect();
+        let connections = self.deliver.registry.connections_of(&users);
+        for devices in connections.chunk_by(|one, other| one.user() == other.user()) {
+            let messages = singles.remove(devices[0].user()).unwrap_or_default();
+            let queued = write(&Batch::of(messages), devices);
+            self.tally.pushed(PushType::Message, queued);
+        }
     }
 
     /// Has `push` enqueue something for the connections here of `users`.
@@ -241,6 +233,18 @@ impl Drop for Deliverer {
         self.guarded(Self::give_up_waiting);
         self.flush();
     }
+}
+
+/// Writes a batch to each connection, as far as it takes it. Answers how many frames are queued or written.
+fn write(batch: &Batch, connections: &[Arc<Connection>]) -> usize {
+    let to_one = |one: &Connection| {
+        failpoint::reached("flush", one.user());
+        let queued = one.push_batch(batch, Outbox::push_and_flush);
+        one.outbox.flush();
+        queued
+    };
+    let each = connections.iter().map(|one| for_one("push", one, to_one));
+    each.sum()
 }
 
 /// Does something for one connection. A panic in it ends that one (1011) and is seen by nobody else:

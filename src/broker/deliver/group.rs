@@ -8,7 +8,7 @@
 use std::mem;
 use std::sync::Arc;
 
-use super::{Deliverer, DeliveryError, catch_up, decode, id_behind};
+use super::{Deliverer, DeliveryError, catch_up, decode, id_behind, write};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
@@ -113,7 +113,7 @@ impl Deliverer {
         messages.sort_by(|(one, _), (other, _)| one.cmp(other));
         for own in messages.chunk_by(|(one, _), (other, _)| one == other) {
             let sender = own.iter().take(1).map(|(sender, _)| sender.clone());
-            self.write(PushType::GroupMessage, sender.collect(), own.to_vec());
+            self.write_to_members(sender.collect(), own.to_vec());
         }
     }
 
@@ -131,12 +131,19 @@ impl Deliverer {
         let missing = if waited.let_go { &members } else { &new };
         catch_up(&self.deliver.registry.connections_of(missing));
         for messages in waited.messages.chunks(MAX_BATCH) {
-            self.write(
-                PushType::GroupMessage,
-                Arc::clone(&members),
-                messages.to_vec(),
-            );
+            self.write_to_members(Arc::clone(&members), messages.to_vec());
         }
+    }
+
+    /// Writes messages to those of `members` who are connected here; each is looked up by the thread
+    /// that writes.
+    pub(super) fn write_to_members(&self, members: Members, messages: Vec<Sent>) {
+        let (registry, metrics) = (self.deliver.registry.clone(), self.deliver.metrics.clone());
+        let (batch, count) = (Batch::of(messages), members.len());
+        self.deliver.fan_out.chunks(count, move |chunk| {
+            let connections = registry.connections_of(&members[chunk]);
+            metrics.pushed(PushType::GroupMessage, write(&batch, &connections));
+        });
     }
 
     /// The batch before it, where that is another group's, is enqueued for the members who are
