@@ -312,8 +312,9 @@ fn environment(command: &mut Command, directory: &Path, node: &str) {
         .env("RUNNING_UNDER_SYSTEMD", "true")
         .env("ERL_EPMD_PORT", name_server().to_string())
         .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-        .env("RABBITMQ_CTL_DIST_PORT_MIN", "20000")
-        .env("RABBITMQ_CTL_DIST_PORT_MAX", "32000");
+        // Those that `free_port` leaves: else one tool or another is where a broker is to listen.
+        .env("RABBITMQ_CTL_DIST_PORT_MIN", "32000")
+        .env("RABBITMQ_CTL_DIST_PORT_MAX", "32767");
 }
 
 /// Erlang's name server, which a node would otherwise start and leave behind.
