@@ -31,7 +31,7 @@
 //!
 //! `tests/it/architecture.rs` counts the lines of the core and of the first sitting. The chapter
 //! `docs/tour.md` goes through the first one by the hand; the chapters beside it tell what each part is
-//! there for, what threads cost, and how to look inside while it runs.
+//! there for, what threads cost, how far it goes, how to operate it, and how to look inside while it runs.
 //!
 //! # Where to change what
 //!
@@ -50,6 +50,11 @@
 //! | who is idle, stuck or slow | `client/liveness.rs` |
 //! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs`; in which order threads may take turns there: `sync.rs`, `tests/loom/` |
 //! | what must hold of all that comes from outside | `fuzzing.rs`, and the files of that name |
+//! | how many connections the system allows | `capacity.rs` |
+//! | what `/readyz` asks | `readiness.rs`, `services/probe.rs` |
+//! | how long to wait before a next try | `backoff.rs` |
+//! | ids, and errors that name a key | `ids.rs`, `error.rs` |
+//! | arguments, exit codes, signals | `main.rs`, `signals.rs` |
 //! | what a connection costs in memory | `client/stack.rs`, `client/socket.rs`, `client/outbox.rs` |
 //! | where deliveries come from | `broker/source.rs` |
 //! | a queue, an exchange, a binding | `broker/topology.rs`, `broker/routes.rs` |
@@ -61,7 +66,7 @@
 //! | a key of the configuration | `config/mod.rs`, `config/validate.rs`, `gateway.toml` |
 //! | what starts and stops, in which order | [`gateway`], `gateway/shutdown.rs` |
 //! | what the core does without | `gateway/edges.rs` |
-//! | what is counted, and what operators see | [`metrics`], `admin/` (an edge) |
+//! | what operators see | `admin/` (an edge) |
 //! | the reference services | `reference/` (an edge: the gateway builds without it) |
 //! | TLS with clients, and the certificate | `tls/` (an edge) |
 //! | what is registered in etcd, and how services are found there | `discovery/` (an edge) |
@@ -74,6 +79,8 @@
 //! | what `ws-gateway chat` sends, shows and waits for | `chat/session.rs` and what is beside it, `chat/screen.rs`; at which end it comes back: `chat/close.rs` (an edge) |
 //! | what a newcomer is told at the start, and where it cannot start | `first_run.rs` |
 //! | a defect that checkers of gateways are tried with | `planted/` (an edge, and a feature for tests) |
+//! | a fault of a drill; a fault or a sentence of chaos | `tests/it/scenarios/`; `tests/it/chaos/` |
+//! | what is measured, and beside what | `tests/bench/scenarios/`, `tests/bench/peer/`, `tests/bench/installed/` |
 //!
 //! # The threads
 //!
@@ -116,9 +123,9 @@
 //! - A panic ends one connection, and no more; in a thread that serves everybody it has the thread
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
-//! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `registry`,
+//! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `capacity` and `registry`,
 //!   `broker` and `presence`, `reference`, `admin`, `discovery`, `planted`, `proxy_protocol` and
-//!   `tls`, `chat`, `chat_page` and `conform`, `gateway`. No circle among files. A client's socket is a `client/transport.rs`, and
+//!   `tls`, `chat`, `chat_page` and `conform`, `check`, `gateway` and `recipes`, `main`. No circle among files. A client's socket is a `client/transport.rs`, and
 //!   what connects and disconnects is told to one `ConnectionObserver`.
 //! - `client` and `broker` meet in the registry and in a connection's `push`; neither knows how the
 //!   other works. tungstenite is named in `client/socket.rs` alone, and by `chat`, which is a client, and

@@ -2,14 +2,15 @@
 //! for tests, which no default build has. `PLANTED_DEFECT=NAME` in the environment of the process plants
 //! one, of which the start warns; an unknown name ends the start; without the variable there is none.
 //!
-//! A [`Defect`] breaks one sentence of what the gateway promises and leaves all else right. It acts at
-//! every so many-th occasion, counted for the whole process, and `gateway_planted_total` says how often
+//! A [`Defect`] breaks one sentence of what the gateway promises, or two that go together, and leaves all
+//! else right. It acts at every 2nd, 3rd, 5th or 20th occasion, counted for the whole process, and `gateway_planted_total` says how often
 //! it has.
 //!
 //! An edge. The defects are decorators: of the [`Services`] ([`services`]), of the
 //! [`ConnectionObserver`] ([`observer`]), of what a client's socket is told ([`socket`], whose
-//! [`frames`] are rewritten), and of what is to be done for a user who has gone. What none of them
-//! reaches is left out at a [`failpoint`].
+//! [`frames`] are rewritten), and of what is to be done for a user who has gone. A
+//! revocation, which none of them reaches, is ignored at a [`failpoint`]; `stays-unready` is a check of
+//! readiness.
 
 mod frames;
 mod observer;
@@ -65,7 +66,8 @@ pub enum Defect {
     Misdelivers,
     /// A newcomer is refused with 401 whose token holds.
     TurnsAway,
-    /// `session_revoked` is ignored, and so is that the User Service refuses the token later on.
+    /// A revocation has no effect: `session_revoked` is ignored, and later refusals of the token by the
+    /// User Service are, too.
     IgnoresRevocation,
     /// A connection outlives its token.
     IgnoresExpiry,
@@ -83,9 +85,10 @@ pub enum Defect {
     ClosesWithoutCause,
     /// A connection that has ended leaves a thread.
     LeaksThread,
-    /// Or a file descriptor.
+    /// A connection that has ended leaves a file descriptor.
     LeaksDescriptor,
-    /// Or its entry in the registry, and with it its socket, until the gateway shuts down.
+    /// A connection that has ended keeps its entry in the registry, and with it its socket, until the
+    /// gateway shuts down.
     LeaksConnection,
     /// The binding of a user who has gone stays, until the broker's connection is lost.
     KeepsRoute,

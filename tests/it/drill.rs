@@ -73,7 +73,7 @@ fn list() -> ExitCode {
         println!("{:18} {}", drill.name, drill.about);
     }
     println!("{:18} {}", chaos::NAME, chaos::ABOUT);
-    println!("NAME --naive does it to the sketch that the gateway started from");
+    println!("NAME --naive does it to the sketch that the gateway started from (but not chaos)");
     ExitCode::SUCCESS
 }
 

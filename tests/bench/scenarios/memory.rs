@@ -13,7 +13,7 @@ const CONNECTIONS: usize = 5_000;
 
 pub const IDLE: Scenario = Scenario {
     name: "memory-idle",
-    about: "resident memory per idle connection, at 5,000",
+    about: "resident memory per idle connection, at 5,000, beside the peer",
     targets: &[up_to(Metric::MemoryPerConnection, 24.0)],
     run: idle,
 };
@@ -36,7 +36,9 @@ pub const USED: Scenario = Scenario {
 };
 
 fn idle(bench: &mut Bench) {
-    measure(bench, IDLE.name, Kind::Gateway, 0);
+    for kind in [Kind::Gateway, Kind::PeerTry] {
+        measure(bench, IDLE.name, kind, 0);
+    }
 }
 
 fn idle_tls(bench: &mut Bench) {

@@ -1,5 +1,6 @@
-//! `tests/run drill chaos`: faults at random, overlapping, while users write to one another; and every
-//! sentence of the promise held against what all have seen.
+//! `tests/run drill chaos`: faults of the broker, the services, the gateways and the clients, of 18 kinds, at
+//! random and overlapping, while users write to one another; and sixteen sentences ([`checker::Sentence`])
+//! held against what all have seen.
 //!
 //! The reading order: `series` makes the faults from a seed; `deployment` are the processes and what is
 //! done to them; `people`, `device` and `office` are the traffic; `run` lets it all happen and looks
@@ -30,7 +31,7 @@ use checker::Finding;
 use run::{Outcome, Run};
 use series::{Fault, series};
 
-/// Random faults, overlapping, from a seed; then a check of every sentence of the promise.
+/// Random faults, overlapping, from a seed; then a check of sixteen sentences of what is promised.
 #[derive(Debug, Parser)]
 #[command(name = "tests/run drill chaos")]
 struct Arguments {
@@ -55,7 +56,8 @@ struct Arguments {
 
 /// As the drills have it.
 pub const NAME: &str = "chaos";
-pub const ABOUT: &str = "all faults at random, overlapping, from a seed: --seed N --minutes M";
+pub const ABOUT: &str =
+    "faults of 18 kinds at random, overlapping, from a seed: --seed N --minutes M";
 
 /// How many findings of a run are printed.
 const SHOWN: usize = 20;
