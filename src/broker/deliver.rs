@@ -128,8 +128,8 @@ impl Deliverer {
         self.tally.end();
     }
 
-    /// Does a part of the work. A panic in it ends nothing; what was taken before may be gone with
-    /// it, but it is unread, so it comes again.
+    /// Does a part of the work. A panic in it ends nothing. What was taken before may be gone with it: what is
+    /// unread comes again, a user's own copies do not.
     fn guarded<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Option<T> {
         // Each push is contained by itself, so `pending_flush` names all who have something enqueued.
         let outcome = contain(|| work(self));

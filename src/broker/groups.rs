@@ -1,11 +1,12 @@
 //! Who is in a group: the User Service's answers, kept for `groups.cache_ttl`.
 //!
 //! Between two answers a list may be out of date, and a message may have gone past a new member.
-//! One rule makes that good: whenever a list is fetched, whoever is connected here and was not in
-//! the list held before is caught up with what is unread. So an outdated list is kept for
+//! One rule makes that good: whenever a list is fetched, whoever is connected here and is in it or in
+//! the list held before, but not in both, is caught up with what is unread: somebody who has left, too,
+//! since a message from before that may have waited for this list. So an outdated list is kept for
 //! comparing, also after it has expired. A group of which there was no list before compares with
-//! nothing: nothing was delivered by an outdated list. The lists end with their consumer, for on the
-//! next connection to the broker everybody is caught up.
+//! nothing: somebody who left it just before finds what waited then at the next connect. The lists end with their consumer, for on the next connection to the broker everybody is
+//! caught up.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,8 +65,8 @@ impl Groups {
         list.map(|list| list.fresh_until = None).is_some()
     }
 
-    /// Takes in what the User Service answered: the members, and those of them who are new and to be
-    /// caught up. An error means: ask again later.
+    /// Takes in what the User Service answered: the members; and who has come or gone, and is to be caught
+    /// up. An error means: ask again later.
     pub fn answered(&mut self, group: &GroupId, answer: Answer) -> Result<(Members, Members)> {
         let members = match answer {
             Ok(ids) => valid(group, &ids),
@@ -82,9 +83,9 @@ impl Groups {
         let before = list.members.replace(Arc::clone(&members));
         // Where there was none, it compares with itself.
         let before = before.as_ref().unwrap_or(&members);
-        let is_new = |member: &&UserId| before.binary_search(member).is_err();
-        let new = members.iter().filter(is_new).cloned().collect();
-        Ok((members, new))
+        let changed = missing(before, &members).chain(missing(&members, before));
+        let changed = changed.cloned().collect();
+        Ok((members, changed))
     }
 
     /// There is no list to be had: the group's messages wait. Where the service answers, they wait a
@@ -110,6 +111,12 @@ impl Groups {
         let list = self.lists.entry(group.clone());
         list.or_insert_with(List::default)
     }
+}
+
+/// Those of `some` who are not among `others`.
+fn missing<'a>(some: &'a Members, others: &'a Members) -> impl Iterator<Item = &'a UserId> {
+    let is_missing = |user: &&UserId| others.binary_search(user).is_err();
+    some.iter().filter(is_missing)
 }
 
 /// Leaves out what cannot be a user: nobody can be connected under such an id, and the others'
@@ -190,12 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn only_who_is_new_compared_to_the_list_before_is_caught_up() {
+    fn only_who_has_come_or_gone_since_the_list_before_is_caught_up() {
         let mut s = scene(Duration::ZERO);
         assert_eq!(s.fetch("team"), fetched("alice bob", ""));
         s.users.set("team", &["alice", "bob", "carol"]);
         assert_eq!(s.fetch("team"), fetched("alice bob carol", "carol"));
         assert_eq!(s.fetch("team"), fetched("alice bob carol", ""));
+        s.users.set("team", &["bob", "carol"]);
+        assert_eq!(s.fetch("team"), fetched("bob carol", "alice"));
     }
 
     #[test]
@@ -205,8 +214,8 @@ mod tests {
         s.fetch("team").unwrap();
         assert!(s.groups.invalidate(&s.team));
         assert!(s.groups.fresh(&s.team).is_none());
-        s.users.set("team", &["carol"]);
-        assert_eq!(s.fetch("team"), fetched("carol", "carol"));
+        s.users.set("team", &["bob", "carol"]);
+        assert_eq!(s.fetch("team"), fetched("bob carol", "alice carol"));
     }
 
     #[test]

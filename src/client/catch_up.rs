@@ -5,8 +5,8 @@
 //! causes a 4001. Pushes that arrive meanwhile wait in the [`DeliveryGate`](super::gate::DeliveryGate).
 //!
 //! A service that does not get on, by errors, by a page that is too large or by pages that lead in
-//! circles, is asked ever more slowly, and holds up live pushes for [`HOLD_LONGEST`] at most: then
-//! they go past, and what is unread comes later, when the service can be had.
+//! circles, is asked ever more slowly, and holds up live pushes for [`HOLD_LONGEST`] at most, or where
+//! so many others ask it that no turn comes, for [`TURN_LONGEST`]: then they go past, and what is unread comes later, when the service can be had.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(5);
 const MAX_BACKOFF_ANSWERED: Duration = Duration::from_secs(60);
 /// How long live pushes wait for a service that does not get on.
 const HOLD_LONGEST: Duration = Duration::from_secs(10);
+/// The same, while it waits for its turn to ask the service.
+const TURN_LONGEST: Duration = Duration::from_secs(60);
 /// How long a page waits for its permit before the thread looks after the connection again.
 const PERMIT_WITHIN: Duration = Duration::from_secs(1);
 /// How much a client may have yet to take of what it was sent when the next page is fetched, in
@@ -96,12 +98,9 @@ impl CatchUp {
     /// Does what is due, at most one page; call it when nothing waits for the socket. Answers when
     /// it wants to be called again, if at all before the next request.
     pub fn advance(&mut self, connection: &Connection, now: Instant) -> Option<Instant> {
-        if connection.gate.take_request() {
-            match &mut self.open_at {
-                // A request does not hurry a service that does not get on.
-                Some(open_at) => *open_at = now + HOLD_LONGEST,
-                None => self.begin(now),
-            }
+        // A request does not hurry a service that does not get on, nor does it hold up pushes for longer.
+        if connection.gate.take_request() && self.open_at.is_none() {
+            self.begin(now);
         }
         match self.stage {
             Stage::Running(due) if now >= due => self.page(connection, now),
@@ -123,7 +122,7 @@ impl CatchUp {
 
     fn begin(&mut self, now: Instant) {
         if !matches!(self.stage, Stage::Running(_)) {
-            (self.limit, self.sent, self.trail) = (PAGE, None, Trail::default());
+            (self.limit, self.trail) = (PAGE, Trail::default());
         }
         self.stage = Stage::Running(now);
     }
@@ -143,11 +142,15 @@ impl CatchUp {
             after_id: self.position.clone(),
             limit: self.limit,
         };
+        let called = Instant::now();
         let Some(permit) = self.context.pacing.acquire_within(PERMIT_WITHIN) else {
+            // It may be for others that the service does not get on.
+            self.open_at.get_or_insert(now + TURN_LONGEST);
             return;
         };
         let answer = self.context.services.offline_messages(request);
         drop(permit);
+        let now = now + called.elapsed();
         match answer {
             Ok(page) => self.send(connection, &page, now),
             Err(error) if error.is_too_large() && self.limit > 1 => self.limit /= 2,
@@ -211,6 +214,7 @@ impl CatchUp {
                 self.stage = Stage::Running(now);
                 return;
             }
+            // What is new may pass from now on, and so come before this is told.
             if let Some(count) = self.sent.take() {
                 let complete = Outgoing::OfflineComplete { count }.frame(None, timestamp());
                 connection.outbox.write_behind([complete]);

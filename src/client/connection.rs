@@ -98,7 +98,10 @@ impl Connection {
         let is_presence = push.kind == PushKind::Presence;
         let decision = match self.gate.pass(push) {
             GateDecision::Open if is_presence && self.outbox.is_half_full() => return 0,
-            GateDecision::Open if self.outbox.push(&push.frame) => return 1,
+            GateDecision::Open if self.outbox.push(&push.frame) => {
+                self.gate.passed(push);
+                return 1;
+            }
             GateDecision::Open if is_presence => return 0,
             // Nobody waits for a client: what is unread comes with catch-up, at the client's pace.
             GateDecision::Open => {

@@ -130,20 +130,24 @@ impl DeliveryGate {
             return GateDecision::Done;
         }
         if hold.settling {
-            hold.sent
-                .extend(push.message_id.iter().filter(|_| hold.given_up));
             return GateDecision::Open;
         }
         let length = push.frame.len();
+        let is_full = |hold: &Hold| {
+            let (frames, bytes) = (hold.pushes.len(), hold.bytes + length);
+            frames >= self.max_frames || (bytes > self.max_bytes && frames > 0)
+        };
         let (frames, bytes) = (hold.pushes.len(), hold.bytes + length);
-        let full = frames >= self.max_frames || (bytes > self.max_bytes && frames > 0);
         let half_full = frames * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
         match push.kind {
             PushKind::Presence if half_full => {}
             // Those behind one that was let go would overtake it.
-            PushKind::Unread if full || hold.missed => hold.missed = true,
+            PushKind::Unread if is_full(hold) || hold.missed => hold.missed = true,
             kind => {
-                let overflows = full && kind == PushKind::OwnCopy && !hold.let_go();
+                let mut overflows = false;
+                while kind == PushKind::OwnCopy && is_full(hold) && !overflows {
+                    overflows = !hold.let_go();
+                }
                 hold.bytes += length;
                 hold.pushes.push(push.clone());
                 if overflows {
@@ -154,13 +158,21 @@ impl DeliveryGate {
         GateDecision::Done
     }
 
+    /// `push` is in the queue, past a catch-up that may be to send it still: it need not.
+    pub fn passed(&self, push: &Push) {
+        if self.is_live() {
+            return;
+        }
+        if let Some(hold) = self.hold.lock().as_mut().filter(|hold| hold.given_up) {
+            hold.sent.extend(&push.message_id);
+        }
+    }
+
     /// There was no room for `push`: holds, and requests a catch-up that brings what is unread.
     /// What is not unread waits here for the end of that, unless it overflows.
     pub fn fall_back(&self, push: &Push) -> GateDecision {
         self.hold_for(|hold| {
             (hold.requested, hold.fell_back) = (true, true);
-            // It was let through, and so may be remembered as sent.
-            push.message_id.iter().for_each(|id| hold.sent.remove(id));
             self.decide(hold, push)
         })
     }
@@ -305,10 +317,6 @@ impl Sent {
             newer.insert(Arc::clone(id));
         }
     }
-
-    fn remove(&mut self, id: &str) {
-        self.0.iter_mut().for_each(|ids| drop(ids.take(id)));
-    }
 }
 
 #[cfg(test)]
@@ -413,18 +421,21 @@ mod tests {
         assert!(is_open_to(&gate, &["m1", "m2"]), "it is live");
     }
 
-    /// What goes past then is remembered one by one, and forgotten again where it found no room.
+    /// What goes past then is remembered one by one, once it is queued.
     #[test]
     fn no_batch_goes_past_a_catch_up_that_is_not_through() {
         let gate = started(8);
         gate.give_up();
         assert_eq!(finished(&gate), (vec![], "settling"));
         assert!(!is_open_to(&gate, &["m1", "m2"]));
-        for id in ["m1", "m2"] {
+        for id in ["m1", "m2", "m3"] {
             assert_eq!(gate.pass(&unread(id)), GateDecision::Open);
         }
+        gate.passed(&unread("m1"));
         assert_eq!(gate.fall_back(&unread("m2")), GateDecision::Done);
-        assert_eq!([gate.claim("m1"), gate.claim("m2")], [false, true]);
+        // The third is on its way into the queue still: better twice than not at all.
+        let claimed = ["m1", "m2", "m3"].map(|id| gate.claim(id));
+        assert_eq!(claimed, [false, true, true]);
     }
 
     #[test]
@@ -568,6 +579,37 @@ mod tests {
     }
 
     #[test]
+    fn own_copies_that_are_large_take_no_more_than_there_is() {
+        let gate = DeliveryGate::new(256, 10_000);
+        let copy = |number: usize| {
+            let content = "x".repeat(3_000);
+            let id = format!("c{number}");
+            let message = Message {
+                id,
+                content,
+                ..Message::default()
+            };
+            Push::message(&message, true)
+        };
+        for number in 0..30 {
+            assert_eq!(
+                gate.pass(&unread(&format!("m{number}"))),
+                GateDecision::Done
+            );
+        }
+        for number in 0..3 {
+            assert_eq!(gate.pass(&copy(number)), GateDecision::Done);
+            let bytes = gate.hold.lock().as_ref().map(|hold| hold.bytes);
+            assert!(bytes.is_some_and(|bytes| bytes <= 10_000), "{bytes:?}");
+        }
+        let GateDecision::Overflow(copies) = gate.pass(&copy(3)) else {
+            panic!("no unread message is left to make room");
+        };
+        assert!(copies.iter().all(|push| push.kind == PushKind::OwnCopy));
+        assert_eq!(copies.len(), 4);
+    }
+
+    #[test]
     fn whoever_is_behind_falls_back_and_is_let_off_by_a_catch_up() {
         let gate = started(2);
         assert_eq!(finished(&gate), (vec![], "live"));
@@ -585,7 +627,7 @@ mod tests {
         assert!(!gate.fell_back());
     }
 
-    /// It was let through, and is remembered as sent; but there was no room for it.
+    /// It was let through, but there was no room for it.
     #[test]
     fn what_falls_back_was_not_sent() {
         let gate = started(2);
@@ -631,6 +673,7 @@ mod tests {
         gate.give_up();
         assert_eq!(finished(&gate), (vec![], "settling"));
         assert_eq!(gate.pass(&unread("m4")), GateDecision::Open);
+        gate.passed(&unread("m4"));
         let late = ["m1", "m2", "m3", "m4"].map(|id| gate.claim(id));
         assert_eq!(late, [false, false, true, false]);
         assert_eq!(finished(&gate), (vec![], "settling"));

@@ -95,7 +95,7 @@ impl Writer<'_> {
         if connection.is_closing() {
             return Ok(now);
         }
-        let next_catch_up = self.catch_up.advance(connection, now);
+        let next_catch_up = self.catch_up.advance(connection, Instant::now());
         let next_write = connection.outbox.is_handed_over().then_some(now);
         let latest = self.next_ping.min(now + left.min(MAX_SLEEP));
         let next = [next_look, next_check, next_catch_up, next_write];

@@ -119,7 +119,7 @@ impl Deliverer {
 
     /// Delivers what has waited for this answer of the User Service.
     pub(super) fn answered(&mut self, group: GroupId, answer: Answer) {
-        let (members, new) = match self.groups.answered(&group, answer) {
+        let (members, changed) = match self.groups.answered(&group, answer) {
             Ok(answer) => answer,
             Err(error) => return self.waiting.failed(group, &error),
         };
@@ -128,8 +128,10 @@ impl Deliverer {
             // The answer is outdated already.
             self.groups.invalidate(&group);
         }
-        let missing = if waited.let_go { &members } else { &new };
-        catch_up(&self.deliver.registry.connections_of(missing));
+        let missing = if waited.let_go { &*members } else { &[] };
+        for users in [missing, &*changed] {
+            catch_up(&self.deliver.registry.connections_of(users));
+        }
         for messages in waited.messages.chunks(MAX_BATCH) {
             self.write_to_members(Arc::clone(&members), messages.to_vec());
         }

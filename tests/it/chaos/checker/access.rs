@@ -155,7 +155,8 @@ impl<'a> Checker<'a> {
     /// When everything that concerns a gateway has been well for long enough after `since` that what was
     /// due must have happened.
     fn calm_after(&self, gateway: usize, since: Moment) -> Option<Moment> {
-        const CALM: Duration = Duration::from_secs(6);
+        /// Until the routes of all are bound again, and each token is asked about.
+        const CALM: Duration = Duration::from_secs(12);
         let concerns = |what: What| match what {
             What::Broker(_) | What::Services(_) => true,
             What::Gateway(number, _) => number == gateway,

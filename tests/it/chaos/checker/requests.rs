@@ -61,8 +61,15 @@ impl<'a> Checker<'a> {
                 }
                 Event::GaveUp => {
                     let within = Span::new(at.saturating_sub(2 * SILENCE), *at);
+                    // A pong waits behind a request that waits for a service, with intervals as short as
+                    // these for too long.
+                    let waits = pending
+                        .iter()
+                        .any(|(.., what)| !matches!(what, Request::Ping))
+                        && self.suffers(within, |what| matches!(what, What::Services(_)));
                     if self.frozen(history, session, within).is_zero()
                         && !self.gateway_suffers(session.gateway, within)
+                        && !waits
                     {
                         find(format!("{device} heard nothing until {at:?}"));
                     }

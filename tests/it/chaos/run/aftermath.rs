@@ -69,7 +69,8 @@ impl Scene {
                         .into_iter()
                         .filter_map(move |mate| {
                             let (is, seen) = (online(&mate), seen.get(&mate).copied());
-                            (seen != Some(is)).then(|| {
+                            // Of whom nothing was said, nobody takes to be online.
+                            (seen.unwrap_or_default() != is).then(|| {
                                 format!("{}: {mate} is online: {is}, seen: {seen:?}", watcher.name)
                             })
                         })
