@@ -150,20 +150,18 @@ impl<'a> Checker<'a> {
         membership.at_all(Span::new(commit.from, at), CACHE_TTL + SLACK)
     }
 
-    /// Own copies are nobody's unread: what was on its way to an earlier connection comes late, so they
-    /// are in order on each connection.
+    /// Own copies are nobody's unread: those from before the connection may come late.
     pub(super) fn in_order(&self, history: &History, findings: &mut Vec<Finding>) {
         if self.records.went_past.contains(&history.user) {
             return;
         }
         let mut seen = HashSet::new();
         let mut last: HashMap<(&str, &str, &str), (usize, &str)> = HashMap::new();
+        let mut connected = Moment::ZERO;
         for (at, event) in &history.events {
             let Event::Pushed(Pushed { id, .. }) = event else {
                 if matches!(event, Event::Connected) {
-                    let is_own = |id: &&String| self.is_from(&history.user, id);
-                    seen.retain(|id| !is_own(id));
-                    last.retain(|(from, ..), _| *from != history.user);
+                    connected = *at;
                 }
                 continue;
             };
@@ -171,8 +169,12 @@ impl<'a> Checker<'a> {
                 continue;
             };
             // What was written to a group before somebody joined comes to them if it is published late.
-            let is_theirs =
-                message.from_user_id == history.user || self.is_recipient(&history.user, message);
+            let is_new = |commit: Span| commit.from > connected;
+            let is_theirs = if message.from_user_id == history.user {
+                self.commit_of(message).is_some_and(is_new)
+            } else {
+                self.is_recipient(&history.user, message)
+            };
             if !seen.insert(id) || !is_theirs {
                 continue;
             }
@@ -192,11 +194,6 @@ impl<'a> Checker<'a> {
                 (*newest, *newest_id) = (*place, id);
             }
         }
-    }
-
-    fn is_from(&self, user: &str, id: &str) -> bool {
-        let stored = self.stored.get(id);
-        stored.is_some_and(|(_, message)| message.from_user_id == user)
     }
 
     pub(super) fn unread_first(
