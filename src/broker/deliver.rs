@@ -106,9 +106,7 @@ impl Deliverer {
     /// blocks, never panics. What was taken may be acknowledged after it. Call it after each
     /// [wait](Deliverer::wait).
     pub fn flush(&mut self) {
-        if !self.singles.is_empty() {
-            self.guarded(Self::write_singles);
-        }
+        self.guarded(Self::write_singles);
         if let Some((members, messages)) = self.batch.take() {
             self.guarded(|deliverer| deliverer.write_to_members(members, messages));
         }
@@ -194,7 +192,7 @@ impl Deliverer {
         let watchers = Vec::from_iter(watchers);
         // Encoded once, and only if any of them is connected here.
         let push = LazyCell::new(|| Push::presence(&user, online, event.timestamp));
-        self.enqueue_for(PushType::Presence, &watchers, |one| one.push(&push));
+        self.push_for(PushType::Presence, &watchers, |one| one.push(&push));
         Ok(())
     }
 
@@ -211,17 +209,9 @@ impl Deliverer {
     }
 
     /// Has `push` enqueue something for the connections here of `users`.
-    fn enqueue_for(
-        &mut self,
-        kind: PushType,
-        users: &[UserId],
-        push: impl Fn(&Connection) -> usize,
-    ) {
+    fn push_for(&mut self, kind: PushType, users: &[UserId], push: impl Fn(&Connection) -> usize) {
         let recipients = self.deliver.registry.connections_of(users);
-        for connection in &recipients {
-            let queued = for_one("push", connection, &push);
-            self.tally.pushed(kind, queued);
-        }
+        self.tally.pushed(kind, push_to(&recipients, push));
         self.pending_flush.extend(recipients);
     }
 }
@@ -237,14 +227,18 @@ impl Drop for Deliverer {
 
 /// Writes a batch to each connection, as far as it takes it. Answers how many frames are queued or written.
 fn write(batch: &Batch, connections: &[Arc<Connection>]) -> usize {
-    let to_one = |one: &Connection| {
+    push_to(connections, |one| {
         failpoint::reached("flush", one.user());
         let queued = one.push_batch(batch, Outbox::push_and_flush);
         one.outbox.flush();
         queued
-    };
-    let each = connections.iter().map(|one| for_one("push", one, to_one));
-    each.sum()
+    })
+}
+
+/// Answers how many frames `push` has queued for all of them.
+fn push_to(connections: &[Arc<Connection>], push: impl Fn(&Connection) -> usize) -> usize {
+    let queued = connections.iter().map(|one| for_one("push", one, &push));
+    queued.sum()
 }
 
 /// Does something for one connection. A panic in it ends that one (1011) and is seen by nobody else:

@@ -8,6 +8,7 @@
 //! nothing: somebody who left it just before finds what waited then at the next connect. The lists end with their consumer, for on the next connection to the broker everybody is
 //! caught up.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,8 +84,8 @@ impl Groups {
         let before = list.members.replace(Arc::clone(&members));
         // Where there was none, it compares with itself.
         let before = before.as_ref().unwrap_or(&members);
-        let changed = missing(before, &members).chain(missing(&members, before));
-        let changed = changed.cloned().collect();
+        let [before, after] = [before, &members].map(|list| BTreeSet::from_iter(list.to_vec()));
+        let changed = (&before ^ &after).into_iter().collect();
         Ok((members, changed))
     }
 
@@ -111,12 +112,6 @@ impl Groups {
         let list = self.lists.entry(group.clone());
         list.or_insert_with(List::default)
     }
-}
-
-/// Those of `some` who are not among `others`.
-fn missing<'a>(some: &'a Members, others: &'a Members) -> impl Iterator<Item = &'a UserId> {
-    let is_missing = |user: &&UserId| others.binary_search(user).is_err();
-    some.iter().filter(is_missing)
 }
 
 /// Leaves out what cannot be a user: nobody can be connected under such an id, and the others'

@@ -133,21 +133,18 @@ impl DeliveryGate {
             return GateDecision::Open;
         }
         let length = push.frame.len();
-        let is_full = |hold: &Hold| {
-            let (frames, bytes) = (hold.pushes.len(), hold.bytes + length);
+        let fills = |hold: &Hold, parts: usize| {
+            let (frames, bytes) = (hold.pushes.len() * parts, (hold.bytes + length) * parts);
             frames >= self.max_frames || (bytes > self.max_bytes && frames > 0)
         };
-        let (frames, bytes) = (hold.pushes.len(), hold.bytes + length);
-        let half_full = frames * 2 >= self.max_frames || bytes * 2 >= self.max_bytes;
         match push.kind {
-            PushKind::Presence if half_full => {}
+            PushKind::Presence if fills(hold, 2) => {}
             // Those behind one that was let go would overtake it.
-            PushKind::Unread if is_full(hold) || hold.missed => hold.missed = true,
+            PushKind::Unread if fills(hold, 1) || hold.missed => hold.missed = true,
             kind => {
-                let mut overflows = false;
-                while kind == PushKind::OwnCopy && is_full(hold) && !overflows {
-                    overflows = !hold.let_go();
-                }
+                let is_own = kind == PushKind::OwnCopy;
+                while is_own && fills(hold, 1) && hold.let_go() {}
+                let overflows = is_own && fills(hold, 1);
                 hold.bytes += length;
                 hold.pushes.push(push.clone());
                 if overflows {
@@ -160,10 +157,9 @@ impl DeliveryGate {
 
     /// `push` is in the queue, past a catch-up that may be to send it still: it need not.
     pub fn passed(&self, push: &Push) {
-        if self.is_live() {
-            return;
-        }
-        if let Some(hold) = self.hold.lock().as_mut().filter(|hold| hold.given_up) {
+        if !self.is_live()
+            && let Some(hold) = self.hold.lock().as_mut().filter(|hold| hold.given_up)
+        {
             hold.sent.extend(&push.message_id);
         }
     }

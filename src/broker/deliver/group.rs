@@ -156,7 +156,7 @@ impl Deliverer {
         if let Some((members, messages)) = self.batch.take_if(is_other) {
             let batch = Batch::of(messages);
             let push = |one: &Connection| one.push_batch(&batch, Outbox::push);
-            self.enqueue_for(PushType::GroupMessage, &members, push);
+            self.push_for(PushType::GroupMessage, &members, push);
         }
         let (_, messages) = self.batch.get_or_insert((members, Vec::new()));
         messages.push(message);
