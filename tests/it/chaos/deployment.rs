@@ -297,7 +297,7 @@ impl Deployment {
             }
             GatewayFault::OutOfDescriptors => {
                 let gateway = self.gateway(number);
-                let few = gateway.free_descriptor() + DESCRIPTORS;
+                let few = gateway.descriptors_at_most().0 + DESCRIPTORS;
                 let usual = gateway.limit("nofile", &few.to_string());
                 clock.sleep_until(end);
                 gateway.limit("nofile", &usual);

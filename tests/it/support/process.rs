@@ -200,11 +200,20 @@ impl Process {
             .expect("a number in /proc")
     }
 
-    /// The lowest file descriptor that it has not open.
-    pub fn free_descriptor(&self) -> u64 {
+    /// The limit of descriptors with which none can be had above those that it opened itself, and how many
+    /// can below it: what was open for a moment at the start has left gaps.
+    pub fn descriptors_at_most(&self) -> (u64, usize) {
         let directory = format!("/proc/{}/fd", self.pid());
-        let open = |number: &u64| fs::symlink_metadata(format!("{directory}/{number}")).is_ok();
-        (0..).find(|number| !open(number)).expect("a free one")
+        let is_own = |number: &u64| {
+            let inherited = fs::read_link(format!("/proc/self/fd/{number}")).ok();
+            let target = fs::read_link(format!("{directory}/{number}")).ok();
+            *number <= 2 || inherited.is_none() || inherited != target
+        };
+        let open = fs::read_dir(&directory).expect("/proc");
+        let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let own: Vec<u64> = numbers.filter(is_own).collect();
+        let limit = own.iter().max().map_or(0, |last| last + 1);
+        (limit, limit as usize - own.len())
     }
 
     /// Its address space, in bytes.
