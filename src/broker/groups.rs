@@ -5,8 +5,8 @@
 //! the list held before, but not in both, is caught up with what is unread: somebody who has left, too,
 //! since a message from before that may have waited for this list. So an outdated list is kept for
 //! comparing, also after it has expired. A group of which there was no list before compares with
-//! nothing: somebody who left it just before finds what waited then at the next connect. The lists end with their consumer, for on the next connection to the broker everybody is
-//! caught up.
+//! nothing: somebody who left it just before finds what waited then at the next connect. The lists end
+//! with their consumer, for on the next connection to the broker everybody is caught up.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

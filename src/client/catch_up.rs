@@ -6,7 +6,8 @@
 //!
 //! A service that does not get on, by errors, by a page that is too large or by pages that lead in
 //! circles, is asked ever more slowly, and holds up live pushes for [`HOLD_LONGEST`] at most, or where
-//! so many others ask it that no turn comes, for [`TURN_LONGEST`]: then they go past, and what is unread comes later, when the service can be had.
+//! so many others ask it that no turn comes, for [`TURN_LONGEST`]: then they go past, and what is unread
+//! comes later, when the service can be had.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -409,7 +410,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn whoever_waits_for_a_permit_still_looks_after_the_connection() {
+    fn whoever_waits_for_a_permit_looks_after_the_connection_and_holds_up_pushes_for_so_long() {
         let bob = Client::join(&Registry::default(), "bob");
         let mut context = context(&Arc::new(FakeServices::default()));
         // Nobody ends.
@@ -418,9 +419,37 @@ mod tests {
         let (told, returned) = crossbeam::channel::bounded(1);
         std::thread::spawn(move || {
             catch_up.advance(&bob.connection, Instant::now());
-            told.send(catch_up.advance(&bob.connection, Instant::now()).is_some())
+            let again = catch_up.advance(&bob.connection, Instant::now());
+            bob.connection.request_catch_up();
+            assert!(!bob.connection.gate.is_open());
+            catch_up.advance(&bob.connection, Instant::now() + TURN_LONGEST);
+            told.send(again.is_some() && bob.connection.gate.is_open())
         });
         assert_eq!(returned.recv_timeout(Duration::from_secs(20)), Ok(true));
+    }
+
+    #[test]
+    fn the_count_is_of_all_that_was_sent_whatever_is_requested_before_it_is_told() {
+        let mut scene = Scene::new();
+        scene.answers(|request| {
+            let large = Message {
+                content: "x".repeat(8 << 20),
+                ..message("m1")
+            };
+            let is_first = request.after_id.is_empty();
+            Ok(GetOfflineMessagesResponse {
+                messages: Vec::from_iter(is_first.then_some(large)),
+                has_more: false,
+            })
+        });
+        scene.catch_up.advance(&scene.bob.connection, scene.now);
+        assert!(scene.bob.connection.outbox.is_handed_over(), "it drains");
+        scene.bob.connection.request_catch_up();
+        let reader = scene.bob.reads_all();
+        scene.run(SETTLING);
+        let text = scene.bob.has_read(reader);
+        let counts = [0, 1].map(|count| text.matches(&format!("\"count\":{count}")).count());
+        assert_eq!(counts, [0, 1]);
     }
 
     /// The broker returns, or confirms the route, while a catch-up runs that may have looked before
