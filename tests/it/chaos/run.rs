@@ -28,7 +28,7 @@ const TALK_ON: Duration = Duration::from_secs(5);
 /// after a minute at the latest.
 const ARRIVE: Duration = Duration::from_secs(75);
 /// At least for so long: what was due when all was well has happened by then.
-const LISTEN: Duration = Duration::from_secs(10);
+const LISTEN: Duration = Duration::from_secs(15);
 /// There are many of them.
 const STACK: usize = 512 << 10;
 

@@ -101,8 +101,8 @@ impl<'a> Checker<'a> {
                 );
                 findings.push(Finding::new(Sentence::RevokedIsOut, seen));
             }
-            let limit =
-                self.calm_after(session.gateway, decree.within.until.max(session.connected));
+            let since = decree.within.until.max(session.connected);
+            let limit = self.out_by(session.gateway, since);
             if limit.is_some_and(|limit| {
                 until > limit + self.frozen(history, session, Span::new(limit, until))
             }) {
@@ -152,25 +152,27 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// When everything that concerns a gateway has been well for long enough after `since` that what was
-    /// due must have happened.
-    fn calm_after(&self, gateway: usize, since: Moment) -> Option<Moment> {
+    /// When nobody can be connected to a gateway any more with a token that was revoked at `since`; nothing
+    /// where that is after the end.
+    fn out_by(&self, gateway: usize, since: Moment) -> Option<Moment> {
+        /// Where nothing ails.
+        const AT_ONCE: Duration = Duration::from_secs(6);
         /// Until the routes of all are bound again, and each token is asked about.
-        const CALM: Duration = Duration::from_secs(12);
+        const ROUTES: Duration = Duration::from_secs(12);
         let concerns = |what: What| match what {
             What::Broker(_) | What::Services(_) => true,
             What::Gateway(number, _) => number == gateway,
             What::Clients(..) => false,
         };
-        let mut from = since;
+        let mut limit = since + AT_ONCE;
         for suffered in &self.records.faults {
             let Span { from: begun, until } = suffered.within;
-            if concerns(suffered.fault.what) && begun < from + CALM && until + AFTERMATH > from {
-                from = from.max(until + AFTERMATH);
+            if concerns(suffered.fault.what) && begun < limit {
+                let over = (until + AFTERMATH).min(self.records.ready_at);
+                limit = limit.max(over + ROUTES);
             }
         }
-        let calm = from.min(since.max(self.records.ready_at)) + CALM;
-        (calm < self.end).then_some(calm)
+        (limit < self.end).then_some(limit)
     }
 
     pub(super) fn closed_with_cause(
