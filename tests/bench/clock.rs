@@ -65,6 +65,21 @@ impl Stamps {
     }
 }
 
+/// Puts another moment into all time stamps of contents in a broker's `bytes`, whatever is around them.
+pub fn restamp(bytes: &mut [u8], stamp: u64) {
+    let stamp = self::stamp(stamp);
+    let (mark, length) = (&stamp.as_bytes()[..2], stamp.len());
+    let mut place = 0;
+    while let Some(found) = bytes.get(place..place + length) {
+        if found.starts_with(mark) && found[2..].iter().all(u8::is_ascii_digit) {
+            bytes[place..place + length].copy_from_slice(stamp.as_bytes());
+            place += length;
+        } else {
+            place += 1;
+        }
+    }
+}
+
 /// The value below which the part `share` of `sorted` lies; 0 of nothing.
 pub fn percentile(sorted: &[u32], share: f64) -> u32 {
     let last = sorted.len().saturating_sub(1);

@@ -108,7 +108,11 @@ pub struct Server {
 impl Server {
     /// Starts `kind` on its virtual host, for so many users.
     pub fn start(stand: &Stand, kind: Kind, users: usize) -> Self {
-        let url = stand.url(kind);
+        Self::start_by_way_of(stand.url(kind), stand, kind, users)
+    }
+
+    /// As [`start`](Self::start), with another way to that virtual host.
+    pub fn start_by_way_of(url: &str, stand: &Stand, kind: Kind, users: usize) -> Self {
         let identity = kind.has_tls().then_some(&stand.identity);
         let services = Services::start(url, users);
         let id = format!("bench-{}", kind.name().replace(' ', "-"));

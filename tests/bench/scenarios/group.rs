@@ -27,7 +27,7 @@ pub const PACED: Scenario = Scenario {
     name: "group-paced",
     about: "50 group messages a second to 1,000 connections",
     targets: &[
-        at_most(Metric::CpuPaced, 0.9, Kind::PeerTry.name()),
+        at_most(Metric::CpuPaced, 0.8, Kind::PeerTry.name()),
         at_most(Metric::CpuPaced, 1.2, RAW),
         at_most(Metric::P50, 0.8, Kind::PeerTry.name()),
         at_most(Metric::P99, 1.0, Kind::PeerTry.name()),

@@ -14,7 +14,7 @@ const CONNECTIONS: usize = 5_000;
 pub const IDLE: Scenario = Scenario {
     name: "memory-idle",
     about: "resident memory per idle connection, at 5,000, beside the peer",
-    targets: &[up_to(Metric::MemoryPerConnection, 24.0)],
+    targets: &[up_to(Metric::MemoryPerConnection, 22.0)],
     run: idle,
 };
 

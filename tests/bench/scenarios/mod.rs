@@ -3,6 +3,7 @@
 mod at_once;
 mod connects;
 mod group;
+mod group_small;
 mod growth;
 mod memory;
 mod requests;
@@ -50,11 +51,12 @@ impl Effort {
     }
 }
 
-pub const ALL: [Scenario; 17] = [
+pub const ALL: [Scenario; 18] = [
     group::SATURATED,
     group::PACED,
     at_once::AT_ONCE,
     at_once::AT_ONCE_UNREAD,
+    group_small::GROUP_SMALL,
     single::SATURATED,
     single::PACED,
     group::SATURATED_TLS,

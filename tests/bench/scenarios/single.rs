@@ -23,8 +23,8 @@ pub const SATURATED: Scenario = Scenario {
     name: "single-saturated",
     about: "a burst of single messages to 1,000 users, which waited for the server",
     targets: &[
-        at_least(Metric::PerSecond, 1.2, Kind::PeerTry.name()),
-        at_most(Metric::CpuSaturated, 0.7, Kind::PeerTry.name()),
+        at_least(Metric::PerSecond, 1.0, Kind::PeerTry.name()),
+        at_most(Metric::CpuSaturated, 0.75, Kind::PeerTry.name()),
         up_to(Metric::Lost, 0.0),
     ],
     run: saturated,
