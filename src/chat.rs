@@ -1,5 +1,5 @@
 //! `ws-gateway chat`, an edge: a client of the gateway's own protocol, for people at a terminal and for
-//! scripts. It keeps the rules that the README gives to clients: reconnect as the Close frame says,
+//! scripts. It keeps the rules of src/docs/protocol.md: reconnect as the Close frame says,
 //! acknowledge what was shown, drop what was there before, send again under the same
 //! `client_message_id` what was not answered.
 //!

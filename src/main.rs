@@ -42,7 +42,7 @@ const DEFAULT_CONFIG: &str = "gateway.toml";
 
 /// A synchronous WebSocket gateway for instant messaging.
 #[derive(Parser)]
-#[command(name = "ws-gateway", version, about, after_help = AFTER_HELP)]
+#[command(name = "ws-gateway", version, propagate_version = true, about, after_help = AFTER_HELP)]
 struct Arguments {
     /// The configuration file [default: gateway.toml, if there is one].
     #[arg(long, global = true, value_name = "FILE")]

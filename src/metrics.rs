@@ -1,4 +1,4 @@
-//! What is counted, by the names that Prometheus knows it by (DESIGN.md, section 7). The parts of the
+//! What is counted, by the names that Prometheus knows it by. The parts of the
 //! gateway add to it; `admin/` shows it, with what can be looked up there and then.
 //!
 //! No label has a value that a client can choose. Counting costs the delivery path one addition for

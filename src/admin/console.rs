@@ -1,4 +1,4 @@
-//! What an operator is answered, by path (DESIGN.md, section 7).
+//! What an operator is answered, by path.
 
 use std::net::IpAddr;
 use std::slice;

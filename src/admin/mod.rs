@@ -1,4 +1,4 @@
-//! The admin listener: what an operator asks a running gateway (DESIGN.md, section 7). An edge: it
+//! The admin listener: what an operator asks a running gateway. An edge: it
 //! looks at the gateway through what `gateway/edges.rs` hands it, and nothing in the core knows it.
 //!
 //! A request comes in at the [`listener`], which has threads and limits of its own; [`guard`] says who

@@ -1,4 +1,5 @@
-//! What a connection's end means for a client: the README's table of close codes, from the other side.
+//! What a connection's end means for a client: the table of close codes in
+//! src/docs/protocol.md, from the other side.
 
 use std::time::Duration;
 

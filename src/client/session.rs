@@ -96,7 +96,7 @@ impl Session {
             connection_id: &admission.id.to_string(),
             user_id: accepted.identity.user.as_str(),
             gateway_id: &config.gateway.id,
-            ping_interval: config.session.ping_interval.as_secs(),
+            ping_interval: config.session.ping_interval.as_millis().div_ceil(1_000) as u64,
             max_message_size: config.limits.max_message_size,
         };
         let (frames, bytes) = (config.session.send_queue, config.session.send_queue_bytes);

@@ -186,7 +186,8 @@ tables! {
     shutdown: Shutdown {
         /// How long newcomers are let in after the gateway is told to end.
         settle: Duration as "duration" = Duration::ZERO => countable,
-        /// From when the gateway is told to end until what is left is cut.
+        /// From when the gateway is told to end until it has; what is left of connections is cut after
+        /// three quarters of it.
         drain: Duration as "duration" = Duration::from_secs(30) => positive,
         /// What the clients' ways back are spread over.
         reconnect_spread: Duration as "duration" = Duration::from_secs(5) => countable,

@@ -637,13 +637,14 @@ fn presence_lease_is_renewed_well_within_it() {
     });
 }
 
-/// A ping comes at once, the next ones at their interval.
+/// A ping comes at once, the next ones at their interval. Clients are told it in whole seconds, never 0.
 #[test]
 fn session_ping_interval_is_between_pings() {
     let settings = chat::settings()
         .set("session.ping_interval", "400ms")
         .set("session.idle_timeout", "30s");
     let gateway = Gateway::start(&settings);
+    assert_eq!(gateway.connect("bob").hello["ping_interval"], 1);
     let mut alice = gateway.raw_session("alice");
     let mut times = Vec::new();
     while times.len() < 4 {

@@ -9,7 +9,7 @@ use crate::support::prometheus::{Prometheus, promtool};
 use crate::support::raw::{FIN, PING};
 use crate::support::{Client, Cluster, Gateway, Settings, wait_until};
 
-/// Every name of DESIGN.md, section 7, but what comes with TLS.
+/// Every name that is promised, but what comes with TLS.
 pub const NAMES: [&str; 36] = [
     "gateway_connections",
     "gateway_users",
