@@ -27,7 +27,7 @@
 //!    [`presence`].
 //! 3. **Nothing goes to waste, and nobody gets in the way.** [`http`]; in `client/`: `admission`,
 //!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; `threads/`; in `broker/`:
-//!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`, `probe`; [`config`].
+//!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`; [`config`].
 //!
 //! `tests/it/architecture.rs` counts the lines of the core and of the first sitting. The chapter
 //! `docs/tour.md` goes through the first one by the hand; the chapters beside it tell what each part is
@@ -51,7 +51,7 @@
 //! | how bytes leave | `client/outbox.rs`; to many at once: `threads/fan_out.rs`; in which order threads may take turns there: `sync.rs`, `tests/loom/` |
 //! | what must hold of all that comes from outside | `fuzzing.rs`, and the files of that name |
 //! | how many connections the system allows | `capacity.rs` |
-//! | what `/readyz` asks | `readiness.rs`, `services/probe.rs` |
+//! | what `/readyz` asks | `readiness.rs`, `probe.rs` |
 //! | how long to wait before a next try | `backoff.rs` |
 //! | ids, and errors that name a key | `ids.rs`, `error.rs` |
 //! | arguments, exit codes, signals | `main.rs`, `signals.rs` |
@@ -164,6 +164,7 @@ pub mod metrics;
 #[cfg(feature = "planted")]
 mod planted;
 pub mod presence;
+pub mod probe;
 #[cfg(feature = "proxy-protocol")]
 pub mod proxy_protocol;
 pub mod readiness;

@@ -96,9 +96,12 @@ impl Presence {
 
     /// The user has a connection less.
     pub fn left(&self, user: &UserId) {
-        if !self.registry.holds(user) {
-            self.change(|state| state.schedule(user, Instant::now() + self.config.offline_grace));
-        }
+        // Whoever has come back meanwhile was scheduled, or will be.
+        self.change(|state| {
+            if !self.registry.holds(user) {
+                state.schedule(user, Instant::now() + self.config.offline_grace);
+            }
+        });
     }
 
     /// This gateway's queues are its own: the lease of a predecessor that crashed is ended, so
@@ -128,7 +131,8 @@ impl Presence {
                 in_doubt = known.is_none();
                 renew_at = Instant::now() + known.map_or(RETRY, |_| self.config.lease / RENEWALS);
                 if take_over && in_doubt {
-                    // Whoever was announced before it succeeds would go offline again.
+                    // Whoever was announced before it succeeds would go offline again; afterwards all are.
+                    self.put_off(&entries);
                     stop.within(RETRY);
                 }
             } else if !entries.is_empty() {
@@ -168,6 +172,16 @@ impl Presence {
             info!("Presence taken over: gateway_id={}", self.gateway_id);
         }
         Ok(self.renew(self.config.lease)? && !take_over)
+    }
+
+    /// Nobody is told of these users now. Those who are gone give up their routes nevertheless.
+    fn put_off(&self, entries: &[DueEntry]) {
+        for entry in entries {
+            if !self.registry.holds(&entry.1) {
+                (self.gone)(&entry.1);
+            }
+            self.state.lock().end(entry);
+        }
     }
 
     /// Tells the Presence Service how it stands with these users, where it has not been told yet.
@@ -291,6 +305,8 @@ mod tests {
         registry: Arc<Registry>,
         services: Arc<FakeServices>,
         presence: Arc<Presence>,
+        /// Whose routes are given up.
+        gone: Receiver<UserId>,
         _thread: Worker,
     }
 
@@ -304,12 +320,15 @@ mod tests {
             };
             let (fatal, _died) = crossbeam::channel::unbounded();
             let (for_presence, told) = (Arc::clone(&registry), Arc::clone(&services) as _);
+            let (give_up, gone) = crossbeam::channel::unbounded();
+            let give_up = move |user: &UserId| give_up.send(user.clone()).unwrap();
             let (presence, thread) =
-                Presence::start(for_presence, told, &config, &fatal, |_| {}).unwrap();
+                Presence::start(for_presence, told, &config, &fatal, give_up).unwrap();
             Self {
                 registry,
                 services,
                 presence,
+                gone,
                 _thread: thread,
             }
         }
@@ -323,6 +342,15 @@ mod tests {
         fn leaves(&self, client: &Client) {
             client.leave(&self.registry);
             self.presence.left(client.connection.user());
+        }
+
+        /// Waits until the Presence Service was heard to fail.
+        fn notices_failure(&self) {
+            let give_up = Instant::now() + PATIENCE;
+            while self.presence.last_call.get().is_ok() {
+                assert!(Instant::now() < give_up, "no failure");
+                std::thread::yield_now();
+            }
         }
 
         /// Waits until the Presence Service was told `last`, and answers all that it was told.
@@ -410,13 +438,10 @@ mod tests {
         let scene = Scene::new();
         scene.services.fail(ErrorCode::ServiceUnavailable);
         let _alice = scene.arrives("alice");
-        let give_up = Instant::now() + PATIENCE;
-        while scene.presence.last_call.get().is_ok() {
-            assert!(Instant::now() < give_up, "no failure");
-            std::thread::yield_now();
-        }
+        scene.notices_failure();
         scene.services.fail(None);
         assert_eq!(scene.record_told("+alice"), ["+alice"]);
+        let give_up = Instant::now() + PATIENCE;
         while scene.presence.last_call.get().is_err() {
             assert!(Instant::now() < give_up, "it works, and nobody noticed");
             std::thread::yield_now();
@@ -430,13 +455,14 @@ mod tests {
         scene.record_told("+alice");
         scene.services.fail(ErrorCode::ServiceUnavailable);
         scene.presence.take_over();
-        let give_up = Instant::now() + PATIENCE;
-        while scene.presence.last_call.get().is_ok() {
-            assert!(Instant::now() < give_up, "no failure");
-            std::thread::yield_now();
-        }
+        scene.notices_failure();
         let _bob = scene.arrives("bob");
+        let carol = scene.arrives("carol");
+        scene.leaves(&carol);
+        let gone = scene.gone.recv_timeout(PATIENCE);
+        assert_eq!(gone.as_ref(), Ok(carol.connection.user()), "a route");
         scene.services.fail(None);
+        let give_up = Instant::now() + PATIENCE;
         while scene.services.presence.lock().len() < 3 {
             assert!(Instant::now() < give_up, "not announced");
             std::thread::yield_now();

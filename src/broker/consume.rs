@@ -5,8 +5,8 @@
 //! lose that; here the [`Consumer`] borrows its channel and the deliveries in hand live in
 //! [`ConsumerLoop`], so that all of them end with their connection.
 //!
-//! The thread waits for deliveries and for nothing else: what a delivery still needs from the User
-//! Service is asked for, and the answer ends the wait.
+//! The thread waits for deliveries, and never long for anything else: what a delivery still needs from the
+//! User Service is asked for, and the answer ends the wait.
 
 use std::time::{Duration, Instant};
 

@@ -58,7 +58,7 @@ impl DeliveryContext {
     }
 }
 
-/// Delivers what one queue holds. [`Deliverer::enqueue`] enqueues only; [`Deliverer::flush`] writes, so that a
+/// Delivers what one queue holds. [`Deliverer::enqueue`] leaves the writing to [`Deliverer::flush`], so that a
 /// consumer that is behind can take many deliveries for one system call to each connection.
 pub struct Deliverer {
     deliver: Arc<DeliveryContext>,

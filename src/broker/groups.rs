@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hashlink::LruCache;
-use log::{error, warn};
+use log::warn;
 
 use crate::ids::{GroupId, UserId};
 use crate::services::{ErrorCode, Result, ServiceError};
@@ -76,7 +76,7 @@ impl Groups {
                 warn!("Group does not exist: group={group}");
                 Members::default()
             }
-            Err(error) => return Ok((self.serve_stale(group, error)?, Members::default())),
+            Err(error) => return Err(error),
         };
         let fresh_until = Some(Instant::now() + self.ttl);
         let list = self.list(group);
@@ -89,22 +89,26 @@ impl Groups {
         Ok((members, changed))
     }
 
-    /// There is no list to be had: the group's messages wait. Where the service answers, they wait a
-    /// while, and then go to those who were members before; with the next list the others are caught
-    /// up.
-    fn serve_stale(&mut self, group: &GroupId, error: ServiceError) -> Result<Members> {
-        let (now, ttl) = (Instant::now(), self.ttl);
-        // Not forgotten: the next list is compared with it.
+    /// Whom the group's messages go to after an `error`, if anybody. While the service is out of reach,
+    /// and a while where it answers, they wait; then they go to those who were members before, and with
+    /// the next list the others are caught up.
+    pub fn stand_in(&mut self, group: &GroupId, error: &ServiceError) -> Option<Members> {
+        let now = Instant::now();
         let list = self.list(group);
-        if error.is_out_of_reach()
-            || now - *list.failing_since.get_or_insert(now) < GROUP_FAILURE_TIMEOUT
-        {
-            return Err(error);
+        if error.is_out_of_reach() {
+            list.failing_since = None;
+            return None;
         }
-        list.fresh_until = Some(now + ttl);
-        let members = Arc::clone(list.members.get_or_insert_default());
-        error!("Going on without the group's members: group={group}, error={error}");
-        Ok(members)
+        let failing = now - *list.failing_since.get_or_insert(now);
+        // Not forgotten: the next list is compared with it.
+        let members = || Arc::clone(list.members.get_or_insert_default());
+        (failing >= GROUP_FAILURE_TIMEOUT).then(members)
+    }
+
+    /// As if the group had failed for as long as it may.
+    #[cfg(test)]
+    pub fn has_failed_for_long(&mut self, group: &GroupId) {
+        self.list(group).failing_since = Some(Instant::now() - GROUP_FAILURE_TIMEOUT);
     }
 
     /// The group's list, which [`Self::fresh`] has looked for: so it counts as used.
@@ -162,8 +166,13 @@ mod tests {
             let told = Box::new(move |answer| told.send(answer).unwrap());
             self.users.group_members(request, told);
             let (group, answer) = (GroupId::new(group).unwrap(), answer.try_recv().unwrap());
-            let (members, new) = self.groups.answered(&group, answer)?;
-            Ok((names(&members), names(&new)))
+            match self.groups.answered(&group, answer) {
+                Ok((members, new)) => Ok((names(&members), names(&new))),
+                Err(error) => match self.groups.stand_in(&group, &error) {
+                    Some(members) => Ok((names(&members), String::new())),
+                    None => Err(error),
+                },
+            }
         }
     }
 
@@ -239,14 +248,15 @@ mod tests {
         s.fetch("team").unwrap();
         s.users.fail(ErrorCode::Internal);
         assert!(s.fetch("team").is_err());
-        let long_ago = Instant::now() - 2 * GROUP_FAILURE_TIMEOUT;
-        s.groups.list(&s.team).failing_since = Some(long_ago);
+        s.groups.has_failed_for_long(&s.team);
         assert_eq!(s.fetch("team"), fetched("alice bob", ""));
         s.users.fail(ErrorCode::ServiceUnavailable);
         assert!(
             s.fetch("team").is_err(),
             "out of reach is waited for, however long"
         );
+        s.users.fail(ErrorCode::Internal);
+        assert!(s.fetch("team").is_err(), "and patience begins anew");
 
         s.users.fail(None);
         s.fetch("team").unwrap();

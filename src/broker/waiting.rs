@@ -9,6 +9,7 @@
 //! never unread; it needs no list, and is pushed when its message is dropped.
 
 use std::collections::{BTreeSet, HashMap};
+use std::mem;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Select, Sender, bounded};
@@ -86,6 +87,11 @@ impl Waiting {
 
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
+    }
+
+    #[cfg(test)]
+    pub fn holds_messages(&self) -> bool {
+        self.groups.values().any(|group| !group.messages.is_empty())
     }
 
     pub fn contains(&self, group: &GroupId) -> bool {
@@ -226,6 +232,13 @@ impl Waiting {
         self.to_ask.insert((true, Instant::now() + wait, id));
     }
 
+    /// What waits for the group, which is asked for still.
+    pub fn take(&mut self, id: &GroupId) -> Vec<Sent> {
+        let messages = mem::take(&mut self.enter(id).messages);
+        self.bytes -= length(&messages);
+        messages
+    }
+
     /// The group's members are known: what waited for them waits no longer.
     pub fn known(&mut self, id: &GroupId) -> Group {
         let mut group = self.groups.remove(id).unwrap_or_default();
@@ -236,10 +249,15 @@ impl Waiting {
             let covered = covered.min(group.messages.len());
             self.enter(id).messages = group.messages.split_off(covered);
         }
-        let bytes = group.messages.iter().map(|(_, push)| push.frame.len());
-        self.bytes -= bytes.sum::<usize>();
+        self.bytes -= length(&group.messages);
         group
     }
+}
+
+/// In bytes.
+fn length(messages: &[Sent]) -> usize {
+    let lengths = messages.iter().map(|(_, push)| push.frame.len());
+    lengths.sum()
 }
 
 #[cfg(test)]

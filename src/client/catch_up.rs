@@ -261,11 +261,12 @@ impl CatchUp {
 
     /// The service has not got on: asks again, later each time.
     fn retry(&mut self, client: &Connection, now: Instant, why: &dyn Display, longest: Duration) {
-        if self.open_at.is_some() {
+        let by = now + HOLD_LONGEST;
+        if self.open_at.is_some_and(|at| at <= by) {
             debug!("Catch-up does not get on: {client}, error={why}");
         } else {
             warn!("Catch-up does not get on, will be retried: {client}, error={why}");
-            self.open_at = Some(now + HOLD_LONGEST);
+            self.open_at = Some(by);
         }
         self.stage = Stage::Running(now + self.backoff.next_up_to(longest));
     }
@@ -426,6 +427,19 @@ mod tests {
             told.send(again.is_some() && bob.connection.gate.is_open())
         });
         assert_eq!(returned.recv_timeout(Duration::from_secs(20)), Ok(true));
+    }
+
+    /// Whoever waits for a turn may wait longer, until the turn comes and brings an error.
+    #[test]
+    fn a_call_that_fails_holds_up_pushes_no_longer_where_a_turn_was_missed_before() {
+        let mut scene = Scene::new();
+        scene.answers(|_| failed(ErrorCode::Internal));
+        assert!(scene.bob.connection.gate.take_request());
+        scene.catch_up.open_at = Some(scene.now + TURN_LONGEST);
+        scene.run(SETTLING + HOLD_LONGEST - Duration::from_secs(1));
+        assert!(!scene.bob.connection.gate.is_open());
+        scene.run(Duration::from_secs(2));
+        assert!(scene.bob.connection.gate.is_open());
     }
 
     #[test]

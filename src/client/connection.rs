@@ -122,9 +122,10 @@ impl Connection {
     }
 
     /// As [`Connection::push`] for each of a batch, which `queue` takes whole unless some may have to
-    /// be held back.
+    /// be held back, or it is longer than what may wait.
     pub fn push_batch(&self, batch: &Batch, queue: impl Fn(&Outbox, &Frame) -> bool) -> usize {
-        if self.gate.is_open_to(&batch.messages) && queue(&self.outbox, &batch.frame) {
+        let may_pass = self.gate.is_open_to(&batch.messages) && self.outbox.may_hold(&batch.frame);
+        if may_pass && queue(&self.outbox, &batch.frame) {
             return batch.frame.count();
         }
         let copy = |(sender, push): &(_, Push)| push.copy(self.user == *sender);
@@ -195,5 +196,32 @@ impl Connection {
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "user={}, conn_id={}", self.user, self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::fixture::Client;
+    use crate::registry::Registry;
+    use crate::services::proto::Message;
+
+    #[test]
+    fn a_batch_longer_than_what_may_wait_is_no_way_round_the_bound() {
+        let bob = Client::join(&Registry::default(), "bob");
+        let alice = UserId::new("alice").unwrap();
+        let large = |number| {
+            let message = Message {
+                id: format!("m{number}"),
+                content: "x".repeat(8 << 20),
+                ..Message::default()
+            };
+            (alice.clone(), Push::message(&message, false))
+        };
+        let batch = Batch::of((0..4).map(large).collect());
+        bob.connection.push_batch(&batch, Outbox::push_and_flush);
+        assert!(bob.connection.gate.fell_back());
+        let (frames, _) = bob.connection.outbox.queued();
+        assert_eq!(frames, 1, "one is longer than what may wait by itself");
     }
 }

@@ -280,6 +280,11 @@ impl Outbox {
         frames * 2 >= self.max_frames || bytes * 2 >= self.max_bytes
     }
 
+    /// Whether a frame of several messages is within the bounds of the queue.
+    pub fn may_hold(&self, frame: &Frame) -> bool {
+        frame.len() <= self.max_bytes
+    }
+
     /// Whether nothing is queued. The load tells without a look at the queue, which is seldom in the
     /// processor's cache.
     fn is_empty(&self) -> bool {

@@ -111,6 +111,8 @@ impl Session {
             let message = "The user has too many connections";
             HttpResponse::too_many("max_connections_per_user", message)
         };
+        // Else the user's oldest connection might go for one that does not come.
+        context.reject_if_draining()?;
         let route = context.observer.connected(&connection).map_err(too_many)?;
         let mut session = Self {
             connection,

@@ -88,11 +88,9 @@ impl Writer<'_> {
         if left.is_zero() {
             return Err(CloseReason::TokenExpired);
         }
-        if connection.outbox.is_handed_over() {
-            return Ok(now);
-        }
+        // Also where something waits for the client, which may see to it that something always does.
         let next_check = self.token_check.advance(connection, now)?;
-        if connection.is_closing() {
+        if connection.outbox.is_handed_over() || connection.is_closing() {
             return Ok(now);
         }
         let next_catch_up = self.catch_up.advance(connection, Instant::now());

@@ -61,8 +61,9 @@ impl Gateway {
     /// the same time are told to come back spread over `spread`. Answers how many were cut.
     fn close_connections(&self, cut_at: Instant, spread: Duration) -> usize {
         let count = self.registry.connections().len();
-        let half = cut_at.saturating_duration_since(Instant::now()) * 2 / 3;
-        let ticks = (half.as_millis() / TICK.as_millis()).max(1);
+        // Half of the drain, where nothing of it was used to settle.
+        let pace_over = cut_at.saturating_duration_since(Instant::now()) * 2 / 3;
+        let ticks = (pace_over.as_millis() / TICK.as_millis()).max(1);
         let batch = count.div_ceil(ticks as usize).max(CLOSES_PER_TICK);
         let mut closed = 0;
         loop {

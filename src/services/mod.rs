@@ -6,7 +6,6 @@ mod failure;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fake;
 pub mod grpc;
-pub mod probe;
 #[cfg(test)]
 mod tests {
     mod addresses;

@@ -355,7 +355,7 @@ const LAYERS: [&[&str]; 10] = [
     &["config", "http", "metrics", "readiness"],
     &["services"],
     &["client"],
-    &["capacity", "registry"],
+    &["capacity", "probe", "registry"],
     &["broker", "presence"],
     &[
         "admin",

@@ -253,6 +253,32 @@ fn a_revocation_during_a_broker_outage_ends_the_session_once_the_route_is_bound(
     carol.json_that(|frame| frame["type"] == "pong");
 }
 
+/// It asks for more than it reads, so that something waits for it all the time.
+#[test]
+fn a_client_that_keeps_its_socket_full_does_not_outlive_its_revocation() {
+    let broker = Broker::private();
+    let backend = Backend::start();
+    let settings = remote(&Settings::new(), &backend.url(), &broker.vhost());
+    let gateway = Gateway::start(&settings.set("log.level", "info"));
+    gateway.wait_ready();
+    let mut bob = gateway.raw_session_buffering("bob", 64 << 10);
+    backend.answer(|answers| {
+        let large = message("m", &"x".repeat(8 << 20));
+        answers.history.messages = vec![large];
+    });
+    let asks = r#"{"type":"get_history","request_id":"h","data":{"user_id":"alice"}}"#;
+    (0..4).for_each(|_| bob.text(asks));
+    wait_until("its answers wait for it", || {
+        let connections = gateway.admin.json("/connections");
+        connections[0]["queue_frames"] != 0
+    });
+    broker.kill9();
+    wait_until("it is noticed", || !gateway.is_ready());
+    revoke_bobs(&backend);
+    broker.restart();
+    gateway.stderr_line("Session revoked: user=bob");
+}
+
 /// The smallest number is as much in the past as any.
 #[test]
 fn a_token_that_expired_at_any_time_lets_nobody_in() {

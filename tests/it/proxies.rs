@@ -11,9 +11,9 @@ use prost::Message as _;
 use serde_json::Value;
 use tonic::{Code, Status};
 use ws_gateway::config;
+use ws_gateway::probe;
 use ws_gateway::readiness::Readiness;
 use ws_gateway::services::grpc::Grpc;
-use ws_gateway::services::probe;
 use ws_gateway::services::proto::*;
 use ws_gateway::services::{ErrorCode, Services};
 

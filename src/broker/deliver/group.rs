@@ -8,6 +8,8 @@
 use std::mem;
 use std::sync::Arc;
 
+use log::error;
+
 use super::{Deliverer, DeliveryError, catch_up, decode, id_behind, write};
 use crate::broker::groups::{Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
@@ -18,6 +20,7 @@ use crate::client::protocol::Push;
 use crate::error::ensure;
 use crate::ids::{GroupId, UserId};
 use crate::metrics::PushType;
+use crate::services::ServiceError;
 use crate::services::proto::{GroupMembersChanged, Message};
 
 /// How many messages that have waited are enqueued before the sockets are written to. It stays below
@@ -121,7 +124,7 @@ impl Deliverer {
     pub(super) fn answered(&mut self, group: GroupId, answer: Answer) {
         let (members, changed) = match self.groups.answered(&group, answer) {
             Ok(answer) => answer,
-            Err(error) => return self.waiting.failed(group, &error),
+            Err(error) => return self.failed(group, &error),
         };
         let waited = self.waiting.known(&group);
         if waited.changed_after.is_some() {
@@ -132,8 +135,23 @@ impl Deliverer {
         for users in [missing, &*changed] {
             catch_up(&self.deliver.registry.connections_of(users));
         }
-        for messages in waited.messages.chunks(MAX_BATCH) {
-            self.write_to_members(Arc::clone(&members), messages.to_vec());
+        self.write_waited(&members, &waited.messages);
+    }
+
+    /// The User Service is asked again. What waits does so still, unless that has lasted too long.
+    fn failed(&mut self, group: GroupId, error: &ServiceError) {
+        if let Some(members) = self.groups.stand_in(&group, error) {
+            let waited = self.waiting.take(&group);
+            let count = waited.len();
+            error!("Without the group's members: group={group}, messages={count}, error={error}");
+            self.write_waited(&members, &waited);
+        }
+        self.waiting.failed(group, error);
+    }
+
+    fn write_waited(&self, members: &Members, messages: &[Sent]) {
+        for messages in messages.chunks(MAX_BATCH) {
+            self.write_to_members(Arc::clone(members), messages.to_vec());
         }
     }
 
@@ -315,6 +333,48 @@ mod tests {
             assert!(carol.is_quiet() && bob.is_quiet());
             assert!(!bob.takes_catch_up(), "nothing was let go");
         }
+    }
+
+    #[test]
+    fn a_group_that_fails_for_long_goes_on_with_those_who_are_known_and_the_others_are_caught_up() {
+        let s = scene();
+        let [mut bob, carol] = s.join(["bob", "carol"]);
+        let mut deliverer = s.group_deliverer();
+        s.users.set("old", &["bob"]);
+        deliverer.gets_message("o1", "old");
+        deliverer.flush();
+        receives(&mut bob, &["o1"]);
+        let groups = ["old", "new"];
+        for group in groups {
+            s.users.set(group, &["bob", "carol"]);
+            breaks(&s.users, group, Some(ErrorCode::Internal));
+            deliverer.gets_change("old");
+            deliverer.gets_message(&format!("{group}2"), group);
+        }
+        deliverer.flush();
+        assert!(bob.is_quiet());
+        for group in groups {
+            let group = GroupId::new(group).unwrap();
+            deliverer.groups.has_failed_for_long(&group);
+        }
+        let give_up = Instant::now() + PATIENCE;
+        while deliverer.waiting.holds_messages() {
+            assert!(Instant::now() < give_up, "they wait for ever");
+            deliverer.idles();
+        }
+        receives(&mut bob, &["old2"]);
+        assert!(bob.is_quiet() && !bob.takes_catch_up() && !carol.takes_catch_up());
+
+        // Nothing more is sent to either.
+        for group in groups {
+            s.users.fail_group(group, None);
+        }
+        deliverer.settles();
+        assert!(bob.takes_catch_up(), "of the group that was never known");
+        assert!(carol.takes_catch_up());
+        deliverer.gets_message("new3", "new");
+        deliverer.flush();
+        receives(&mut bob, &["new3"]);
     }
 
     #[test]

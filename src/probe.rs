@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use log::{info, warn};
 
-use super::{Result, Services};
 use crate::readiness::{LastOutcome, Readiness};
+use crate::services::{Result, Services};
 use crate::threads::{Fatal, Worker};
 
 /// How often a service is asked, and how often while one is out of reach.
