@@ -162,7 +162,7 @@ impl Metrics {
             ),
             route: histogram(
                 "gateway_route_seconds",
-                "From the upgrade to the confirmed binding of the user's route.",
+                "From when a user's route is asked for, at the upgrade or when the broker returns, to its confirmed binding.",
             ),
             catch_up: histogram(
                 "gateway_catch_up_seconds",

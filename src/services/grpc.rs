@@ -51,6 +51,7 @@ impl Grpc {
             .enable_all()
             .build()
             .map_err(|error| format!("the gRPC runtime does not start: {error}"))?;
+        // Bounded by who call: a thread waits for its own call, and groups are asked for so many at a time.
         let (calls, handed_over) = mpsc::unbounded_channel();
         runtime.spawn(carry(handed_over));
         let upstream = |name, ping, addresses: &[String]| {
