@@ -9,7 +9,7 @@ mod messages;
 mod requests;
 mod session;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use strum::VariantArray;
 use ws_gateway::services::proto::Message;
 
 use super::deployment::LEASE;
-use super::history::{Answer, Decided, Event, History, Moment, Pushed, Records, Request, Span};
-use super::office::Membership;
+use super::history::{Answer, Event, History, Moment, Pushed, Records, Request, Span};
+use super::office::Memberships;
 use session::sessions;
 
 /// How many messages of a history are asked for.
@@ -128,7 +128,7 @@ struct Checker<'a> {
     acks: HashMap<(&'a str, &'a str), Moment>,
     /// Of each user, who has which ids.
     has: HashMap<&'a str, HashSet<&'a str>>,
-    memberships: HashMap<(&'a str, &'a str), Membership>,
+    memberships: Memberships,
     end: Moment,
 }
 
@@ -142,21 +142,14 @@ impl<'a> Checker<'a> {
             sent: HashMap::new(),
             acks: HashMap::new(),
             has: HashMap::new(),
-            memberships: HashMap::new(),
+            memberships: Memberships::default(),
             end: Moment::ZERO,
         };
         for history in &records.histories {
             checker.read(history);
         }
-        let mut members = BTreeSet::new();
         for decree in &records.decrees {
-            if let Decided::Joined { user, group } = &decree.what {
-                members.insert((user.as_str(), group.as_str()));
-            }
-        }
-        for (user, group) in members {
-            let membership = Membership::of(&records.decrees, user, group);
-            checker.memberships.insert((user, group), membership);
+            checker.memberships.take_in(decree);
         }
         checker
     }
@@ -212,22 +205,16 @@ impl<'a> Checker<'a> {
     }
 
     /// Who has to get a message, for sure.
-    fn recipients(&self, message: &'a Message) -> Vec<&'a str> {
+    fn recipients<'s>(&'s self, message: &'a Message) -> Vec<&'s str> {
         if message.group_id.is_empty() {
             return vec![&message.to_user_id];
         }
         let Some(commit) = self.commit_of(message) else {
             return Vec::new();
         };
-        let of_group = |(user, group): &&(&'a str, &'a str)| {
-            *group == message.group_id
-                && *user != message.from_user_id
-                && self.memberships[&(*user, *group)].throughout(commit)
-        };
-        self.memberships
-            .keys()
-            .filter(of_group)
-            .map(|(user, _)| *user)
+        let members = self.memberships.throughout(&message.group_id, commit);
+        members
+            .filter(|user| *user != message.from_user_id)
             .collect()
     }
 
@@ -237,7 +224,7 @@ impl<'a> Checker<'a> {
                 "" => message.to_user_id == user,
                 group => {
                     let commit = self.commit_of(message);
-                    let membership = self.memberships.get(&(user, group));
+                    let membership = self.memberships.of(user, group);
                     membership
                         .zip(commit)
                         .is_some_and(|(membership, commit)| membership.throughout(commit))

@@ -1,7 +1,7 @@
 //! Who gets which token, and who is in which group: changed all the while, by the services' own file
 //! and SIGHUP.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ struct State {
     wanted: BTreeSet<String>,
     groups: BTreeMap<String, BTreeSet<String>>,
     decrees: Vec<Decree>,
+    /// As these have it.
+    memberships: Memberships,
 }
 
 impl Office {
@@ -54,6 +56,7 @@ impl Office {
             wanted: BTreeSet::new(),
             groups: BTreeMap::new(),
             decrees: Vec::new(),
+            memberships: Memberships::default(),
         };
         let users: Vec<String> = users.into_iter().map(|(user, _)| user).collect();
         let start = Span::new(Moment::ZERO, Moment::ZERO);
@@ -65,12 +68,7 @@ impl Office {
                 group: group.clone(),
             };
             state.groups.entry(group).or_default().insert(user.clone());
-            for what in [issued, joined] {
-                state.decrees.push(Decree {
-                    within: start,
-                    what,
-                });
-            }
+            state.decree(start, [issued, joined]);
         }
         Self {
             users,
@@ -112,9 +110,8 @@ impl Office {
     /// Who has been a member all the time.
     pub fn members_throughout(&self, group: &str, within: Span) -> Vec<String> {
         let state = lock(&self.state);
-        let is_member =
-            |user: &&String| Membership::of(&state.decrees, user, group).throughout(within);
-        self.users.iter().filter(is_member).cloned().collect()
+        let members = state.memberships.throughout(group, within);
+        members.map(str::to_owned).collect()
     }
 
     pub fn decrees(&self) -> Vec<Decree> {
@@ -175,9 +172,7 @@ impl Office {
         let within = Span::new(begun, clock.now());
         let mut state = lock(&self.state);
         (state.tokens, state.known, state.groups) = (next.tokens, next.known, next.groups);
-        state
-            .decrees
-            .extend(decided.into_iter().map(|what| Decree { within, what }));
+        state.decree(within, decided);
     }
 
     /// One user's token, which gets another one: the person logs in again.
@@ -229,6 +224,15 @@ impl State {
             wanted: BTreeSet::new(),
             groups: self.groups.clone(),
             decrees: Vec::new(),
+            memberships: Memberships::default(),
+        }
+    }
+
+    fn decree(&mut self, within: Span, decided: impl IntoIterator<Item = Decided>) {
+        for what in decided {
+            let decree = Decree { within, what };
+            self.memberships.take_in(&decree);
+            self.decrees.push(decree);
         }
     }
 
@@ -261,8 +265,43 @@ impl State {
     }
 }
 
+/// When who is in which group: of each group, its members at any time.
+#[derive(Default)]
+pub struct Memberships(HashMap<String, HashMap<String, Membership>>);
+
+impl Memberships {
+    pub fn take_in(&mut self, Decree { within, what }: &Decree) {
+        let (Decided::Joined { user, group } | Decided::Left { user, group }) = what else {
+            return;
+        };
+        let members = self.0.entry(group.clone()).or_default();
+        let membership = members.entry(user.clone()).or_default();
+        if let Decided::Joined { .. } = what {
+            let span = [within.until, Duration::MAX, Duration::MAX];
+            membership.earliest.push(within.from);
+            membership.spans.push(span);
+        } else {
+            let span = membership.spans.last_mut();
+            let span = span.expect("whoever leaves was there");
+            (span[1], span[2]) = (within.from, within.until);
+        }
+    }
+
+    pub fn of(&self, user: &str, group: &str) -> Option<&Membership> {
+        self.0.get(group)?.get(user)
+    }
+
+    /// Who is a member all the time.
+    pub fn throughout(&self, group: &str, within: Span) -> impl Iterator<Item = &str> {
+        let members = self.0.get(group).into_iter().flatten();
+        let all_the_time = members.filter(move |(_, membership)| membership.throughout(within));
+        all_the_time.map(|(user, _)| user.as_str())
+    }
+}
+
 /// When somebody is in a group: spans of which the first and last moments may be off by as long as the
 /// change took.
+#[derive(Default)]
 pub struct Membership {
     /// (in for sure from, out at the earliest from, out for sure from).
     spans: Vec<[Duration; 3]>,
@@ -271,38 +310,6 @@ pub struct Membership {
 }
 
 impl Membership {
-    pub fn of(decrees: &[Decree], user: &str, group: &str) -> Self {
-        let mut membership = Self {
-            spans: Vec::new(),
-            earliest: Vec::new(),
-        };
-        for Decree { within, what } in decrees {
-            match what {
-                Decided::Joined {
-                    user: one,
-                    group: to,
-                } if one == user && to == group => {
-                    membership.earliest.push(within.from);
-                    membership
-                        .spans
-                        .push([within.until, Duration::MAX, Duration::MAX]);
-                }
-                Decided::Left {
-                    user: one,
-                    group: from,
-                } if one == user && from == group => {
-                    let span = membership
-                        .spans
-                        .last_mut()
-                        .expect("whoever leaves was there");
-                    (span[1], span[2]) = (within.from, within.until);
-                }
-                _ => {}
-            }
-        }
-        membership
-    }
-
     /// Whether it is so for sure at each moment.
     pub fn throughout(&self, within: Span) -> bool {
         let mut spans = self.spans.iter();

@@ -141,7 +141,7 @@ impl<'a> Checker<'a> {
 
     /// Somebody who left is a member to a gateway for as long as it keeps the list, and has not heard.
     fn may_be_for(&self, user: &str, group: &str, message: &Message, at: Moment) -> bool {
-        let Some(membership) = self.memberships.get(&(user, group)) else {
+        let Some(membership) = self.memberships.of(user, group) else {
             return false;
         };
         let Some(commit) = self.commit_of(message) else {
