@@ -9,7 +9,7 @@ mod messages;
 mod requests;
 mod session;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -17,9 +17,10 @@ use strum::VariantArray;
 use ws_gateway::services::proto::Message;
 
 use super::deployment::LEASE;
-use super::history::{Answer, Event, History, Moment, Pushed, Records, Request, Span};
+use super::history::{Answer, Event, History, Moment, Records, Request, Span};
 use super::office::Memberships;
-use session::sessions;
+use super::series::ClientFault;
+use session::{ailments, sessions};
 
 /// How many messages of a history are asked for.
 pub const HISTORY_LIMIT: usize = 10;
@@ -126,10 +127,42 @@ struct Checker<'a> {
     sent: HashMap<(&'a str, &'a str), Span>,
     /// Of each user, when each id was first asked to be acknowledged.
     acks: HashMap<(&'a str, &'a str), Moment>,
-    /// Of each user, who has which ids.
-    has: HashMap<&'a str, HashSet<&'a str>>,
     memberships: Memberships,
+    /// Of each user, what is for them.
+    inboxes: HashMap<String, Vec<ForOne<'a>>>,
+    /// Of each chat, what is stored of it.
+    chats: HashMap<Chat<'a>, Vec<&'a Message>>,
+    /// Of each device, what was done to it, and from when to when.
+    ailments: HashMap<&'a str, Vec<(ClientFault, Span)>>,
     end: Moment,
+}
+
+/// A message that is for somebody.
+struct ForOne<'a> {
+    id: &'a str,
+    committed: Span,
+    /// When it was first asked to be acknowledged; never: the last moment that there is.
+    acked: Moment,
+}
+
+/// A group, or two users in their order.
+#[derive(PartialEq, Eq, Hash)]
+enum Chat<'a> {
+    Of(&'a str, &'a str),
+    Group(&'a str),
+}
+
+impl<'a> Chat<'a> {
+    fn between(one: &'a str, other: &'a str) -> Self {
+        Self::Of(one.min(other), one.max(other))
+    }
+
+    fn of(message: &'a Message) -> Self {
+        match message.group_id.as_str() {
+            "" => Self::between(&message.from_user_id, &message.to_user_id),
+            group => Self::Group(group),
+        }
+    }
 }
 
 impl<'a> Checker<'a> {
@@ -141,17 +174,44 @@ impl<'a> Checker<'a> {
             stored: stored.collect(),
             sent: HashMap::new(),
             acks: HashMap::new(),
-            has: HashMap::new(),
             memberships: Memberships::default(),
+            inboxes: HashMap::new(),
+            chats: HashMap::new(),
+            ailments: HashMap::new(),
             end: Moment::ZERO,
         };
         for history in &records.histories {
             checker.read(history);
+            let ailments = ailments(history);
+            checker.ailments.insert(&history.device, ailments);
         }
         for decree in &records.decrees {
             checker.memberships.take_in(decree);
         }
+        for message in &records.stored.messages {
+            checker.file(message);
+        }
         checker
+    }
+
+    /// Puts a stored message where it is looked for: in a run of an hour there are half a million.
+    fn file(&mut self, message: &'a Message) {
+        let chat = self.chats.entry(Chat::of(message)).or_default();
+        chat.push(message);
+        let Some(committed) = self.commit_of(message) else {
+            return;
+        };
+        let id = message.id.as_str();
+        let recipients = self.recipients(message).into_iter().map(str::to_owned);
+        for user in Vec::from_iter(recipients) {
+            let acked = self.acks.get(&(user.as_str(), id)).copied();
+            let inbox = self.inboxes.entry(user).or_default();
+            inbox.push(ForOne {
+                id,
+                committed,
+                acked: acked.unwrap_or(Moment::MAX),
+            });
+        }
     }
 
     fn read(&mut self, history: &'a History) {
@@ -187,9 +247,6 @@ impl<'a> Checker<'a> {
                         span.until = span.until.min(*at);
                     }
                 }
-                Event::Pushed(Pushed { id, .. }) => {
-                    self.has.entry(user).or_default().insert(id);
-                }
                 _ => {}
             }
         }
@@ -207,7 +264,8 @@ impl<'a> Checker<'a> {
     /// Who has to get a message, for sure.
     fn recipients<'s>(&'s self, message: &'a Message) -> Vec<&'s str> {
         if message.group_id.is_empty() {
-            return vec![&message.to_user_id];
+            let is_other = message.to_user_id != message.from_user_id;
+            return Vec::from_iter(is_other.then_some(&*message.to_user_id));
         }
         let Some(commit) = self.commit_of(message) else {
             return Vec::new();

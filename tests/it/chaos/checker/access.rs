@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::session::{Session, ailments};
+use super::session::Session;
 use super::{AFTERMATH, Checker, Finding, SLACK, Sentence};
 use crate::chaos::history::{Answer, Decided, Event, History, Moment, Request, Span};
 use crate::chaos::series::{ClientFault, GatewayFault, What};
@@ -192,7 +192,7 @@ impl<'a> Checker<'a> {
             })
         };
         let ails = |within: Span, is_it: fn(ClientFault) -> bool| {
-            ailments(history)
+            self.ailments[&**device]
                 .iter()
                 .any(|(fault, span)| is_it(*fault) && span.meets(within))
         };

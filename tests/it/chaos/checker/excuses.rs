@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::session::{Session, ailments};
+use super::session::Session;
 use super::{Checker, SLACK};
 use crate::chaos::history::{History, Span, Suffered};
 use crate::chaos::series::{GatewayFault, What};
@@ -50,9 +50,9 @@ impl<'a> Checker<'a> {
             })
             .sum();
         of_gateway
-            + ailments(history)
-                .into_iter()
-                .map(|(_, span)| overlap(span))
+            + self.ailments[&*history.device]
+                .iter()
+                .map(|(_, span)| overlap(*span))
                 .sum::<Duration>()
     }
 }

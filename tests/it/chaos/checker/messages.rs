@@ -244,23 +244,13 @@ impl<'a> Checker<'a> {
                 came.len()
             ));
         }
-        for message in &self.records.stored.messages {
-            let id = message.id.as_str();
-            let was_committed = self
-                .commit_of(message)
-                .is_some_and(|it| it.until < session.asked);
-            let acked = self.acks.get(&(history.user.as_str(), id));
-            let is_unread = acked.is_none_or(|acked| acked > at);
-            if was_committed
-                && is_unread
-                && self.is_recipient(&history.user, message)
-                && !came.contains(id)
-            {
-                find(format!(
-                    "{device} connected at {:?} and did not get {id} first",
-                    session.asked
-                ));
-            }
+        let inbox = self.inboxes.get(&history.user).into_iter().flatten();
+        let unread = inbox.filter(|it| it.committed.until < session.asked && it.acked > *at);
+        for message in unread.filter(|it| !came.contains(it.id)) {
+            find(format!(
+                "{device} connected at {:?} and did not get {} first",
+                session.asked, message.id
+            ));
         }
     }
 }

@@ -2,10 +2,8 @@
 
 use std::collections::HashMap;
 
-use ws_gateway::services::proto::Message;
-
 use super::session::Session;
-use super::{Checker, Finding, HISTORY_LIMIT, SLACK, Sentence};
+use super::{Chat, Checker, Finding, HISTORY_LIMIT, SLACK, Sentence};
 use crate::chaos::deployment::ANSWER;
 use crate::chaos::device::SILENCE;
 use crate::chaos::history::{Answer, Event, History, Moment, Pushed, Request, Span, To, digest};
@@ -153,18 +151,15 @@ impl<'a> Checker<'a> {
         page: &[Pushed],
         has_more: bool,
     ) -> Result<(), String> {
-        let is_in = |message: &&Message| match chat {
-            To::Group(group) => message.group_id == *group,
-            To::User(other) => {
-                let pair = (message.from_user_id.as_str(), message.to_user_id.as_str());
-                message.group_id.is_empty() && (pair == (user, other) || pair == (other, user))
-            }
+        let key = match chat {
+            To::Group(group) => Chat::Group(group),
+            To::User(other) => Chat::between(user, other),
         };
-        let all: Vec<&Message> = self.records.stored.messages.iter().filter(is_in).collect();
+        let all = self.chats.get(&key).map_or(&[][..], Vec::as_slice);
         let until = match page.last() {
             None => 0,
             Some(last) => {
-                let place = all.iter().position(|message| message.id == last.id);
+                let place = all.iter().rposition(|message| message.id == last.id);
                 place.ok_or_else(|| format!("{} is not in the history of {chat:?}", last.id))? + 1
             }
         };
@@ -188,14 +183,16 @@ impl<'a> Checker<'a> {
                 "the history of {chat:?} says has_more {has_more}, and {from} are older"
             ));
         }
-        // What was committed before it was asked for is in it.
-        let late = all[until..].iter().find(|message| {
-            self.commit_of(message)
-                .is_some_and(|commit| commit.until < since)
-        });
+        // What was committed before it was asked for is in it. They are in the order of their commits.
+        let commits = all[until..]
+            .iter()
+            .map(|message| (message, self.commit_of(message)));
+        let late = commits
+            .take_while(|(_, commit)| commit.is_none_or(|commit| commit.from < since))
+            .find(|(_, commit)| commit.is_some_and(|commit| commit.until < since));
         match late {
             None => Ok(()),
-            Some(late) => Err(format!(
+            Some((late, _)) => Err(format!(
                 "the history of {chat:?} lacks {} at its end",
                 late.id
             )),
