@@ -232,11 +232,13 @@ impl Waiting {
         self.to_ask.insert((true, Instant::now() + wait, id));
     }
 
-    /// What waits for the group, which is asked for still.
-    pub fn take(&mut self, id: &GroupId) -> Vec<Sent> {
-        let messages = mem::take(&mut self.enter(id).messages);
+    /// What waits for the group, which is asked for still; and whether some of it was dropped.
+    pub fn take(&mut self, id: &GroupId) -> (Vec<Sent>, bool) {
+        let group = self.enter(id);
+        let messages = mem::take(&mut group.messages);
+        let let_go = mem::take(&mut group.let_go);
         self.bytes -= length(&messages);
-        messages
+        (messages, let_go)
     }
 
     /// The group's members are known: what waited for them waits no longer.

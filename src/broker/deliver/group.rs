@@ -141,7 +141,10 @@ impl Deliverer {
     /// The User Service is asked again. What waits does so still, unless that has lasted too long.
     fn failed(&mut self, group: GroupId, error: &ServiceError) {
         if let Some(members) = self.groups.stand_in(&group, error) {
-            let waited = self.waiting.take(&group);
+            let (waited, let_go) = self.waiting.take(&group);
+            if let_go {
+                catch_up(&self.deliver.registry.connections_of(&members));
+            }
             let count = waited.len();
             error!("Without the group's members: group={group}, messages={count}, error={error}");
             self.write_waited(&members, &waited);
@@ -375,6 +378,34 @@ mod tests {
         deliverer.gets_message("new3", "new");
         deliverer.flush();
         receives(&mut bob, &["new3"]);
+    }
+
+    #[test]
+    fn a_group_that_was_let_go_and_fails_for_long_goes_on_with_those_who_are_known() {
+        let s = scene();
+        let [mut bob] = s.join(["bob"]);
+        let mut deliverer = s.group_deliverer();
+        deliverer.gets_message("t1", "team");
+        deliverer.flush();
+        receives(&mut bob, &["t1"]);
+        breaks(&s.users, "team", Some(ErrorCode::Internal));
+        deliverer.gets_change("team");
+        for _ in 0..TOO_MANY {
+            deliverer.gets_from("carol", "t", "team");
+        }
+        let team = GroupId::new("team").unwrap();
+        deliverer.groups.has_failed_for_long(&team);
+        let give_up = Instant::now() + PATIENCE;
+        while !bob.takes_catch_up() {
+            assert!(Instant::now() < give_up, "he waits for ever");
+            deliverer.idles();
+        }
+        deliverer.gets_message("t2", "team");
+        while deliverer.waiting.holds_messages() {
+            assert!(Instant::now() < give_up, "it waits for ever");
+            deliverer.idles();
+        }
+        receives(&mut bob, &["t2"]);
     }
 
     #[test]
