@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::broker::source::DeliverySource;
-use crate::broker::{DeliveryContext, Routes, Settings, Supervisor};
+use crate::broker::{DeliveryContext, Groups, Routes, Settings, Supervisor};
 use crate::capacity;
 use crate::client::accept::Listener;
 use crate::client::connection::Connection;
@@ -88,7 +88,7 @@ impl Gateway {
             registry: Arc::clone(&registry),
             services: Arc::clone(&services),
             metrics: Arc::clone(&metrics),
-            cache_ttl: config.groups.cache_ttl,
+            groups: Groups::new(config.groups.cache_ttl).into(),
             fan_out: FanOut::start(),
         });
         let routes = Arc::new(Routes::new(Arc::clone(&registry), Arc::clone(&metrics)));

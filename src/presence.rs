@@ -312,11 +312,15 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
+            Self::with_grace(Duration::from_millis(1))
+        }
+
+        fn with_grace(offline_grace: Duration) -> Self {
             let (registry, services) = (Arc::<Registry>::default(), Arc::<FakeServices>::default());
             let mut config = Config::default();
             config.presence = config::Presence {
                 lease: Duration::from_secs(3_600),
-                offline_grace: Duration::from_millis(1),
+                offline_grace,
             };
             let (fatal, _died) = crossbeam::channel::unbounded();
             let (for_presence, told) = (Arc::clone(&registry), Arc::clone(&services) as _);
@@ -418,6 +422,17 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(scene.record_told("+alice"), ["+alice", "-alice", "+alice"]);
+    }
+
+    #[test]
+    fn who_is_back_is_announced_however_late_it_is_heard_that_they_left() {
+        let scene = Scene::with_grace(2 * PATIENCE);
+        scene.services.fail(ErrorCode::ServiceUnavailable);
+        let alice = scene.arrives("alice");
+        scene.notices_failure();
+        scene.presence.left(alice.connection.user());
+        scene.services.fail(None);
+        scene.record_told("+alice");
     }
 
     #[test]

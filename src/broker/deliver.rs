@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Select};
 use log::{error, info, warn};
+use parking_lot::Mutex;
 
 use super::groups::Groups;
 use super::waiting::{Sent, Waiting};
@@ -37,8 +38,9 @@ pub struct DeliveryContext {
     pub registry: Arc<Registry>,
     pub services: Arc<dyn Services>,
     pub metrics: Arc<Metrics>,
-    /// How long a group's member list is used.
-    pub cache_ttl: Duration,
+    /// For the group queue alone. They outlive its consumer, so that what is asked for after a reconnect is
+    /// compared with them.
+    pub groups: Mutex<Groups>,
     pub fan_out: FanOut,
 }
 
@@ -48,7 +50,6 @@ impl DeliveryContext {
         Deliverer {
             deliver: Arc::clone(self),
             queue,
-            groups: Groups::new(self.cache_ttl),
             singles: HashMap::new(),
             batch: None,
             waiting: Waiting::new(),
@@ -63,7 +64,6 @@ impl DeliveryContext {
 pub struct Deliverer {
     deliver: Arc<DeliveryContext>,
     queue: Queue,
-    groups: Groups,
     /// Single messages that have been taken and are not enqueued yet, by user.
     singles: HashMap<UserId, Vec<Sent>>,
     /// Group messages that have been taken and are not enqueued yet.
@@ -217,11 +217,12 @@ impl Deliverer {
 }
 
 impl Drop for Deliverer {
-    /// However a consumer ends, what is enqueued is written. (It may be panicking: neither step
-    /// panics, or the process would end.)
+    /// However a consumer ends, what is enqueued is written; and until the next one, no change of a group is
+    /// heard. (It may be panicking: no step panics, or the process would end.)
     fn drop(&mut self) {
         self.guarded(Self::give_up_waiting);
         self.flush();
+        self.deliver.groups.lock().invalidate_all();
     }
 }
 
@@ -304,7 +305,7 @@ mod tests {
             registry: Arc::clone(&registry),
             services: Arc::clone(&users) as _,
             metrics: Arc::new(Metrics::new(&[])),
-            cache_ttl: Duration::from_secs(3_600),
+            groups: Groups::new(Duration::from_secs(3_600)).into(),
             fan_out: FanOut::start(),
         };
         Scene {

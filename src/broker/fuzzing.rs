@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    Delivery, DeliveryContext, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE, KIND_SESSION_REVOKED,
-    Queue,
+    Delivery, DeliveryContext, Groups, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE,
+    KIND_SESSION_REVOKED, Queue,
 };
 use crate::client::close::CloseReason;
 use crate::client::fuzzing::connection;
@@ -37,7 +37,7 @@ thread_local! {
             registry: Arc::new(Registry::default()),
             services: Arc::new(services),
             metrics: Arc::new(Metrics::new(&[])),
-            cache_ttl: Duration::from_secs(3_600),
+            groups: Groups::new(Duration::from_secs(3_600)).into(),
             fan_out: FanOut::start(),
         })
     };

@@ -5,8 +5,8 @@
 //! the list held before, but not in both, is caught up with what is unread: somebody who has left, too,
 //! since a message from before that may have waited for this list. So an outdated list is kept for
 //! comparing, also after it has expired. A group of which there was no list before compares with
-//! nothing: somebody who left it just before finds what waited then at the next connect. The lists end
-//! with their consumer, for on the next connection to the broker everybody is caught up.
+//! nothing: somebody who left it just before finds what waited then at the next connect. The lists outlive
+//! the connection to the broker, outdated, since what was committed meanwhile may be published after it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -64,6 +64,12 @@ impl Groups {
     pub fn invalidate(&mut self, group: &GroupId) -> bool {
         let list = self.lists.get_mut(group);
         list.map(|list| list.fresh_until = None).is_some()
+    }
+
+    /// Marks all lists as outdated: changes may have gone past.
+    pub fn invalidate_all(&mut self) {
+        let lists = self.lists.iter_mut();
+        lists.for_each(|(_, list)| list.fresh_until = None);
     }
 
     /// Takes in what the User Service answered: the members; and who has come or gone, and is to be caught

@@ -25,6 +25,7 @@ mod waiting;
 use strum::IntoStaticStr;
 
 pub use deliver::DeliveryContext;
+pub use groups::Groups;
 pub use routes::Routes;
 pub use supervisor::{Settings, Supervisor};
 

@@ -81,7 +81,7 @@ fn side_with(settings: Settings) -> Side {
         registry: Arc::clone(&registry),
         services: Arc::clone(&users) as _,
         metrics: Arc::clone(&metrics),
-        cache_ttl: Duration::from_secs(3_600),
+        groups: Groups::new(Duration::from_secs(3_600)).into(),
         fan_out: FanOut::start(),
     });
     let routes = Arc::new(Routes::new(Arc::clone(&registry), metrics));

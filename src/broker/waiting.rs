@@ -258,8 +258,7 @@ impl Waiting {
 
 /// In bytes.
 fn length(messages: &[Sent]) -> usize {
-    let lengths = messages.iter().map(|(_, push)| push.frame.len());
-    lengths.sum()
+    messages.iter().map(|(_, push)| push.frame.len()).sum()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use prost::Message as _;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::broker::{Delivery, DeliveryContext, KIND_SESSION_REVOKED, Queue};
+use crate::broker::{Delivery, DeliveryContext, Groups, KIND_SESSION_REVOKED, Queue};
 use crate::client::address::Peer;
 use crate::client::close::CloseReason;
 use crate::client::fixture::Client;
@@ -610,7 +610,7 @@ fn a_revocation_that_is_ignored_closes_nobody() {
         registry: Arc::clone(&registry),
         services: Arc::<FakeServices>::default(),
         metrics: Arc::new(Metrics::new(&[])),
-        cache_ttl: Duration::from_secs(3_600),
+        groups: Groups::new(Duration::from_secs(3_600)).into(),
         fan_out: FanOut::start(),
     });
     let bob = Client::join(&registry, "bob");

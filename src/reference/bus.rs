@@ -212,7 +212,7 @@ mod tests {
             registry: Arc::clone(&registry),
             services: Arc::clone(&users) as _,
             metrics: Arc::new(crate::metrics::Metrics::new(&[])),
-            cache_ttl: Duration::from_secs(60),
+            groups: crate::broker::Groups::new(Duration::from_secs(60)).into(),
             fan_out: crate::threads::fan_out::FanOut::start(),
         };
         (

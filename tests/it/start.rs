@@ -204,11 +204,20 @@ fn usage_is_explained_and_nonsense_ends_with_2() {
         assert_eq!(outcome.code, 0, "{outcome:?}");
         assert!(outcome.stdout.contains("Usage"), "{outcome:?}");
     }
-    let version = run(&["--version"], &[]);
-    assert_eq!(
-        (version.code, version.stdout.trim()),
-        (0, concat!("ws-gateway ", env!("CARGO_PKG_VERSION")))
-    );
+    for arguments in [
+        &["--version"][..],
+        &["services", "-V"],
+        &["check", "--version"],
+    ] {
+        let outcome = run(arguments, &[]);
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        let version = outcome.stdout.trim();
+        assert!(
+            version.ends_with(concat!(" ", env!("CARGO_PKG_VERSION"))),
+            "{outcome:?}"
+        );
+        assert!(version.starts_with("ws-gateway"), "{outcome:?}");
+    }
     for (arguments, naming) in [
         (vec!["sing"], "sing"),
         (vec!["--loud"], "--loud"),

@@ -56,7 +56,7 @@ impl Deliverer {
             KIND_GROUP_MEMBERS_CHANGED => {
                 let changed: GroupMembersChanged = decode(delivery)?;
                 ensure(changed.group_id == group.as_str(), OTHER_GROUP)?;
-                if self.groups.invalidate(&group) || self.waiting.contains(&group) {
+                if self.deliver.groups.lock().invalidate(&group) || self.waiting.contains(&group) {
                     self.make_room_for(&group);
                     self.waiting.members_changed(&group);
                     self.waiting.ask(&*self.deliver.services);
@@ -70,7 +70,7 @@ impl Deliverer {
     /// The group's members, unless earlier messages wait for them.
     fn members(&mut self, group: &GroupId) -> Option<Members> {
         let are_awaited = self.waiting.contains(group);
-        self.groups.fresh(group).filter(|_| !are_awaited)
+        (self.deliver.groups.lock().fresh(group)).filter(|_| !are_awaited)
     }
 
     /// Has a message wait for its group's members.
@@ -122,14 +122,15 @@ impl Deliverer {
 
     /// Delivers what has waited for this answer of the User Service.
     pub(super) fn answered(&mut self, group: GroupId, answer: Answer) {
-        let (members, changed) = match self.groups.answered(&group, answer) {
+        let answer = self.deliver.groups.lock().answered(&group, answer);
+        let (members, changed) = match answer {
             Ok(answer) => answer,
             Err(error) => return self.failed(group, &error),
         };
         let waited = self.waiting.known(&group);
         if waited.changed_after.is_some() {
             // The answer is outdated already.
-            self.groups.invalidate(&group);
+            self.deliver.groups.lock().invalidate(&group);
         }
         let missing = if waited.let_go { &*members } else { &[] };
         for users in [missing, &*changed] {
@@ -140,7 +141,7 @@ impl Deliverer {
 
     /// The User Service is asked again. What waits does so still, unless that has lasted too long.
     fn failed(&mut self, group: GroupId, error: &ServiceError) {
-        if let Some(members) = self.groups.stand_in(&group, error) {
+        if let Some(members) = self.deliver.groups.lock().stand_in(&group, error) {
             let (waited, let_go) = self.waiting.take(&group);
             if let_go {
                 catch_up(&self.deliver.registry.connections_of(&members));
@@ -339,6 +340,19 @@ mod tests {
     }
 
     #[test]
+    fn who_left_while_nobody_consumed_is_caught_up_with_the_next_list() {
+        let s = scene();
+        let [alice, bob] = s.join(["alice", "bob"]);
+        for members in [&["alice", "bob"][..], &["alice"]] {
+            s.users.set("team", members);
+            let mut deliverer = s.group_deliverer();
+            deliverer.gets_message("m", "team");
+            deliverer.settles();
+        }
+        assert!(bob.takes_catch_up() && !alice.takes_catch_up());
+    }
+
+    #[test]
     fn a_group_that_fails_for_long_goes_on_with_those_who_are_known_and_the_others_are_caught_up() {
         let s = scene();
         let [mut bob, carol] = s.join(["bob", "carol"]);
@@ -358,7 +372,7 @@ mod tests {
         assert!(bob.is_quiet());
         for group in groups {
             let group = GroupId::new(group).unwrap();
-            deliverer.groups.has_failed_for_long(&group);
+            deliverer.deliver.groups.lock().has_failed_for_long(&group);
         }
         let give_up = Instant::now() + PATIENCE;
         while deliverer.waiting.holds_messages() {
@@ -394,7 +408,7 @@ mod tests {
             deliverer.gets_from("carol", "t", "team");
         }
         let team = GroupId::new("team").unwrap();
-        deliverer.groups.has_failed_for_long(&team);
+        deliverer.deliver.groups.lock().has_failed_for_long(&team);
         let give_up = Instant::now() + PATIENCE;
         while !bob.takes_catch_up() {
             assert!(Instant::now() < give_up, "he waits for ever");

@@ -162,7 +162,9 @@ fn catching_up_a_connection_that_panics_leaves_the_others_their_catch_up() {
         publish(&mut deliverer, "m", "g");
         deliverer.flush();
         deliverer
+            .deliver
             .groups
+            .lock()
             .invalidate(&crate::ids::GroupId::new("g").unwrap());
     }
     assert!(clients[0].takes_catch_up() && clients[2].takes_catch_up());

@@ -1,13 +1,15 @@
 //! A small group that chats: what lies between the broker's bytes at the server's socket and the
-//! client's read.
+//! client's read. What passes to a server says from then on that it was published as it passed: so
+//! clients see how long the server has had it, without what the broker did before.
 
 use std::time::Duration;
 
 use super::{Bench, SIZE, Scenario, up_to};
-use crate::relay::Relay;
+use crate::clock;
 use crate::results::Metric;
 use crate::servers::{Kind, Server};
 use crate::session::Session;
+use crate::support::link::Link;
 
 const CONNECTIONS: usize = 20;
 /// Messages a second: 2,000 deliveries.
@@ -28,8 +30,8 @@ fn group_small(bench: &mut Bench) {
     bench.end_sessions();
     let duration = Duration::from_secs(bench.effort.size(10, 5));
     let mut sessions = Kind::ALL.map(|kind| {
-        let relay = Relay::before(bench.stand.url(kind));
-        let server = Server::start_by_way_of(&relay.url, &bench.stand, kind, CONNECTIONS);
+        let url = dating(bench.stand.url(kind));
+        let server = Server::start_by_way_of(&url, &bench.stand, kind, CONNECTIONS);
         let session = Session::connect(&bench.stand, kind, server, CONNECTIONS);
         (kind, session)
     });
@@ -40,4 +42,13 @@ fn group_small(bench: &mut Bench) {
         }
     }
     sessions.into_iter().for_each(|(_, session)| session.end());
+}
+
+/// Leads to the broker at `url`, `amqp://USER:PASSWORD@HOST:PORT/VHOST`, and dates what comes from it.
+fn dating(url: &str) -> String {
+    let (user, rest) = url.split_once('@').expect("a user");
+    let (broker, vhost) = rest.split_once('/').expect("a virtual host");
+    let broker = broker.parse().expect("an address");
+    let link = Link::changing(broker, |bytes| clock::restamp(bytes, clock::now()));
+    format!("{user}@{}/{vhost}", link.addr)
 }

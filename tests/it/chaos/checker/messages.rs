@@ -90,7 +90,9 @@ impl<'a> Checker<'a> {
                         .contains(&(user.to_owned(), id.to_owned()))
                 };
                 let acked = self.acks.contains_key(&(user, id));
-                if !of_user.iter().any(|(_, ids)| ids.contains(id)) {
+                let may_wait = self.has_left_since(user, message) && is_unread();
+                let came = of_user.iter().any(|(_, ids)| ids.contains(id));
+                if !came && !may_wait {
                     let seen = format!("{id} came to no device of {user}, unread: {}", is_unread());
                     findings.push(Finding::new(Sentence::NothingLost, seen));
                 } else if !acked && !is_unread() {
@@ -98,13 +100,23 @@ impl<'a> Checker<'a> {
                     findings.push(Finding::new(Sentence::NothingLost, seen));
                 }
                 for (history, ids) in of_user {
-                    if history.waits_for_others && !ids.contains(id) {
+                    if history.waits_for_others && !may_wait && !ids.contains(id) {
                         let seen = format!("{id} did not come to {}", history.device);
                         findings.push(Finding::new(Sentence::EveryDevice, seen));
                     }
                 }
             }
         }
+    }
+
+    /// A gateway that has not known the group yet does not know that there was somebody else: it comes with
+    /// their next connect.
+    fn has_left_since(&self, user: &str, message: &'a Message) -> bool {
+        let membership = self.memberships.of(user, &message.group_id);
+        let commit = self.commit_of(message);
+        membership.zip(commit).is_some_and(|(membership, commit)| {
+            !membership.throughout(Span::new(commit.from, Moment::MAX))
+        })
     }
 
     pub(super) fn nobody_elses_and_nothing_invented(&self, findings: &mut Vec<Finding>) {
