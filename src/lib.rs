@@ -22,12 +22,13 @@
 //! 1. **A message's way**, an afternoon. In `client/`: `accept`, `session`, `socket`, `connection`,
 //!    `outbox`, `frame`, `request`, `dispatch`, `protocol`; then [`registry`]; in `broker/`: `deliver`,
 //!    `consume`; and [`services`]. These hang together without the rest.
-//! 2. **Nothing is lost.** In `client/`: `gate`, `catch_up`, `writer`, `liveness`, `token_check`; in
-//!    `broker/`: `routes`, `groups`, `waiting`, `supervisor`, `connection`, `topology`; and
-//!    [`presence`].
+//! 2. **Nothing is lost.** In `client/`: `gate`, `catch_up`, `writer`, `liveness`, `token`, `token_check`,
+//!    `close`; in `broker/`: `source`, `routes`, `groups`, `waiting`, `supervisor`, `connection`, `topology`;
+//!    and [`presence`].
 //! 3. **Nothing goes to waste, and nobody gets in the way.** [`http`]; in `client/`: `admission`,
 //!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; `threads/`; in `broker/`:
-//!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`; [`config`].
+//!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`; [`config`]; and last [`gateway`], which puts all
+//!    of it together, with its `shutdown`.
 //!
 //! `tests/it/architecture.rs` counts the lines of the core and of the first sitting. The chapter
 //! `docs/tour.md` goes through the first one by the hand; the chapters beside it tell what each part is
@@ -123,7 +124,7 @@
 //! - A panic ends one connection, and no more; in a thread that serves everybody it has the thread
 //!   run again, or the process end with an error (`threads/mod.rs`).
 //! - No log line is written under a lock (`tests/it/locks.rs`).
-//! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `capacity` and `registry`,
+//! - No arrow runs upwards: from the bottom, what everyone may use, `services`, `client`, `capacity`, `probe` and `registry`,
 //!   `broker` and `presence`, `reference`, `admin`, `discovery`, `planted`, `proxy_protocol` and
 //!   `tls`, `chat`, `chat_page` and `conform`, `check`, `gateway` and `recipes`, `main`. No circle among files. A client's socket is a `client/transport.rs`, and
 //!   what connects and disconnects is told to one `ConnectionObserver`.

@@ -53,8 +53,8 @@ struct Arguments {
 
 const AFTER_HELP: &str = "Without a command, the gateway runs. GATEWAY_TABLE__KEY in the environment \
 overrides a key: GATEWAY_LISTEN__ADDR=127.0.0.1:9000. SIGTERM and SIGINT end it gracefully, a second \
-one at once; SIGHUP has the certificate read again, and by the reference services their tokens and \
-groups.";
+one at once; SIGHUP has the log file opened again and the certificate read again, and by the reference services \
+their tokens and groups.";
 
 #[derive(Subcommand)]
 enum Command {

@@ -72,40 +72,29 @@ impl Groups {
         lists.for_each(|(_, list)| list.fresh_until = None);
     }
 
-    /// Takes in what the User Service answered: the members; and who has come or gone, and is to be caught
-    /// up. An error means: ask again later.
-    pub fn answered(&mut self, group: &GroupId, answer: Answer) -> Result<(Members, Members)> {
-        let members = match answer {
-            Ok(ids) => valid(group, &ids),
-            // As a group without members: if it appears yet, all of them are new.
-            Err(error) if error.code == ErrorCode::NotFound => {
-                warn!("Group does not exist: group={group}");
-                Members::default()
-            }
-            Err(error) => return Err(error),
-        };
+    /// Takes in the members as they are now. Answers who has come or gone, and is to be caught up.
+    pub fn learn(&mut self, group: &GroupId, members: &Members) -> Members {
         let fresh_until = Some(Instant::now() + self.ttl);
         let list = self.list(group);
         (list.fresh_until, list.failing_since) = (fresh_until, None);
-        let before = list.members.replace(Arc::clone(&members));
+        let before = list.members.replace(Arc::clone(members));
         // Where there was none, it compares with itself.
-        let before = before.as_ref().unwrap_or(&members);
-        let [before, after] = [before, &members].map(|list| BTreeSet::from_iter(list.to_vec()));
-        let changed = (&before ^ &after).into_iter().collect();
-        Ok((members, changed))
+        let before = before.as_ref().unwrap_or(members);
+        let [before, after] = [before, members].map(|list| BTreeSet::from_iter(list.to_vec()));
+        (&before ^ &after).into_iter().collect()
     }
 
     /// Whom the group's messages go to after an `error`, if anybody. While the service is out of reach,
     /// and a while where it answers, they wait; then they go to those who were members before, and with
     /// the next list the others are caught up.
     pub fn stand_in(&mut self, group: &GroupId, error: &ServiceError) -> Option<Members> {
-        let now = Instant::now();
         let list = self.list(group);
         if error.is_out_of_reach() {
             list.failing_since = None;
             return None;
         }
-        let failing = now - *list.failing_since.get_or_insert(now);
+        let failing_since = list.failing_since.get_or_insert_with(Instant::now);
+        let failing = failing_since.elapsed();
         // Not forgotten: the next list is compared with it.
         let members = || Arc::clone(list.members.get_or_insert_default());
         (failing >= GROUP_FAILURE_TIMEOUT).then(members)
@@ -124,9 +113,18 @@ impl Groups {
     }
 }
 
-/// Leaves out what cannot be a user: nobody can be connected under such an id, and the others'
-/// messages must not wait for it.
-fn valid(group: &GroupId, ids: &[String]) -> Members {
+/// The members that the User Service has answered. What cannot be a user is left out: nobody can be
+/// connected under such an id, and the others' messages must not wait for it. An error means: ask again
+/// later.
+pub fn members(group: &GroupId, answer: Answer) -> Result<Members> {
+    let ids = match answer {
+        // As a group without members: if it appears yet, all of them are new.
+        Err(error) if error.code == ErrorCode::NotFound => {
+            warn!("Group does not exist: group={group}");
+            Vec::new()
+        }
+        answer => answer?,
+    };
     let mut members: Vec<_> = ids.iter().filter_map(|id| UserId::new(id).ok()).collect();
     let impossible = ids.len() - members.len();
     if impossible > 0 {
@@ -134,7 +132,7 @@ fn valid(group: &GroupId, ids: &[String]) -> Members {
     }
     members.sort_unstable();
     members.dedup();
-    members.into()
+    Ok(members.into())
 }
 
 #[cfg(test)]
@@ -172,8 +170,8 @@ mod tests {
             let told = Box::new(move |answer| told.send(answer).unwrap());
             self.users.group_members(request, told);
             let (group, answer) = (GroupId::new(group).unwrap(), answer.try_recv().unwrap());
-            match self.groups.answered(&group, answer) {
-                Ok((members, new)) => Ok((names(&members), names(&new))),
+            match members(&group, answer) {
+                Ok(members) => Ok((names(&members), names(&self.groups.learn(&group, &members)))),
                 Err(error) => match self.groups.stand_in(&group, &error) {
                     Some(members) => Ok((names(&members), String::new())),
                     None => Err(error),
@@ -284,7 +282,7 @@ mod tests {
         let mut s = scene(LONG);
         let group = |number| GroupId::new(&format!("g{number}")).unwrap();
         for number in 0..2 * MAX_GROUPS {
-            s.groups.answered(&group(number), Ok(Vec::new())).unwrap();
+            s.groups.learn(&group(number), &Members::default());
             assert!(s.groups.fresh(&group(0)).is_some(), "it is used");
         }
         let lists = s.groups.lists;

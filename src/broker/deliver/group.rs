@@ -11,7 +11,7 @@ use std::sync::Arc;
 use log::error;
 
 use super::{Deliverer, DeliveryError, catch_up, decode, id_behind, write};
-use crate::broker::groups::{Answer, Members};
+use crate::broker::groups::{self, Answer, Members};
 use crate::broker::waiting::{LAST_WAIT, Sent, Waiting};
 use crate::broker::{Delivery, KIND_GROUP_MEMBERS_CHANGED, KIND_MESSAGE};
 use crate::client::connection::{Batch, Connection};
@@ -122,11 +122,11 @@ impl Deliverer {
 
     /// Delivers what has waited for this answer of the User Service.
     pub(super) fn answered(&mut self, group: GroupId, answer: Answer) {
-        let answer = self.deliver.groups.lock().answered(&group, answer);
-        let (members, changed) = match answer {
-            Ok(answer) => answer,
+        let members = match groups::members(&group, answer) {
+            Ok(members) => members,
             Err(error) => return self.failed(group, &error),
         };
+        let changed = self.deliver.groups.lock().learn(&group, &members);
         let waited = self.waiting.known(&group);
         if waited.changed_after.is_some() {
             // The answer is outdated already.
@@ -141,7 +141,8 @@ impl Deliverer {
 
     /// The User Service is asked again. What waits does so still, unless that has lasted too long.
     fn failed(&mut self, group: GroupId, error: &ServiceError) {
-        if let Some(members) = self.deliver.groups.lock().stand_in(&group, error) {
+        let stand_in = self.deliver.groups.lock().stand_in(&group, error);
+        if let Some(members) = stand_in {
             let (waited, let_go) = self.waiting.take(&group);
             if let_go {
                 catch_up(&self.deliver.registry.connections_of(&members));
