@@ -210,12 +210,11 @@ impl CatchUp {
     fn finish(&mut self, connection: &Connection, now: Instant) {
         self.stage = Stage::Finishing;
         while !connection.outbox.is_handed_over() {
-            let finish = connection.gate.finish();
+            let finish = connection.gate.finish(self.sent.is_none());
             if finish == Finish::Again {
                 self.stage = Stage::Running(now);
                 return;
             }
-            // What is new may pass from now on, and so come before this is told.
             if let Some(count) = self.sent.take() {
                 let complete = Outgoing::OfflineComplete { count }.frame(None, timestamp());
                 connection.outbox.write_behind([complete]);
@@ -240,7 +239,7 @@ impl CatchUp {
         let gate = &connection.gate;
         let was_open = gate.is_open();
         gate.give_up();
-        while let Finish::Pushes(pushes) = gate.finish() {
+        while let Finish::Pushes(pushes) = gate.finish(true) {
             self.write(connection, pushes);
             if connection.outbox.is_handed_over() {
                 // Once more as soon as the client has taken them.

@@ -66,7 +66,7 @@ impl Client {
         let client = Self::connect(registry, user);
         client.connection.gate.routed();
         assert!(client.connection.gate.take_request());
-        assert_eq!(client.connection.gate.finish(), Finish::Settled);
+        assert_eq!(client.connection.gate.finish(true), Finish::Settled);
         assert!(client.connection.gate.is_live());
         client
     }
@@ -145,7 +145,7 @@ impl Client {
         if !self.connection.gate.take_request() {
             return;
         }
-        while let Finish::Pushes(held) = self.connection.gate.finish() {
+        while let Finish::Pushes(held) = self.connection.gate.finish(true) {
             let frames = held.into_iter().map(|push| push.frame);
             self.connection.outbox.write_behind(frames);
         }

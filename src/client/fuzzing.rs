@@ -113,7 +113,7 @@ pub(crate) fn connection(user: &str) -> (Arc<Connection>, Arc<MemorySocket>) {
     let gate = DeliveryGate::new(1_024, 1 << 20);
     gate.routed();
     gate.take_request();
-    gate.finish();
+    gate.finish(true);
     let peer = Peer::Socket(Ipv4Addr::LOCALHOST.into());
     let connection = Connection::new(ConnectionId::random(), &accepted, peer, outbox, gate);
     connection.outbox.write_behind([]);

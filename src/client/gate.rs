@@ -213,8 +213,9 @@ impl DeliveryGate {
     }
 
     /// Ends the hold, if all that was held is sent and none was let go. Call it until it has. Where
-    /// catch-up sent nothing there is nothing to remember, and the connection is live at once.
-    pub fn finish(&self) -> Finish {
+    /// catch-up sent nothing there is nothing to remember, and the connection is live at once. As long as
+    /// the client is not told that this catch-up is through, no hold ends, and there may be no push to send.
+    pub fn finish(&self, is_told: bool) -> Finish {
         let mut guard = self.hold.lock();
         let is_due = |hold: &Hold| hold.unrouted || hold.requested;
         let Some(hold) = guard.as_mut().filter(|hold| !is_due(hold)) else {
@@ -223,7 +224,7 @@ impl DeliveryGate {
         if std::mem::take(&mut hold.missed) {
             return Finish::Again;
         }
-        if !hold.pushes.is_empty() {
+        if !hold.pushes.is_empty() || !is_told {
             return Finish::Pushes(hold.take());
         }
         (hold.settling, hold.fell_back) = (true, false);
@@ -346,7 +347,7 @@ mod tests {
     fn finished(gate: &DeliveryGate) -> (Vec<Push>, &'static str) {
         let mut pushes = Vec::new();
         loop {
-            match gate.finish() {
+            match gate.finish(true) {
                 Finish::Pushes(more) => pushes.extend(more),
                 Finish::Again => return (pushes, "again"),
                 Finish::Settled => break,
@@ -386,6 +387,16 @@ mod tests {
         assert!(gate.settle());
         assert!(!gate.settle());
         assert_eq!(gate.pass(&unread("m3")), GateDecision::Open);
+    }
+
+    #[test]
+    fn nothing_passes_before_the_client_is_told_that_all_unread_was_sent() {
+        let gate = started(8);
+        assert_eq!(gate.finish(false), Finish::Pushes(Vec::new()));
+        assert_eq!(gate.pass(&unread("m1")), GateDecision::Done);
+        assert_eq!(gate.finish(false), Finish::Pushes(vec![unread("m1")]));
+        assert_eq!(gate.pass(&unread("m2")), GateDecision::Done);
+        assert_eq!(finished(&gate), (vec![unread("m2")], "live"));
     }
 
     fn is_open_to(gate: &DeliveryGate, ids: &[&str]) -> bool {
@@ -462,7 +473,7 @@ mod tests {
         assert_eq!(finished(&gate), (vec![], "due"));
         assert_eq!(gate.pass(&unread("m6")), GateDecision::Done);
         assert!(gate.take_request());
-        assert_eq!(gate.finish(), Finish::Again, "m5 and m6 were let go");
+        assert_eq!(gate.finish(true), Finish::Again, "m5 and m6 were let go");
         assert!(
             ["m2", "m3", "m4", "m5", "m6"]
                 .iter()
@@ -523,7 +534,7 @@ mod tests {
         for id in ["m1", "m2", "m3", "m4", "m5", "m6"] {
             assert_eq!(gate.pass(&unread(id)), GateDecision::Done);
         }
-        assert_eq!(gate.finish(), Finish::Again);
+        assert_eq!(gate.finish(true), Finish::Again);
         assert!(
             ["m1", "m2", "m3", "m5", "m6"]
                 .iter()
@@ -539,20 +550,20 @@ mod tests {
             assert_eq!(gate.pass(&unread(id)), GateDecision::Done);
         }
         assert_eq!(
-            gate.finish(),
+            gate.finish(true),
             Finish::Pushes(vec![unread("m1"), unread("m2")])
         );
         for id in ["m3", "m4", "m5"] {
             assert_eq!(gate.pass(&unread(id)), GateDecision::Done);
         }
-        assert_eq!(gate.finish(), Finish::Again, "m5 was let go");
+        assert_eq!(gate.finish(true), Finish::Again, "m5 was let go");
         assert_eq!(
             gate.pass(&unread("m6")),
             GateDecision::Done,
             "the hold is not over"
         );
         assert!(["m3", "m4", "m5", "m6"].iter().all(|id| gate.claim(id)));
-        assert_eq!(gate.finish(), Finish::Again, "m6 came after the page");
+        assert_eq!(gate.finish(true), Finish::Again, "m6 came after the page");
         assert_eq!(finished(&gate), (vec![], "settling"));
         assert_eq!(gate.pass(&unread("m7")), GateDecision::Open);
     }
@@ -564,7 +575,7 @@ mod tests {
         assert_eq!(gate.pass(&copy), GateDecision::Done);
         assert_eq!(gate.pass(&unread("m1")), GateDecision::Done);
         assert_eq!(gate.pass(&other), GateDecision::Done);
-        assert_eq!(gate.finish(), Finish::Again, "m1 was let go");
+        assert_eq!(gate.finish(true), Finish::Again, "m1 was let go");
         // No unread message is left to make room: the copies need not wait for catch-up.
         let third = unread("c3").copy(true);
         assert_eq!(
@@ -618,7 +629,7 @@ mod tests {
         assert_eq!(finished(&gate), (vec![], "due"));
         assert!(gate.take_request());
         assert!(["m1", "m2"].iter().all(|id| gate.claim(id)));
-        assert_eq!(gate.finish(), Finish::Again, "m2 was let go");
+        assert_eq!(gate.finish(true), Finish::Again, "m2 was let go");
         assert_eq!(finished(&gate), (vec![copy], "settling"));
         assert!(!gate.fell_back());
     }
@@ -662,7 +673,7 @@ mod tests {
         }
         gate.give_up();
         assert_eq!(
-            gate.finish(),
+            gate.finish(true),
             Finish::Pushes(vec![unread("m1"), unread("m2")])
         );
         assert!(!gate.is_open(), "what was held comes first");

@@ -167,7 +167,7 @@ impl Scene {
                     outbox.write_behind(frames);
                     *stage = Stage::Finishing;
                 }
-                Stage::Finishing => match gate.finish() {
+                Stage::Finishing => match gate.finish(true) {
                     Finish::Again => *stage = Stage::Running,
                     Finish::Pushes(pushes) => self.write(pushes),
                     Finish::Settled => *stage = Stage::Settling,
@@ -403,7 +403,7 @@ pub fn what_goes_past_a_catch_up_that_is_not_through_comes_once() {
         let gate = &scene.connection.gate;
         assert!(gate.take_request());
         gate.give_up();
-        while let Finish::Pushes(pushes) = gate.finish() {
+        while let Finish::Pushes(pushes) = gate.finish(true) {
             scene.write(pushes);
         }
         consumer.join().unwrap();
