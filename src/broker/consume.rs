@@ -18,9 +18,10 @@ use crate::threads::StopSignal;
 
 /// How long a delivery may wait for its acknowledgement, which then goes for many.
 const ACK_WITHIN: Duration = Duration::from_millis(50);
-/// How many waiting deliveries are enqueued before the sockets are written to. It stays below the
-/// default `session.send_queue`: a connection that gets all of them still has room.
-const BATCH: usize = 250;
+/// How many bytes of waiting deliveries are enqueued before the sockets are written to. Each counts as 1 KiB
+/// at least, so that they are 250 at most. Both are below the defaults of `session.send_queue_bytes` and
+/// `session.send_queue`: a connection that gets all of them still has room.
+const BATCH: usize = 250 << 10;
 
 /// A queue's consumer, with the deliveries that it has in hand.
 pub struct ConsumerLoop<'channel> {
@@ -77,11 +78,12 @@ impl<'channel> ConsumerLoop<'channel> {
 
     /// Enqueues what has been received, and then writes once.
     fn batch(&mut self) -> Result<()> {
-        for _ in 0..BATCH {
-            match self.consumer.receive()? {
-                Some(delivery) => self.settle(delivery)?,
-                None => break,
-            }
+        let mut bytes = 0;
+        while bytes < BATCH
+            && let Some(delivery) = self.consumer.receive()?
+        {
+            bytes += delivery.delivery().body.len().max(1 << 10);
+            self.settle(delivery)?;
         }
         self.deliverer.flush();
         Ok(())
