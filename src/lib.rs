@@ -27,8 +27,8 @@
 //!    and [`presence`].
 //! 3. **Nothing goes to waste, and nobody gets in the way.** [`http`]; in `client/`: `admission`,
 //!    `head`, `handshake`, `refuser`, `address`, `rate`, `stack`, `transport`; `threads/`; in `broker/`:
-//!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`; [`config`]; and last [`gateway`], which puts all
-//!    of it together, with its `shutdown`.
+//!    `amqp/`; in `services/`: `grpc`, `upstream`, `unary`, `failure`; [`config`]; and
+//!    last [`gateway`], which puts all of it together, with its `shutdown`.
 //!
 //! `tests/it/architecture.rs` counts the lines of the core and of the first sitting. The chapter
 //! `docs/tour.md` goes through the first one by the hand; the chapters beside it tell what each part is

@@ -4,7 +4,8 @@
 //! The reading order: `scenarios` says what is measured, `session` what a server is put through,
 //! `window` what that costs (`cpu`, `clock`); `servers` starts those under test, `peer` is what the
 //! gateway is compared with and `installed` what one would install instead (`protocol` speaks theirs);
-//! `client`, `publisher` and `raw` are the load, as processes of their own (`remote`); `results` collects, `machine` names the machine, `report`, `plot` and `table` show it.
+//! `client`, `publisher` and `raw` are the load, as processes of their own (`remote`); `results`
+//! collects, `machine` names the machine, `report`, `plot` and `table` show it.
 
 mod client;
 mod clock;
