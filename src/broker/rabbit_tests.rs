@@ -20,6 +20,7 @@ use super::support::wire::Wire;
 use super::topology::{DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, Topology};
 use super::*;
 use crate::client::Route;
+use crate::client::close::CloseReason;
 use crate::client::fixture::Client;
 use crate::config::Config;
 use crate::ids::UserId;
@@ -37,6 +38,7 @@ use crate::threads::fan_out::FanOut;
 mod operator;
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
+const PREFETCH: u16 = 64;
 /// Shorter than a gateway's: 200 reconnects in half a minute.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 
@@ -44,6 +46,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(20);
 struct Side {
     registry: Arc<Registry>,
     users: Arc<FakeServices>,
+    deliver: Arc<DeliveryContext>,
     routes: Arc<Routes>,
     owned: Receiver<()>,
     fatal: Receiver<String>,
@@ -55,7 +58,7 @@ fn settings(url: &str) -> Settings {
     config.gateway.id = "g".into();
     config.broker.url = url.into();
     config.broker.heartbeat = HEARTBEAT;
-    config.broker.prefetch = 64;
+    config.broker.prefetch = PREFETCH;
     Settings {
         retry_first: RETRY_FIRST,
         ..Settings::new(&config, opener(url))
@@ -89,10 +92,12 @@ fn side_with(settings: Settings) -> Side {
     let (dies, fatal) = unbounded();
     let on_owned = move || tell.send(()).unwrap();
     let for_broker = Arc::clone(&routes);
-    let supervisor = Supervisor::start(settings, deliver, for_broker, &dies, on_owned).unwrap();
+    let delivering = Arc::clone(&deliver);
+    let supervisor = Supervisor::start(settings, delivering, for_broker, &dies, on_owned).unwrap();
     Side {
         registry,
         users,
+        deliver,
         routes,
         owned,
         fatal,
@@ -146,20 +151,31 @@ impl Side {
 }
 
 fn publication(id: &str, exchange: &str, key: &str) -> Publication {
-    let message = Message {
+    published(&message(id, key), exchange, key)
+}
+
+/// For the user or the group that the routing key names.
+fn message(id: &str, key: &str) -> Message {
+    Message {
         id: id.into(),
         from_user_id: "alice".into(),
         to_user_id: key.strip_prefix("user.").unwrap_or("nobody").into(),
         group_id: key.strip_prefix("group.").unwrap_or_default().into(),
         ..Message::default()
-    };
-    let body = message.encode_to_vec();
+    }
+}
+
+fn published(message: &Message, exchange: &str, key: &str) -> Publication {
     Publication {
         exchange: exchange.into(),
         routing_key: key.into(),
         kind: KIND_MESSAGE.into(),
-        body,
+        body: message.encode_to_vec(),
     }
+}
+
+fn vhost_of(url: &str) -> &str {
+    url.rsplit_once('/').unwrap().1
 }
 
 fn to_bob(ids: impl IntoIterator<Item = u32>) -> Vec<Publication> {
@@ -261,16 +277,8 @@ fn an_acknowledged_part_of_a_batch_does_not_come_again() {
     publisher(&url).publish(&to_bob(0..3)).unwrap();
     receives(&mut bob, 0..3);
     let unacked = |url: &str| {
-        let vhost = url.rsplit_once('/').unwrap().1.to_owned();
-        let arguments = [
-            "-p",
-            &vhost,
-            "list_queues",
-            "--no-table-headers",
-            "name",
-            "messages",
-        ];
-        Broker::shared().rabbitmqctl(&arguments)
+        let columns = ["list_queues", "--no-table-headers", "name", "messages"];
+        Broker::shared().rabbitmqctl(&[&["-p", vhost_of(url)], &columns[..]].concat())
     };
     wait_until("all is acknowledged", || {
         unacked(&url).contains("g.single\t0")
@@ -311,6 +319,56 @@ fn a_missing_user_service_holds_up_groups_alone() {
     side.users.fail(None);
     receives(&mut bob, 1..2);
     side.stop();
+}
+
+/// What a consumer takes at a time is written before there is more of it than a send queue holds.
+#[test]
+fn long_messages_that_have_piled_up_leave_room_in_the_queues() {
+    let broker = Broker::shared();
+    let url = broker.vhost();
+    let side = Side::up(&url);
+    let mut bob = side.join("bob");
+    // In turns, so that no group's messages are written by themselves: they wait for the flush.
+    let groups = ["group.even", "group.odd"];
+    for group in ["even", "odd"] {
+        side.users.set(group, &["bob"]);
+    }
+    let long = |id: u32| {
+        let key = groups[id as usize % 2];
+        let message = Message {
+            content: "x".repeat(40 << 10),
+            ..message(&format!("m{id}"), key)
+        };
+        published(&message, TOPIC_EXCHANGE, key)
+    };
+    let mut publisher = publisher(&url);
+    publisher.publish(&[long(0), long(1)]).unwrap();
+    receives(&mut bob, 0..2);
+
+    // As its writer thread does.
+    let connection = Arc::clone(&bob.connection);
+    let writer = thread::spawn(move || {
+        while connection.outbox.closing().is_none() {
+            connection.outbox.flush_blocking();
+            thread::yield_now();
+        }
+    });
+    let held_up = side.deliver.groups.lock();
+    let count = u32::from(PREFETCH);
+    publisher
+        .publish(&Vec::from_iter((2..count).map(long)))
+        .unwrap();
+    wait_until("all of it is sent to the consumer", || {
+        let column = ["list_queues", "--no-table-headers", "messages_ready"];
+        let waiting = broker.rabbitmqctl(&[&["-p", vhost_of(&url)], &column[..]].concat());
+        waiting.split_whitespace().all(|count| count == "0")
+    });
+    drop(held_up);
+    receives(&mut bob, 2..count);
+    assert!(!bob.takes_catch_up(), "it fell back to its inbox");
+    side.stop();
+    bob.connection.close(CloseReason::Shutdown(Duration::ZERO));
+    writer.join().unwrap();
 }
 
 #[test]

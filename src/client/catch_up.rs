@@ -465,6 +465,25 @@ mod tests {
         assert_eq!(counts, [0, 1]);
     }
 
+    #[test]
+    fn a_push_that_comes_as_catch_up_ends_stands_behind_the_frame_that_tells_it() {
+        for _ in 0..100 {
+            let mut scene = Scene::new();
+            scene.answers(|_| page(&["m1"], false));
+            let connection = Arc::clone(&scene.bob.connection);
+            let other = std::thread::spawn(move || {
+                while !connection.gate.is_open() {
+                    std::hint::spin_loop();
+                }
+                connection.push(&Push::message(&message("live"), false));
+                connection.outbox.flush();
+            });
+            scene.run(SETTLING);
+            other.join().unwrap();
+            scene.expect(&["m1", "\"count\":1", "live"]);
+        }
+    }
+
     /// The broker returns, or confirms the route, while a catch-up runs that may have looked before
     /// the last message that went past: what comes live is newer.
     #[test]

@@ -20,10 +20,6 @@ fn watching_as(url: &str, gateway_id: &str) -> Side {
     side
 }
 
-fn vhost_of(url: &str) -> &str {
-    url.rsplit_once('/').unwrap().1
-}
-
 /// A virtual host where a queue that does not say otherwise is a quorum queue.
 fn quorum_by_default(broker: &Broker, name: &str) -> String {
     broker.rabbitmqctl(&["add_vhost", name, "--default-queue-type", "quorum"]);
