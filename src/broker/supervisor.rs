@@ -219,7 +219,7 @@ impl SupervisorLoop {
         let wait = self.backoff.next_up_to(at_most);
         let reason = format!("{}: {error}", self.settings.opener.address());
         if self.down(&reason) {
-            log!(level, "Broker down: reason={reason}, retry_in={wait:?}");
+            log!(level, "Broker down: reason={reason}, retry_in={wait:.1?}");
         }
         wait
     }

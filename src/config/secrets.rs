@@ -22,7 +22,7 @@ pub(super) fn variable(name: &str) -> String {
     }
 }
 
-/// Why the value of `key` could not be read, as serde says it, without the value.
+/// Why the value of `key` could not be read, as serde says it, but without the value.
 pub(super) fn reason(key: &str, told: &str) -> String {
     if is_within(TOKENS, key) {
         return "an entry is neither token = \"user\" nor token = { user = \"alice\", \
@@ -38,6 +38,6 @@ pub(super) fn reason(key: &str, told: &str) -> String {
         Some((found, expected)) if SECRETS.iter().any(|secret| secret.starts_with(key)) => {
             format!("a value of type {found}, expected {expected}")
         }
-        _ => told.into(),
+        _ => told.replace("socket address syntax", "address, expected IP:PORT"),
     }
 }

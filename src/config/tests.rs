@@ -385,6 +385,17 @@ fn a_file_that_is_no_toml_is_told_by_its_line_and_not_shown() {
     assert!(told.starts_with("the-file: line 3: "), "{told}");
 }
 
+#[test]
+fn an_address_without_its_form_is_told_the_form() {
+    for (table, key) in [("listen", "listen.addr"), ("admin", "admin.addr")] {
+        for addr in ["localhost:8080", "127.0.0.1", ":8080", "8080", ""] {
+            let told = error(&format!("[{table}]\naddr = \"{addr}\""), &[], None);
+            let expected = format!("the-file: {key}: invalid address, expected IP:PORT");
+            assert_eq!(told, expected);
+        }
+    }
+}
+
 /// The file is named when the file is at fault, and the variable when that is.
 #[test]
 fn who_is_at_fault_is_named() {

@@ -207,7 +207,7 @@ impl PublisherThread {
         self.failures += 1;
         let pause = self.backoff.next();
         log::warn!(
-            "Publishing failed: failures={}, retry_in={pause:?}, error={error}",
+            "Publishing failed: failures={}, retry_in={pause:.1?}, error={error}",
             self.failures
         );
         self.lanes.fail(Instant::now());
