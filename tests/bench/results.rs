@@ -81,7 +81,7 @@ pub enum Bound {
     AtMost(f64),
 }
 
-/// A row of issue 4's table.
+/// What is wanted of a figure.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
     /// Whom it is for.
