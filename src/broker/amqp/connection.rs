@@ -1,6 +1,6 @@
 //! One connection: looks the host up, connects and logs in, within [`OPEN_TIMEOUT`] together, and
 //! takes leave. Each may hang for as long as the broker or the system likes, and so runs on a thread
-//! of its own.
+//! of its own. Asked for something as the broker closes, amiquip's thread may panic: an end like any other.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -201,11 +201,15 @@ fn join<T: Send + 'static>(call: BrokerCall<T>) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Condvar, Mutex, OnceLock};
+    use std::sync::{Barrier, Condvar, Mutex, OnceLock};
     use std::thread;
     use std::time::Instant;
+
+    use crossbeam::channel::{Receiver, unbounded};
+    use mio::{Evented, Poll, PollOpt, Ready, Token};
 
     use super::*;
     use crate::broker::amqp::AmqpError;
@@ -290,7 +294,6 @@ mod tests {
     fn what_is_no_broker_is_told() {
         let (listener, at) = silent();
         let answer = thread::spawn(move || {
-            use std::io::Write;
             let mut peer = listener.accept().unwrap().0;
             peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
             peer
@@ -298,6 +301,127 @@ mod tests {
         let error = opener(at).open(&StopSignal::never()).err().unwrap();
         assert!(error.to_string().contains("no AMQP frame"), "{error}");
         drop(answer.join());
+    }
+
+    /// A socket whose next read waits, once there is a word for it: tells that it does, and is told to go on.
+    struct Held {
+        socket: mio::net::TcpStream,
+        hold: Receiver<[Rendezvous; 2]>,
+    }
+
+    type Rendezvous = Arc<Barrier>;
+
+    impl Read for Held {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let Ok(hold) = self.hold.try_recv() else {
+                return self.socket.read(into);
+            };
+            for point in hold {
+                point.wait();
+            }
+            // As if nothing had come: more comes with what comes next.
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+
+    impl Write for Held {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.socket.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.socket.flush()
+        }
+    }
+
+    impl Evented for Held {
+        fn register(&self, p: &Poll, t: Token, interest: Ready, how: PollOpt) -> io::Result<()> {
+            self.socket.register(p, t, interest, how)
+        }
+
+        fn reregister(&self, p: &Poll, t: Token, interest: Ready, how: PollOpt) -> io::Result<()> {
+            self.socket.reregister(p, t, interest, how)
+        }
+
+        fn deregister(&self, poll: &Poll) -> io::Result<()> {
+            self.socket.deregister(poll)
+        }
+    }
+
+    /// A method on channel 0.
+    fn says(peer: &mut TcpStream, method: &[u8]) {
+        let size = u32::try_from(method.len()).unwrap().to_be_bytes();
+        let frame = [&[1, 0, 0], &size[..], method, &[0xCE]].concat();
+        peer.write_all(&frame).unwrap();
+    }
+
+    /// The next method's class and number.
+    fn hears(peer: &mut TcpStream) -> [u8; 4] {
+        let mut head = [0; 7];
+        peer.read_exact(&mut head).unwrap();
+        let size = u32::from_be_bytes(*head.last_chunk().unwrap());
+        let mut rest = vec![0; size as usize + 1];
+        peer.read_exact(&mut rest).unwrap();
+        *rest.first_chunk().unwrap()
+    }
+
+    /// Lets one client in.
+    fn welcomes(listener: &TcpListener) -> TcpStream {
+        let mut peer = listener.accept().unwrap().0;
+        peer.read_exact(&mut [0; 8]).unwrap();
+        // start: version, properties, mechanisms and locales.
+        let start = b"\0\x0a\0\x0a\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US";
+        says(&mut peer, start);
+        assert_eq!(hears(&mut peer), [0, 10, 0, 11], "start-ok");
+        // tune: at most 2,047 channels, frames of 128 KiB, a heartbeat each minute.
+        says(&mut peer, b"\0\x0a\0\x1e\x07\xff\0\x02\0\0\0\x3c");
+        assert_eq!(hears(&mut peer), [0, 10, 0, 31], "tune-ok");
+        assert_eq!(hears(&mut peer), [0, 10, 0, 40], "open");
+        says(&mut peer, b"\0\x0a\0\x29\0");
+        peer
+    }
+
+    /// amiquip's thread finds both at a time, and panics.
+    fn ends_as_the_broker_closes(ask: fn(AmqpConnection) -> Vec<Result<()>>) {
+        let (listener, at) = silent();
+        let broker = thread::spawn(move || welcomes(&listener));
+        let (hold, held) = unbounded();
+        let wrap: Wrap = Arc::new(move |socket| {
+            let hold = held.clone();
+            Ok(Box::new(Held { socket, hold }))
+        });
+        let endpoint = Endpoint::parse(&format!("amqp://{at}")).unwrap();
+        let mut opener = Opener::new(endpoint, "test".into(), PATIENCE, Some(wrap));
+        let connection = opener.open(&StopSignal::never()).unwrap();
+        let mut broker = broker.join().unwrap();
+
+        let points = [(); 2].map(|()| Arc::new(Barrier::new(2)));
+        hold.send(points.clone()).unwrap();
+        const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xCE];
+        broker.write_all(&HEARTBEAT).unwrap();
+        points[0].wait();
+        let asking = thread::spawn(move || ask(connection));
+        // close: CONNECTION_FORCED, as by an operator.
+        says(&mut broker, b"\0\x0a\0\x32\x01\x40\x03bye\0\0\0\0");
+        // Until it has asked, most probably: where it has not, it gets an error all the same.
+        thread::sleep(IMPATIENCE);
+        points[1].wait();
+        for answer in asking.join().unwrap() {
+            assert!(matches!(answer, Err(AmqpError::Lost(_))), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn asking_for_a_channel_as_the_broker_closes_is_an_error_and_ends_the_connection() {
+        ends_as_the_broker_closes(|mut connection| {
+            let channel = connection.channel().map(drop);
+            vec![channel, connection.close(PATIENCE)]
+        });
+    }
+
+    #[test]
+    fn taking_leave_as_the_broker_closes_ends_the_connection() {
+        ends_as_the_broker_closes(|connection| vec![connection.close(PATIENCE)]);
     }
 
     fn opener_that(look_up: fn(&str) -> Addresses) -> Opener {
