@@ -329,17 +329,17 @@ fn long_messages_that_have_piled_up_leave_room_in_the_queues() {
     let side = Side::up(&url);
     let mut bob = side.join("bob");
     // In turns, so that no group's messages are written by themselves: they wait for the flush.
-    let groups = ["group.even", "group.odd"];
-    for group in ["even", "odd"] {
-        side.users.set(group, &["bob"]);
-    }
+    let groups = ["even", "odd"];
+    groups
+        .iter()
+        .for_each(|group| side.users.set(group, &["bob"]));
     let long = |id: u32| {
-        let key = groups[id as usize % 2];
+        let key = format!("group.{}", groups[id as usize % 2]);
         let message = Message {
             content: "x".repeat(40 << 10),
-            ..message(&format!("m{id}"), key)
+            ..message(&format!("m{id}"), &key)
         };
-        published(&message, TOPIC_EXCHANGE, key)
+        published(&message, TOPIC_EXCHANGE, &key)
     };
     let mut publisher = publisher(&url);
     publisher.publish(&[long(0), long(1)]).unwrap();
